@@ -1,0 +1,1 @@
+"""Privacy accounting for differentially private training, without torch."""

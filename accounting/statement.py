@@ -1,0 +1,81 @@
+"""The accounting part of a privacy statement: every figure with its method, ready for JSON."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from accounting.accountant import Comparison, Interval, compare, profile, spend_curve
+from accounting.events import Adjacency, Event
+
+SCHEMA = 1
+PROFILE_DELTAS = (1e-4, 1e-5, 1e-6, 1e-7, 1e-8)
+
+
+def finite(value: float | None) -> float | str | None:
+    """A number as JSON knows it: infinity becomes the string "inf"."""
+    return "inf" if value is not None and math.isinf(value) else value
+
+
+def accountants_section(comparison: Comparison) -> dict[str, Any]:
+    """All opinions side by side, and whether they agree."""
+    return {
+        "accountants": [_opinion(interval) for interval in comparison.opinions],
+        "agreement": {"agree": comparison.agree, "reason": comparison.reason},
+    }
+
+
+def _opinion(interval: Interval) -> dict[str, Any]:
+    return {
+        "accountant": interval.accountant,
+        "lower": finite(interval.lower),
+        "estimate": finite(interval.estimate),
+        "upper": finite(interval.upper),
+        "note": interval.note,
+    }
+
+
+def profile_section(
+    events: Sequence[tuple[Event, int]], adjacency: Adjacency, accountant: str
+) -> list[dict[str, Any]]:
+    """epsilon at several deltas, largest delta first."""
+    points = profile(events, adjacency, PROFILE_DELTAS, accountant)
+    return [{"delta": delta, "epsilon": finite(epsilon)} for delta, epsilon in points]
+
+
+def spend_section(points: Iterable[tuple[int, float]]) -> list[dict[str, Any]]:
+    """epsilon after so many steps."""
+    return [{"step": step, "epsilon": finite(epsilon)} for step, epsilon in points]
+
+
+def spending(
+    event: Event, steps: int, delta: float, adjacency: Adjacency, accountant: str, points: int = 24
+) -> list[tuple[int, float]]:
+    """epsilon after about `points` evenly spread step counts, the last one included; starts at (0, 0)."""
+    counts = sorted({max(1, round(steps * i / points)) for i in range(1, points + 1)} | {steps})
+    return [(0, 0.0), *spend_curve(event, counts, delta, adjacency, accountant)]
+
+
+def verdict(
+    events: Sequence[tuple[Event, int]], delta: float, adjacency: Adjacency, accountant: str
+) -> Comparison:
+    """The figure to report, with every accountant's opinion."""
+    return compare(events, delta, adjacency=adjacency, accountant=accountant)
+
+
+def sentence(epsilon: float, delta: float, unit: str, adjacency: str, kind: str, assumption: str | None) -> str:
+    """The guarantee in one sentence; epsilon is rounded up."""
+    if math.isinf(epsilon):
+        return "This run gives no privacy guarantee: epsilon is infinite."
+    shown = f"{math.ceil(epsilon * 100 - 1e-9) / 100:.2f}" if epsilon >= 0.1 else f"{epsilon * 1.0005:.3g}"
+    relation = {
+        "add-remove": "adding or removing",
+        "zero-out": "blanking out",
+        "replace-one": "replacing",
+    }.get(adjacency, adjacency)
+    condition = f", provided that {assumption}" if assumption else ""
+    return (
+        f"The trained model is ({shown}, {delta:g})-differentially private ({kind}) with respect to {relation} "
+        f"{unit}{condition}."
+    )

@@ -1,0 +1,43 @@
+"""The verbs, and how errors leave the program."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import typer
+from rich.console import Console
+
+from accounting.errors import InvalidInput
+from dpclip.cli import calibrate, epsilon, report, train
+from dpclip.errors import BadInput, BudgetExhausted
+
+app = typer.Typer(
+    name="dpclip",
+    help="Train and fine-tune models under differential privacy, and prove it afterwards.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+@contextmanager
+def one_line_errors() -> Iterator[None]:
+    """Bad input and an exhausted budget end with one line and their exit code."""
+    try:
+        yield
+    except (BadInput, InvalidInput) as error:
+        _complain(str(error))
+        raise typer.Exit(2) from error
+    except BudgetExhausted as error:
+        _complain(str(error))
+        raise typer.Exit(3) from error
+
+
+def _complain(message: str) -> None:
+    Console(stderr=True, soft_wrap=True, highlight=False).print(f"dpclip: {message}", markup=False)
+
+
+for verb in (train, report, epsilon, calibrate):
+    verb.add_to(app, one_line_errors)

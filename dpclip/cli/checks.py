@@ -1,0 +1,23 @@
+"""Checks that several verbs share."""
+
+from __future__ import annotations
+
+from typing import get_args
+
+from accounting import Adjacency
+from dpclip.errors import BadInput
+
+
+def check_adjacency(name: str) -> Adjacency:
+    """One of the neighbouring relations that the accountants know."""
+    known = get_args(Adjacency)
+    if name not in known:
+        raise BadInput(f"--adjacency {name!r} is unknown: choose one of {', '.join(known)}")
+    return name  # type: ignore[return-value]
+
+
+def check_steps(steps: int) -> int:
+    """At least one step."""
+    if steps < 1:
+        raise BadInput(f"--steps {steps} must be at least 1")
+    return steps

@@ -1,0 +1,66 @@
+"""Clipping rules and their registry. A new rule is one file and one line here."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+from dpclip.clipping.automatic import Automatic
+from dpclip.clipping.flat import Flat
+from dpclip.clipping.rule import ClippingRule, SideQuery, StepRelease
+from dpclip.clipping.unclipped import Unclipped
+from dpclip.errors import BadInput
+
+__all__ = [
+    "Automatic",
+    "ClippingRule",
+    "Flat",
+    "SideQuery",
+    "StepRelease",
+    "Unclipped",
+    "make_rule",
+    "register",
+    "rule_names",
+]
+
+_RULES: dict[str, type[ClippingRule]] = {}
+
+
+def register(rule: type[ClippingRule]) -> type[ClippingRule]:
+    """Make a rule available by its name, here and to `--clipping`."""
+    _RULES[rule.name] = rule
+    return rule
+
+
+for _rule in (Flat, Automatic, Unclipped):
+    register(_rule)
+
+
+def rule_names() -> list[str]:
+    """The names that `make_rule` knows."""
+    return sorted(_RULES)
+
+
+def make_rule(text: str) -> ClippingRule:
+    """Build a rule from `NAME` or `NAME:key=value,key=value`.
+
+    Raises:
+        BadInput: unknown rule or setting (the known ones are listed), or a value that is not a number.
+    """
+    name, _, settings = text.partition(":")
+    if name not in _RULES:
+        raise BadInput(f"clipping rule {name!r} is unknown: choose one of {', '.join(rule_names())}")
+    rule = _RULES[name]
+    known = list(inspect.signature(rule).parameters)
+    values: dict[str, Any] = {}
+    for setting in filter(None, settings.split(",")):
+        key, _, value = setting.partition("=")
+        if key not in known:
+            raise BadInput(
+                f"clipping rule {name!r} has no setting {key!r}: it knows {', '.join(known) or 'none'}"
+            )
+        try:
+            values[key] = float(value)
+        except ValueError:
+            raise BadInput(f"clipping setting {setting!r}: {value!r} is not a number") from None
+    return rule(**values)

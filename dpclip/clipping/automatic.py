@@ -1,0 +1,46 @@
+"""Automatic clipping: every gradient is scaled by its own norm, so the threshold needs no tuning."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from dpclip.clipping.flat import check_threshold
+from dpclip.clipping.rule import ClippingRule
+
+
+@dataclass
+class Automatic(ClippingRule):
+    """AUTO-S: factor_i = R / (||g_i|| + gamma).
+
+    Args:
+        max_grad_norm: R, the norm that a large gradient is scaled to; with Adam it only sets the unit of
+            gamma's effect, with SGD it multiplies the learning rate.
+        gamma: stability constant, positive; keeps the order of small gradients (paper: 0.01).
+
+    Guarantee: ||factor_i g_i|| = R ||g_i|| / (||g_i|| + gamma) < R, so one sample moves the sum by less than R.
+
+    Edge cases: a zero gradient gets the finite factor R / gamma and contributes zero.
+
+    Reference: Bu, Wang, Zha, Karypis, "Automatic Clipping: Differentially Private Deep Learning Made Easier and
+    Stronger", 2023, equation for AUTO-S.
+    """
+
+    max_grad_norm: float = 1.0
+    gamma: float = 0.01
+    name: ClassVar[str] = "automatic"
+
+    def __post_init__(self) -> None:
+        check_threshold("max_grad_norm", self.max_grad_norm)
+        check_threshold("gamma", self.gamma)
+
+    def bounds(self) -> list[float]:
+        return [self.max_grad_norm]
+
+    def weightings(self, norms: Tensor) -> dict[str, Tensor]:
+        return {"release": self.max_grad_norm / (norms + self.gamma)}
+
+    def describe(self) -> dict[str, Any]:
+        return {"rule": self.name, "max_grad_norm": self.max_grad_norm, "gamma": self.gamma}

@@ -1,0 +1,103 @@
+"""The contract of a clipping rule: norms in, factors out, and the sensitivity it promises."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from dpclip.gradient_sum import GradientSum
+from dpclip.released import Released
+
+
+@dataclass(frozen=True)
+class SideQuery:
+    """A statistic released together with the gradient, inside the same Gaussian release.
+
+    Attributes:
+        name: key under which `observe` finds the released sum.
+        sensitivity: L2 bound on one unit's column of `per_sample`.
+        relative_noise: noise standard deviation over that sensitivity.
+        per_sample: norms [K, B] -> statistics [m, B], summed over the logical batch before the release.
+        size: m.
+    """
+
+    name: str
+    sensitivity: float
+    relative_noise: float
+    per_sample: Callable[[Tensor], Tensor]
+    size: int = 1
+
+
+@dataclass(frozen=True)
+class StepRelease:
+    """All that one step releases: the noisy sum, and the noisy side statistics by name."""
+
+    gradient: list[Tensor]
+    sides: Mapping[str, Tensor]
+
+
+class ClippingRule(ABC):
+    """Turns per-sample norms into factors. Lives on the sensitive side and knows nothing of noise or accounting.
+
+    Laws (`tests/clipper_laws.py` holds every registered rule to them):
+
+    - factors are finite and not negative, and one sample's weighted gradient in group k has norm at most
+      `bounds()[k]`, for any gradient, in any dtype;
+    - `bounds()`, `shares()` and `partition()` depend on constructor arguments and on observed `Released` values
+      only, and stay fixed from the charge to the release of a logical step;
+    - the order of samples and the split into micro-batches do not matter.
+    """
+
+    name: ClassVar[str]
+
+    def partition(self, names: Sequence[str]) -> list[int]:
+        """The group of each trainable parameter, numbered from 0; all in one group unless overridden."""
+        return [0] * len(names)
+
+    @abstractmethod
+    def bounds(self) -> list[float]:
+        """What one sample can move each group's sum by, in L2, shape [K]."""
+
+    def shares(self) -> list[float]:
+        """Each group's share of the gradient's privacy budget 1/sigma^2, shape [K], summing to 1."""
+        count = len(self.bounds())
+        return [1.0 / count] * count
+
+    @abstractmethod
+    def weightings(self, norms: Tensor) -> dict[str, Tensor]:
+        """Factors for each sum the rule needs.
+
+        Args:
+            norms: float, shape [K, B], finite.
+
+        Returns:
+            {"release": factors [K, B]} and, for rules that need them, further sums by name.
+        """
+
+    def side_queries(self) -> Sequence[SideQuery]:
+        """Statistics to be released with the gradient."""
+        return ()
+
+    def combine(self, sums: Mapping[str, GradientSum]) -> GradientSum:
+        """The sum that is released; the identity for most rules."""
+        return sums["release"]
+
+    def observe(self, released: Released[StepRelease]) -> None:
+        """Learn from what has been released, and from nothing else."""
+        return None
+
+    def public_state(self) -> dict[str, Any]:
+        """State that follows from released values."""
+        return {}
+
+    def load_public_state(self, state: Mapping[str, Any]) -> None:
+        """Restore `public_state`."""
+        return None
+
+    def describe(self) -> dict[str, Any]:
+        """For the statement: the rule's name and its settings."""
+        return {"rule": self.name, **self.public_state()}

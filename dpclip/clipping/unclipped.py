@@ -1,0 +1,22 @@
+"""No clipping: for training without privacy through the same road."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from dpclip.clipping.rule import ClippingRule
+
+
+class Unclipped(ClippingRule):
+    """factor_i = 1. Its bound is infinite, so a release with finite noise is refused."""
+
+    name: ClassVar[str] = "none"
+
+    def bounds(self) -> list[float]:
+        return [float("inf")]
+
+    def weightings(self, norms: Tensor) -> dict[str, Tensor]:
+        return {"release": torch.ones_like(norms)}

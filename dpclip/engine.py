@@ -1,0 +1,149 @@
+"""One logical step: charge, sample, clip, sum, release, post-process, update."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from dpclip import noise
+from dpclip.clipping import ClippingRule, StepRelease
+from dpclip.gradient_sum import GradientSum
+from dpclip.ledger import Commitments, Ledger
+from dpclip.per_sample import PerSampleView
+from dpclip.plan import Plan
+from dpclip.postprocess import PostProcessor
+from dpclip.randomness import SecretKey
+from dpclip.released import Receipt, Released
+from dpclip.sampling import PoissonSampler
+
+
+class ReplayDiverged(RuntimeError):
+    """A replayed step arrived at another gradient than the one its noise was drawn for; nothing was released."""
+
+
+@dataclass
+class _Open:
+    """A logical step between its charge and its release."""
+
+    receipt: Receipt
+    scale: noise.NoiseScale
+    sums: dict[str, GradientSum]
+    sides: dict[str, Tensor] = field(default_factory=dict)
+
+
+class Engine:
+    """Wires the stages of one step; owns no loop and no files.
+
+    Args:
+        plan: the one plan object.
+        parameters: the trainable parameters, in order.
+        rule: the clipping rule.
+        groups: the group of each parameter.
+        optimizer: updates exactly these parameters.
+        sampler: draws the logical batches.
+        ledger: charges each step before it is drawn.
+        commitments: remembers which gradient each noise value was given to.
+        key: the run's secret.
+        postprocess: free transforms of the released gradient.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        parameters: Sequence[nn.Parameter],
+        rule: ClippingRule,
+        groups: Sequence[int],
+        optimizer: torch.optim.Optimizer,
+        sampler: PoissonSampler,
+        ledger: Ledger,
+        commitments: Commitments,
+        key: SecretKey,
+        postprocess: Sequence[PostProcessor] = (),
+    ) -> None:
+        self.plan, self.rule, self.ledger = plan, rule, ledger
+        self.parameters, self.groups = list(parameters), list(groups)
+        self.optimizer, self.sampler = optimizer, sampler
+        self.commitments, self.key, self.postprocess = commitments, key, list(postprocess)
+        self.step = 0
+        self.generation = 0
+        self._open: _Open | None = None
+
+    def begin(self) -> np.ndarray:
+        """Charge the next step, and only then draw its logical batch.
+
+        Returns:
+            indices of the units in the batch, possibly none.
+
+        Raises:
+            BudgetExhausted: the step does not fit the budget; nothing was drawn.
+        """
+        rule = self.rule
+        scale = noise.scale_noise(self.plan.noise_multiplier, rule.bounds(), rule.shares(), rule.side_queries())
+        receipt = self.ledger.charge(self.step, self.generation, scale.noise_multiplier)
+        self._open = _Open(receipt, scale, self._empty_sums(), self._empty_sides())
+        return self.sampler.draw(self.step, self.generation)
+
+    def absorb(self, view: PerSampleView) -> None:
+        """Clip one micro-batch and add it to the step's sums."""
+        step = self._current()
+        norms, finite = _norms(view.squared_norms())
+        for name, factors in self.rule.weightings(norms).items():
+            view.weighted_sum(factors * finite, into=step.sums[name])
+        for side in self.rule.side_queries():
+            statistics = side.per_sample(norms) * finite
+            step.sides[side.name] += statistics.sum(1).to("cpu", torch.float64)
+
+    def finish(self) -> Released[StepRelease]:
+        """Release the step's noisy sum and update the model with it.
+
+        Raises:
+            ReplayDiverged: this noise was already given to another gradient.
+        """
+        step = self._current()
+        total = self.rule.combine(step.sums)
+        if self.plan.private and not self.commitments.confirm(step.receipt, total.digest(step.sides.values())):
+            raise ReplayDiverged(f"step {step.receipt.step} did not replay bit for bit")
+        released = noise.release(total, step.sides, step.scale, step.receipt, self.key)
+        self._open = None
+        self.rule.observe(released)
+        self._update(released)
+        self.step += 1
+        return released
+
+    def _update(self, released: Released[StepRelease]) -> None:
+        gradient = released.map(lambda r: [t / self.plan.expected_batch_size for t in r.gradient])
+        for postprocessor in self.postprocess:
+            gradient = postprocessor.apply(gradient)
+        for parameter, value in zip(self.parameters, gradient.value, strict=True):
+            parameter.grad = value.to(parameter.dtype)
+        self.optimizer.step()
+        for parameter in self.parameters:
+            parameter.grad = None
+
+    def _current(self) -> _Open:
+        if self._open is None:
+            raise RuntimeError("no step is open: call begin() first")
+        return self._open
+
+    def _empty_sums(self) -> dict[str, GradientSum]:
+        names = self.rule.weightings(torch.ones(len(self.rule.bounds()), 0))
+        return {name: GradientSum.zeros(self.parameters, self.groups) for name in names}
+
+    def _empty_sides(self) -> dict[str, Tensor]:
+        return {side.name: torch.zeros(side.size, dtype=torch.float64) for side in self.rule.side_queries()}
+
+
+def _norms(squared: Tensor) -> tuple[Tensor, Tensor]:
+    """Norms [K, B] rounded up, and which samples are finite in every group [B].
+
+    The inflation covers the rounding of sums of squares, so that a clipped sample never exceeds its bound; a
+    sample that is not finite gets norm 1 here and factor 0 in every sum (law 6).
+    """
+    finite = squared.isfinite().all(0)
+    slack = 2.0**-48 if squared.dtype == torch.float64 else 2.0**-19
+    norms = torch.where(finite, squared, torch.ones_like(squared)).sqrt() * (1 + slack)
+    return norms, finite

@@ -1,0 +1,194 @@
+"""From settings to everything a run needs: records, task, model, plan."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from dpclip.clipping import make_rule
+from dpclip.config import Settings, option
+from dpclip.errors import BadInput
+from dpclip.models.loading import LoadedModel, load_model
+from dpclip.per_sample import backend_names
+from dpclip.plan import Plan, make_plan
+from dpclip.preflight import check_model
+from dpclip.private import UnitIndex
+from dpclip.randomness import SecretKey
+from dpclip.tasks.classification import Classification
+from dpclip.tasks.language_modelling import LanguageModelling
+from dpclip.tasks.records import Records, read_records
+
+_LONGEST = 128  # default record length in tokens, if the model has room for it
+_LONGEST_BATCH = 256
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run that is ready to start.
+
+    Attributes:
+        settings: what was asked for.
+        key: the run's secret.
+        task: tokenises, collates, computes losses, evaluates.
+        loaded: the model and its tokenizer.
+        plan: the one plan object.
+        records: the private records (sensitive).
+        examples: the private records, tokenised (sensitive).
+        index: which rows belong to which unit.
+        held_out: evaluation examples, or none.
+        evaluation_records: where they come from, or None.
+    """
+
+    settings: Settings
+    key: SecretKey
+    task: LanguageModelling | Classification
+    loaded: LoadedModel
+    plan: Plan
+    records: Records
+    examples: list[Any]
+    index: UnitIndex
+    held_out: list[Any]
+    evaluation_records: Records | None
+
+    def data_digest(self) -> str:
+        """Fingerprint of the private records. Sensitive: stays in `private/`."""
+        state = hashlib.blake2b(digest_size=32)
+        r = self.records
+        for column in (r.texts, r.inputs, r.targets, r.labels, r.units):
+            for value in column or ():
+                state.update(len(value).to_bytes(8, "little"))
+                state.update(value.encode("utf-8", "surrogatepass"))
+            state.update(b"|")
+        return state.hexdigest()
+
+    def without_privacy(self) -> Job:
+        """The same run with epsilon = inf, from a freshly loaded model."""
+        settings = self.settings.changed(epsilon=math.inf, baseline=False)
+        plan = replace(self.plan, target_epsilon=math.inf, noise_multiplier=0.0)
+        return replace(self, settings=settings, plan=plan, loaded=_load(settings, self.records, self.key))
+
+
+def prepare(settings: Settings, key: SecretKey, fixed: Plan | None = None) -> Job:
+    """Read, check and tokenise everything before anything is written.
+
+    Args:
+        settings: the run's settings.
+        key: seeds the weights that start at random (adapters, a new head), so that a replay starts equally.
+        fixed: the plan of a run that is resumed; a plan that comes out differently is refused.
+
+    Raises:
+        BadInput: whatever cannot work, with the remedy.
+    """
+    _check_names(settings)
+    records = _read(settings.data, settings)
+    index = UnitIndex(records.rows, records.units)
+    plan = _plan(settings, index, fixed)
+    evaluation = _read_evaluation(settings)
+    loaded = _load(settings, records, key)
+    task = _task(settings, loaded, records)
+    if settings.long_records == "refuse":
+        _refuse_long(task, records)
+    examples = task.encode(records)
+    held_out = task.encode(evaluation) if evaluation else []
+    vocabulary = min(len(loaded.tokenizer), loaded.model.get_input_embeddings().num_embeddings)  # type: ignore[operator]
+    check_model(
+        loaded.model, task.losses, task.collate, task.synthetic(4, vocabulary), settings.grad_sample_mode
+    )
+    return Job(settings, key, task, loaded, plan, records, examples, index, held_out, evaluation)
+
+
+def _check_names(settings: Settings) -> None:
+    make_rule(settings.clipping)
+    if settings.grad_sample_mode not in backend_names():
+        raise BadInput(
+            f"--grad-sample-mode {settings.grad_sample_mode!r} is unknown: choose one of {', '.join(backend_names())}"
+        )
+    if settings.accountant not in ("prv", "rdp"):
+        raise BadInput(f"--accountant {settings.accountant!r} is unknown: choose one of prv, rdp")
+
+
+def _read(data: str, settings: Settings, *, private: bool = True) -> Records:
+    return read_records(
+        data,
+        task=settings.task,
+        text_column=settings.text_column,
+        input_column=settings.input_column,
+        target_column=settings.target_column,
+        label_column=settings.label_column,
+        unit_column=settings.unit_column if private else None,
+    )
+
+
+def _read_evaluation(settings: Settings) -> Records | None:
+    if settings.eval_data is not None:
+        return _read(settings.eval_data, settings, private=False)
+    if settings.data == "builtin":
+        return _read("builtin:public", settings, private=False)
+    return None
+
+
+def _plan(settings: Settings, index: UnitIndex, fixed: Plan | None) -> Plan:
+    units = settings.public_units or len(index)
+    epochs = None if settings.steps is not None else (settings.epochs or 3.0)
+    plan = make_plan(
+        units=units,
+        expected_batch_size=settings.batch_size or max(1, min(_LONGEST_BATCH, units // 4)),
+        target_epsilon=settings.epsilon,
+        target_delta=settings.delta,
+        epochs=epochs,
+        steps=settings.steps,
+        accountant=settings.accountant,
+        unit=f"all rows with one value of {settings.unit_column!r}"
+        if settings.unit_column
+        else "one row of the training data",
+        noise_multiplier=fixed.noise_multiplier if fixed else None,
+    )
+    if fixed is not None and plan != fixed:
+        changed = [k for k, v in plan.to_json().items() if fixed.to_json()[k] != v]
+        raise BadInput(
+            f"the plan has changed since the run began ({', '.join(changed)}): resume with the original data and "
+            "settings, or start a new run"
+        )
+    return plan
+
+
+def _load(settings: Settings, records: Records, key: SecretKey) -> LoadedModel:
+    torch.manual_seed(key.integer("initial weights"))
+    return load_model(
+        settings.model,
+        settings.task,
+        labels=_labels(settings, records) if settings.task == "classification" else None,
+        tokenizer=settings.tokenizer,
+        from_scratch=settings.from_scratch,
+        lora=settings.lora,
+    )
+
+
+def _labels(settings: Settings, records: Records) -> list[str]:
+    if settings.labels is not None:
+        return [label.strip() for label in settings.labels.split(",")]
+    return sorted(set(records.labels or []))
+
+
+def _task(settings: Settings, loaded: LoadedModel, records: Records) -> LanguageModelling | Classification:
+    if settings.max_length is not None and settings.max_length > loaded.context:
+        raise BadInput(
+            f"{option('max_length')} {settings.max_length} is longer than the model's context of {loaded.context} tokens"
+        )
+    length = settings.max_length or min(_LONGEST, loaded.context)
+    if settings.task == "lm":
+        return LanguageModelling(loaded.tokenizer, length)
+    return Classification(loaded.tokenizer, length, tuple(_labels(settings, records)))
+
+
+def _refuse_long(task: LanguageModelling | Classification, records: Records) -> None:
+    count = task.truncated(records)
+    if count:
+        raise BadInput(
+            f"some records of {records.source} are longer than {task.max_length} tokens: raise --max-length, or allow "
+            "--long-records truncate (a record is never split into several units)"
+        )

@@ -1,0 +1,186 @@
+"""The one bridge to the accountants: charges a step's event, durably, before its sample is drawn (law 1)."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from accounting import Comparison, Event, Journal, compare, event_from_json, make_accountant
+from dpclip.errors import BadInput, BudgetExhausted
+from dpclip.plan import Plan
+from dpclip.released import Receipt
+
+
+class Ledger:
+    """Charges steps against a plan; on disk as a hash-chained journal, or in memory for scripts and notebooks.
+
+    A charge is identified by (step, generation): asking again for one that is on record returns its receipt
+    without a second charge, which is how a bit-identical replay is paid for once.
+    """
+
+    def __init__(self, plan: Plan, journal: Journal | None) -> None:
+        self.plan = plan
+        self._journal = journal
+        self._charged: dict[tuple[int, int], Receipt] = {}
+        self._events: Counter[Event] = Counter()
+        for record in journal.records if journal else ():
+            self._replay(record)
+
+    @classmethod
+    def create(cls, path: Path | None, plan: Plan) -> Ledger:
+        """Start a new ledger; with no path it lives in memory only."""
+        header = {"plan": plan.to_json(), "digest": plan.digest()}
+        return cls(plan, Journal.create(path, header) if path else None)
+
+    @classmethod
+    def open(cls, path: Path, plan: Plan) -> Ledger:
+        """Continue the ledger of a run.
+
+        Raises:
+            BadInput: the ledger was written for another plan.
+        """
+        journal = Journal.open(path)
+        if journal.header.get("digest") != plan.digest():
+            journal.close()
+            old = journal.header.get("plan", {})
+            changed = [k for k, v in plan.to_json().items() if old.get(k) != v]
+            raise BadInput(
+                f"the ledger {path} was written for another plan (changed: {', '.join(changed) or 'unknown'}): "
+                "resume with the original settings, or start a new run in a new folder"
+            )
+        return cls(plan, journal)
+
+    def _replay(self, record: dict[str, Any]) -> None:
+        if record.get("kind") == "step":
+            self._book(record["step"], record["generation"], event_from_json(record["event"]))
+
+    def _book(self, step: int, generation: int, event: Event) -> Receipt:
+        sigma = float(getattr(event, "noise_multiplier", 0.0))
+        receipt = Receipt(step, generation, sigma, len(self._charged))
+        self._charged[step, generation] = receipt
+        self._events[event] += 1
+        return receipt
+
+    def charge(self, step: int, generation: int, noise_multiplier: float) -> Receipt:
+        """Write the step's event and return its receipt; only then may its sample be drawn.
+
+        Raises:
+            BudgetExhausted: one more step would exceed (epsilon, delta); nothing is written.
+        """
+        known = self._charged.get((step, generation))
+        if known is not None:
+            return known
+        event = self.plan.event(noise_multiplier)
+        self._check_budget(event)
+        if self._journal is not None:
+            body = {"kind": "step", "step": step, "generation": generation, "event": event.to_json()}
+            self._journal.append(body)
+        return self._book(step, generation, event)
+
+    def _check_budget(self, event: Event) -> None:
+        if not self.plan.private:
+            return
+        as_planned = set(self._events) | {event} == {self.plan.event()} and self.charges < self.plan.steps
+        if as_planned and self._plan_fits:
+            return
+        accountant = make_accountant(self.plan.accountant, self.plan.adjacency)
+        for charged, count in self._events.items():
+            accountant.charge(charged, count)
+        after = accountant.quote(event, 1, self.plan.delta).upper
+        if after > self.plan.target_epsilon:
+            raise BudgetExhausted(
+                f"step {self.charges + 1} would spend epsilon {after:.4g} of {self.plan.target_epsilon:g} "
+                f"at delta {self.plan.delta:g}"
+            )
+
+    @cached_property
+    def _plan_fits(self) -> bool:
+        """Whether all planned steps together stay within the budget; asked of the accountant once a run."""
+        accountant = make_accountant(self.plan.accountant, self.plan.adjacency)
+        spent = accountant.quote(self.plan.event(), self.plan.steps, self.plan.delta)
+        return spent.upper <= self.plan.target_epsilon
+
+    def start_generation(self, from_step: int, reason: str) -> int:
+        """Open a new generation of randomness for steps that cannot be replayed bit for bit."""
+        generation = 1 + max((g for _, g in self._charged), default=-1)
+        if self._journal is not None:
+            body = {"kind": "fresh-randomness", "from_step": from_step, "generation": generation, "reason": reason}
+            self._journal.append(body)
+        return generation
+
+    def compare(self, delta: float | None = None) -> Comparison:
+        """All accountants on what has been charged so far."""
+        return compare(
+            self.events,
+            self.plan.delta if delta is None else delta,
+            adjacency=self.plan.adjacency,
+            accountant=self.plan.accountant,
+        )
+
+    @property
+    def events(self) -> list[tuple[Event, int]]:
+        """What was charged: events with their counts."""
+        return list(self._events.items())
+
+    @property
+    def charges(self) -> int:
+        """Number of steps charged, replays with fresh randomness included."""
+        return len(self._charged)
+
+    def charges_after(self, step: int) -> int:
+        """Charged steps from `step` on: those that a run resumed there would take again."""
+        return len({s for s, _ in self._charged if s >= step})
+
+    @property
+    def head(self) -> str:
+        """Hash of the last line; empty for a ledger in memory."""
+        return self._journal.head if self._journal else ""
+
+    def contains(self, head: str) -> bool:
+        """Whether a head seen earlier is part of this history: a shortened ledger is found out."""
+        return self._journal is None or self._journal.contains(head)
+
+    def close(self) -> None:
+        """Release the journal's lock."""
+        if self._journal is not None:
+            self._journal.close()
+
+
+class Commitments:
+    """Private write-ahead record of which gradient each noise value was given to.
+
+    Before a step's noise is added, the fingerprint of the sum it is added to is written and fsynced. A replay that
+    arrives at another sum must not meet the same noise: their difference would be the private difference itself.
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        self._path = path
+        self._seen: dict[tuple[int, int], str] = {}
+        if path is not None and path.exists():
+            for line in path.read_text().split("\n")[:-1]:  # a torn last line was followed by no release
+                fields = line.split()
+                if len(fields) == 3:
+                    self._seen[int(fields[0]), int(fields[1])] = fields[2]
+            self._rewrite()
+
+    def _rewrite(self) -> None:
+        assert self._path is not None
+        lines = "".join(f"{step} {gen} {digest}\n" for (step, gen), digest in self._seen.items())
+        self._path.write_text(lines)
+
+    def confirm(self, receipt: Receipt, digest: str) -> bool:
+        """Record the fingerprint; False if another gradient is on record for the same randomness."""
+        slot = (receipt.step, receipt.generation)
+        known = self._seen.get(slot)
+        if known is not None:
+            return known == digest
+        self._seen[slot] = digest
+        if self._path is not None:
+            with self._path.open("a") as file:
+                file.write(f"{receipt.step} {receipt.generation} {digest}\n")
+                file.flush()
+                os.fsync(file.fileno())
+        return True

@@ -1,0 +1,53 @@
+"""Per-sample gradient backends and their registry. A new backend is one file and one line here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+from torch import nn
+
+from dpclip.errors import BadInput
+from dpclip.per_sample.hooks import BatchDimensionError, HooksBackend
+from dpclip.per_sample.view import Backend, MaterialisedView, PerSampleView
+
+__all__ = [
+    "Backend",
+    "BatchDimensionError",
+    "HooksBackend",
+    "MaterialisedView",
+    "PerSampleView",
+    "backend_names",
+    "make_backend",
+]
+
+_BACKENDS: dict[str, Callable[..., Backend]] = {
+    "hooks": HooksBackend,
+    "functorch": partial(HooksBackend, force_functorch=True),
+}
+_AUTO = "hooks"
+
+
+def backend_names() -> list[str]:
+    """The values of `--grad-sample-mode`."""
+    return ["auto", *sorted(_BACKENDS)]
+
+
+def make_backend(
+    mode: str,
+    model: nn.Module,
+    parameters: Sequence[nn.Parameter],
+    groups: Sequence[int],
+    loss_reduction: str = "mean",
+) -> Backend:
+    """Attach a gradient backend to a model.
+
+    Raises:
+        BadInput: unknown mode; the known ones are listed.
+    """
+    chosen = _AUTO if mode == "auto" else mode
+    if chosen not in _BACKENDS:
+        raise BadInput(
+            f"gradient mode {mode!r} is unknown: choose one of {', '.join(backend_names())}"
+        )
+    return _BACKENDS[chosen](model, parameters, groups, loss_reduction=loss_reduction)

@@ -1,0 +1,53 @@
+"""Grad samplers for layers that Opacus does not register, or registers with a gap."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from opacus.grad_sample.grad_sample_module import GradSampleHooks
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+GradSampler = Callable[[nn.Module, list[Tensor], Tensor], dict[nn.Parameter, Tensor]]
+
+
+def conv1d(layer: Conv1D, activations: list[Tensor], backprops: Tensor) -> dict[nn.Parameter, Tensor]:
+    """GPT-2's projection y = x W + b with W of shape [in, out]; Opacus falls back to functorch here."""
+    inputs = activations[0].to(backprops.dtype)
+    found: dict[nn.Parameter, Tensor] = {}
+    if layer.weight.requires_grad:
+        found[layer.weight] = torch.einsum("n...i,n...o->nio", inputs, backprops)
+    if layer.bias.requires_grad:
+        found[layer.bias] = torch.einsum("n...o->no", backprops)
+    return found
+
+
+def embedding(
+    layer: nn.Embedding, activations: list[Tensor], backprops: Tensor
+) -> dict[nn.Parameter, Tensor]:
+    """Scatter the output gradients to their rows; the padding row gets none, as in autograd (Opacus gives it some)."""
+    ids = activations[0]
+    rows, dim = len(ids), layer.embedding_dim
+    gradients = backprops.reshape(rows, -1, dim)
+    flat = ids.reshape(rows, -1)
+    if layer.padding_idx is not None:
+        gradients = gradients.masked_fill((flat == layer.padding_idx).unsqueeze(-1), 0.0)
+    found = gradients.new_zeros(rows, layer.num_embeddings, dim)
+    found.scatter_add_(1, flat.unsqueeze(-1).expand(-1, -1, dim), gradients)
+    return {layer.weight: found}
+
+
+_OWN: dict[type[nn.Module], GradSampler] = {Conv1D: conv1d, nn.Embedding: embedding}
+
+
+def sampler_for(layer: nn.Module) -> GradSampler | None:
+    """The sampler registered for exactly this type, ours before Opacus'; None leaves it to functorch."""
+    kind = type(layer)
+    if kind is nn.LayerNorm and (layer.bias is None or layer.weight is None):
+        return None  # Opacus' sampler reads `layer.bias.requires_grad`
+    if kind is nn.Embedding and (layer.max_norm is not None or layer.scale_grad_by_freq):
+        raise ValueError(
+            "an Embedding with max_norm or scale_grad_by_freq couples the rows of a batch: switch them off"
+        )
+    return _OWN.get(kind) or GradSampleHooks.GRAD_SAMPLERS.get(kind)

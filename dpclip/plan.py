@@ -1,0 +1,164 @@
+"""The one plan object: sampler, divisor, noise and accounting read the same numbers (law 2)."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from dataclasses import asdict, dataclass
+from fractions import Fraction
+from typing import Any
+
+from accounting import (
+    Adjacency,
+    Event,
+    NonPrivate,
+    PoissonGaussian,
+    calibrate_noise_multiplier,
+)
+from dpclip.errors import BadInput
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that the privacy of a run depends on, fixed before the first sample is drawn.
+
+    Attributes:
+        units: number of privacy units N, a public number.
+        expected_batch_size: expected units a logical batch, the divisor of the released sum.
+        steps: planned logical steps, an integer chosen first.
+        noise_multiplier: sigma_eff of one step, noise standard deviation over L2 sensitivity; 0 without privacy.
+        delta: the delta of the guarantee.
+        target_epsilon: the budget; infinity trains without privacy.
+        accountant: "prv" or "rdp", the accountant whose figure is the guarantee.
+        adjacency: neighbouring relation.
+        unit: what one unit of privacy is, in words.
+    """
+
+    units: int
+    expected_batch_size: int
+    steps: int
+    noise_multiplier: float
+    delta: float
+    target_epsilon: float
+    accountant: str = "prv"
+    adjacency: Adjacency = "add-remove"
+    unit: str = "one row of the training data"
+
+    def __post_init__(self) -> None:
+        if self.units < 1:
+            raise BadInput(f"units = {self.units}: there is nothing to train on; give at least one record")
+        if not 1 <= self.expected_batch_size <= self.units:
+            raise BadInput(
+                f"batch size {self.expected_batch_size} is impossible with N = {self.units} units: "
+                f"choose a batch size between 1 and {self.units}"
+            )
+        if self.steps < 1:
+            raise BadInput(f"steps = {self.steps}: train for at least one step")
+
+    @property
+    def private(self) -> bool:
+        """Whether the run promises anything."""
+        return math.isfinite(self.target_epsilon)
+
+    @property
+    def sample_rate(self) -> float:
+        """Probability q that a unit is in a logical batch. The sampler's realised rate is never above it."""
+        exact = Fraction(self.expected_batch_size, self.units)
+        nearest = float(exact)
+        return nearest if Fraction(nearest) >= exact else math.nextafter(nearest, 1.0)
+
+    def event(self, noise_multiplier: float | None = None) -> Event:
+        """What one step releases, in units of its own sensitivity."""
+        if not self.private:
+            return NonPrivate("trained with epsilon = inf: no noise was added")
+        sigma = self.noise_multiplier if noise_multiplier is None else noise_multiplier
+        return PoissonGaussian(sample_rate=self.sample_rate, noise_multiplier=sigma)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, infinity as the string "inf"."""
+        fields = asdict(self)
+        if not self.private:
+            fields["target_epsilon"] = "inf"
+        return fields
+
+    @classmethod
+    def from_json(cls, fields: dict[str, Any]) -> Plan:
+        """The inverse of `to_json`."""
+        return cls(**{**fields, "target_epsilon": float(fields["target_epsilon"])})
+
+    def digest(self) -> str:
+        """Identity of the plan: a resumed run must have the same."""
+        return hashlib.sha256(json.dumps(self.to_json(), sort_keys=True).encode()).hexdigest()
+
+
+def default_delta(units: int) -> float:
+    """min(1e-5, 1/(10 N)): well below 1/N, at which publishing one random record would pass."""
+    return min(1e-5, 1 / (10 * units))
+
+
+def check_target(epsilon: float, delta: float, units: int) -> None:
+    """Refuse budgets that mean nothing.
+
+    Raises:
+        BadInput: epsilon not positive, delta outside (0, 1/N).
+    """
+    if not epsilon > 0:
+        raise BadInput(f"epsilon = {epsilon}: a budget must be positive; 8 is a common start, inf for none")
+    if not 0 < delta < 1:
+        raise BadInput(f"delta = {delta}: a probability strictly between 0 and 1 is needed, well below 1/N")
+    if delta >= 1 / units:
+        raise BadInput(
+            f"delta = {delta:g} is not below 1/N = {1 / units:.3g} (N = {units}): publishing one record outright "
+            f"would satisfy it; choose at most {default_delta(units):.2g}"
+        )
+
+
+def steps_for(units: int, expected_batch_size: int, epochs: float) -> int:
+    """Logical steps that visit each unit `epochs` times on average: round(E N / B), at least 1."""
+    if not epochs > 0 or not math.isfinite(epochs):
+        raise BadInput(f"epochs = {epochs}: a positive number is needed")
+    return max(1, round(Fraction(epochs) * units / max(1, expected_batch_size)))
+
+
+def make_plan(
+    *,
+    units: int,
+    expected_batch_size: int,
+    target_epsilon: float,
+    target_delta: float | None = None,
+    epochs: float | None = None,
+    steps: int | None = None,
+    accountant: str = "prv",
+    adjacency: Adjacency = "add-remove",
+    unit: str = "one row of the training data",
+    noise_multiplier: float | None = None,
+) -> Plan:
+    """Choose the steps, then the smallest noise that keeps the whole run within (epsilon, delta).
+
+    Args:
+        units: N, public.
+        expected_batch_size: B; the sample rate is exactly B / N.
+        target_epsilon: the budget, or infinity.
+        target_delta: defaults to `default_delta(units)`.
+        epochs: passes over the data; or give `steps`.
+        noise_multiplier: skip the calibration and use this one (its epsilon must still be within the budget,
+            which the ledger checks step by step).
+
+    Raises:
+        BadInput: meaningless or contradictory values.
+    """
+    if (epochs is None) == (steps is None):
+        raise BadInput("give the length of training once: either epochs or steps")
+    delta = default_delta(units) if target_delta is None else target_delta
+    check_target(target_epsilon, delta, units)
+    count = steps_for(units, expected_batch_size, epochs) if steps is None else int(steps)  # type: ignore[arg-type]
+    draft = Plan(units, expected_batch_size, count, 0.0, delta, target_epsilon, accountant, adjacency, unit)
+    if not draft.private:
+        return draft
+    sigma = noise_multiplier
+    if sigma is None:
+        sigma = calibrate_noise_multiplier(
+            target_epsilon, delta, draft.sample_rate, count, adjacency=adjacency, accountant=accountant
+        ).noise_multiplier
+    return Plan(units, expected_batch_size, count, sigma, delta, target_epsilon, accountant, adjacency, unit)

@@ -1,0 +1,47 @@
+"""A run's privacy statement as a report: one HTML page, Markdown, or JSON."""
+
+import os
+from pathlib import Path
+from typing import Literal
+
+from dpclip.errors import BadInput
+from dpclip.report.markdown import markdown
+from dpclip.report.page import html
+from dpclip.report.reading import as_json, read_metrics, read_statement
+from dpclip.report.sections import document
+
+__all__ = ["FORMATS", "Format", "render", "write"]
+
+Format = Literal["html", "md", "json"]
+FORMATS: tuple[Format, ...] = ("html", "md", "json")
+
+
+def render(run: Path, format: Format = "html") -> str:
+    """The report of the run folder ``run`` as text, from what is under its ``public/`` alone.
+
+    Equal input gives equal text, byte by byte. Raises BadInput when ``run`` is no run folder, its statement
+    is missing, unreadable or newer than this version knows, or the format is not one of html, md, json.
+    """
+    if format not in FORMATS:
+        raise BadInput(f"format {format!r} is unknown: use one of {', '.join(FORMATS)}")
+    statement = read_statement(Path(run))
+    if format == "json":
+        return as_json(statement)
+    report = document(statement, read_metrics(Path(run)))
+    return html(report) if format == "html" else markdown(report)
+
+
+def write(run: Path) -> Path:
+    """Write ``run/public/report.html`` and return its path; readers see the old page or the new one."""
+    page = render(run, "html")
+    target = Path(run) / "public" / "report.html"
+    draft = target.with_name(f".report.html.{os.getpid()}.tmp")
+    try:
+        with draft.open("w", encoding="utf-8", newline="\n") as stream:
+            stream.write(page)
+            stream.flush()
+            os.fsync(stream.fileno())
+        draft.replace(target)
+    finally:
+        draft.unlink(missing_ok=True)
+    return target

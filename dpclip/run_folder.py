@@ -1,0 +1,192 @@
+"""The run folder: `public/` may leave the building, `private/` may not, `ledger.jsonl` is the journal."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dpclip.config import Settings
+from dpclip.errors import BadInput
+from dpclip.ledger import Commitments, Ledger
+from dpclip.plan import Plan
+from dpclip.randomness import SecretKey
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Replace a file so that a crash leaves the old or the new one, whole."""
+    temporary = path.with_name(f".{path.name}.new")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames and new files in a folder durable."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Paths of one run, and what is kept at them."""
+
+    path: Path
+
+    @property
+    def public(self) -> Path:
+        return self.path / "public"
+
+    @property
+    def private(self) -> Path:
+        return self.path / "private"
+
+    @property
+    def ledger_path(self) -> Path:
+        return self.path / "ledger.jsonl"
+
+    @property
+    def statement_path(self) -> Path:
+        return self.public / "statement.json"
+
+    @property
+    def metrics_path(self) -> Path:
+        return self.public / "released_metrics.jsonl"
+
+    @classmethod
+    def create(cls, path: Path, settings: Settings, plan: Plan, key: SecretKey, data_digest: str) -> RunFolder:
+        """Lay out a new run; it appears whole or not at all.
+
+        Raises:
+            BadInput: the folder is in use.
+        """
+        check_free(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draft = cls(Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent)))
+        try:
+            draft.public.mkdir()
+            draft.private.mkdir(mode=0o700)
+            (draft.public / "config.toml").write_text(settings.to_toml(public=True))
+            (draft.private / "config.toml").write_text(settings.to_toml())
+            draft.metrics_path.touch()
+            secret = {"key": key.material.hex(), "seeded": key.seeded, "data": data_digest}
+            _write_secret(draft.private / "secret.json", json.dumps(secret))
+            Ledger.create(draft.ledger_path, plan).close()
+            draft.path.chmod(0o755)
+            if path.exists():
+                path.rmdir()
+            os.replace(draft.path, path)
+            sync_folder(path.parent)
+        except BaseException:
+            shutil.rmtree(draft.path, ignore_errors=True)
+            raise
+        return cls(path)
+
+    @classmethod
+    def open(cls, path: Path) -> RunFolder:
+        """An existing run.
+
+        Raises:
+            BadInput: there is none.
+        """
+        run = cls(path)
+        if not (run.ledger_path.is_file() and (run.private / "config.toml").is_file()):
+            raise BadInput(f"{path} holds no run to resume: give the folder that a run wrote (--output)")
+        return run
+
+    def settings(self) -> Settings:
+        """What the run was started with."""
+        return Settings.from_toml(self.private / "config.toml")
+
+    def secret(self) -> tuple[SecretKey, str]:
+        """The run's key, and the fingerprint of its data."""
+        fields = json.loads((self.private / "secret.json").read_text())
+        return SecretKey(bytes.fromhex(fields["key"]), fields["seeded"]), fields["data"]
+
+    def plan(self) -> Plan:
+        """The plan that the ledger was opened with."""
+        header = json.loads(self.ledger_path.read_text().split("\n", 1)[0])
+        return Plan.from_json(header["body"]["plan"])
+
+    def open_ledger(self, plan: Plan) -> Ledger:
+        """The ledger, if it was written for this plan."""
+        return Ledger.open(self.ledger_path, plan)
+
+    def commitments(self) -> Commitments:
+        """Which gradient met which noise."""
+        return Commitments(self.private / "commitments.txt")
+
+
+def _write_secret(path: Path, text: str) -> None:
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(handle, "w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def check_free(path: Path) -> None:
+    """Refuse a folder that holds another run, or anything else.
+
+    Raises:
+        BadInput: with the remedy.
+    """
+    if path.is_file():
+        raise BadInput(f"--output {path} is a file: give a folder that does not exist yet")
+    if (path / "ledger.jsonl").exists():
+        raise BadInput(
+            f"--output {path} holds another run: choose another folder, or continue it with --resume {path}"
+        )
+    if path.is_dir() and any(path.iterdir()):
+        raise BadInput(f"--output {path} is not empty: give a new folder")
+
+
+def free_folder(base: Path) -> Path:
+    """The first of base, base-2, base-3, … that does not exist."""
+    candidate, number = base, 2
+    while candidate.exists():
+        candidate, number = base.with_name(f"{base.name}-{number}"), number + 1
+    return candidate
+
+
+class MetricsLog:
+    """`released_metrics.jsonl`: numbers that may leave the building, one line a step."""
+
+    def __init__(self, path: Path | None, upto: int = 0) -> None:
+        self._path = path
+        self.lines: list[dict[str, Any]] = []
+        if path is not None and path.exists():
+            self.lines = [line for line in _json_lines(path) if line["step"] <= upto]
+            write_atomically(path, "".join(json.dumps(line) + "\n" for line in self.lines))
+
+    def add(self, step: int, values: dict[str, float]) -> None:
+        """Append the values of one step; all must be released or public."""
+        line = {"step": step, **values}
+        self.lines.append(line)
+        if self._path is not None:
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+
+    def find(self, key: str, step: int) -> float | None:
+        """A value logged earlier."""
+        return next((x[key] for x in self.lines if x["step"] == step and key in x), None)
+
+
+def _json_lines(path: Path) -> Iterable[dict[str, Any]]:
+    for line in path.read_text(encoding="utf-8").split("\n"):
+        try:
+            fields = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        yield fields

@@ -1,0 +1,1 @@
+"""What the command line trains: language modelling and classification, and their records."""

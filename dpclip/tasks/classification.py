@@ -1,0 +1,109 @@
+"""Sequence classification: one label a record."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from dpclip.errors import BadInput
+from dpclip.tasks.records import Records
+
+
+@dataclass(frozen=True)
+class LabelledExample:
+    """One tokenised record with its class index."""
+
+    ids: list[int]
+    label: int
+
+
+@dataclass(frozen=True)
+class Classification:
+    """Tokenises records, pads batches and computes one loss a row.
+
+    Args:
+        tokenizer: a Hugging Face tokenizer with a padding token.
+        max_length: longest record in tokens; longer ones are truncated, never split into several units.
+        labels: the class names, in the order of the model's outputs; taken as public.
+    """
+
+    tokenizer: Any
+    max_length: int
+    labels: tuple[str, ...]
+    metric: str = "accuracy"
+
+    def encode(self, records: Records) -> list[LabelledExample]:
+        """One example a record.
+
+        Raises:
+            BadInput: a label that is not among the declared ones.
+        """
+        index = {label: i for i, label in enumerate(self.labels)}
+        unknown = sorted(set(records.labels or []) - set(index))
+        if unknown:
+            raise BadInput(
+                f"label {unknown[0]!r} in {records.source} is not among the labels {', '.join(self.labels)}: "
+                "correct the file, or declare all labels with --labels"
+            )
+        encoded = self.tokenizer(
+            list(records.texts or []), truncation=True, max_length=self.max_length, verbose=False
+        )["input_ids"]
+        pad = self.tokenizer.pad_token_id
+        return [
+            LabelledExample(ids or [pad], index[label])
+            for ids, label in zip(encoded, records.labels or [], strict=True)
+        ]
+
+    def truncated(self, records: Records) -> int:
+        """How many records are longer than the context (a private number)."""
+        lengths = self.tokenizer(list(records.texts or []), verbose=False)["input_ids"]
+        return sum(len(ids) > self.max_length for ids in lengths)
+
+    def cost(self, example: LabelledExample) -> int:
+        """Padded length is what a row costs."""
+        return len(example.ids)
+
+    def collate(self, examples: Sequence[LabelledExample]) -> dict[str, Tensor]:
+        """Right-padded `input_ids` and `attention_mask` [rows, length], and `labels` [rows]."""
+        length = max(len(e.ids) for e in examples)
+        ids = torch.full((len(examples), length), self.tokenizer.pad_token_id)
+        mask = torch.zeros(len(examples), length, dtype=torch.long)
+        for row, example in enumerate(examples):
+            ids[row, : len(example.ids)] = torch.tensor(example.ids)
+            mask[row, : len(example.ids)] = 1
+        return {"input_ids": ids, "attention_mask": mask, "labels": torch.tensor([e.label for e in examples])}
+
+    def losses(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+        """Cross entropy, shape [rows]."""
+        return F.cross_entropy(self._logits(model, batch), batch["labels"], reduction="none")
+
+    def _logits(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+        return model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits.float()
+
+    @torch.no_grad()
+    def evaluate(self, model: nn.Module, examples: Sequence[LabelledExample], rows: int = 32) -> float:
+        """Share of examples whose most likely class is right."""
+        model.eval()
+        right = 0
+        ordered = sorted(examples, key=self.cost)
+        for start in range(0, len(ordered), rows):
+            batch = self.collate(ordered[start : start + rows])
+            right += int((self._logits(model, batch).argmax(1) == batch["labels"]).sum())
+        model.train()
+        return right / max(len(examples), 1)
+
+    def synthetic(self, rows: int, vocabulary: int) -> list[LabelledExample]:
+        """Public stand-in examples for the pre-flight: fixed random tokens, of different lengths."""
+        generator = torch.Generator().manual_seed(0)
+        return [
+            LabelledExample(
+                torch.randint(vocabulary, (min(self.max_length, 5 + 2 * row),), generator=generator).tolist(),
+                row % len(self.labels),
+            )
+            for row in range(rows)
+        ]

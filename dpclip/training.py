@@ -1,0 +1,352 @@
+"""The training run of the command line: prepare or resume, train, evaluate, state what was promised."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from accounting.statement import spending
+from dpclip import report
+from dpclip.checkpoint import Checkpoints
+from dpclip.clipping import StepRelease, make_rule
+from dpclip.config import Settings
+from dpclip.engine import ReplayDiverged
+from dpclip.environment import differences, fingerprint
+from dpclip.errors import BadInput, BudgetExhausted
+from dpclip.job import Job, prepare
+from dpclip.ledger import Commitments, Ledger
+from dpclip.models.loading import save_model
+from dpclip.plan import Plan
+from dpclip.private import PrivateTraining, assemble, trainable
+from dpclip.randomness import SecretKey
+from dpclip.released import Released
+from dpclip.run_folder import MetricsLog, RunFolder, check_free, write_atomically
+from dpclip.statement import RunFacts, compile_statement, to_json
+
+
+class Listener(Protocol):
+    """Hears how a run goes; every number it is told is released or public."""
+
+    def planned(self, job: Job, spend: list[tuple[int, float]], folder: Path | None) -> None: ...
+
+    def evaluated(self, step: int, metric: str, value: float) -> None: ...
+
+    def stepped(self, step: int, epsilon: float, values: dict[str, float]) -> None: ...
+
+    def note(self, message: str) -> None: ...
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended.
+
+    Attributes:
+        statement: what was written to `public/statement.json`; empty without a run folder.
+        status: "complete" or "budget exhausted".
+        before: held-out metric of the initial model, if there is held-out data.
+        after: held-out metric of the trained model.
+        folder: the run folder.
+        baseline: the same metric of the run without privacy, if asked for. Not protected.
+    """
+
+    statement: dict[str, Any]
+    status: str
+    before: float | None
+    after: float | None
+    folder: Path | None
+    baseline: float | None = None
+
+
+def start(settings: Settings, output: Path, listener: Listener) -> Outcome:
+    """Begin a new run in a new folder."""
+    check_free(output)
+    key = SecretKey.generate() if settings.seed is None else SecretKey.from_seed(settings.seed)
+    _deterministic()
+    job = prepare(settings, key)
+    folder = RunFolder.create(output, settings, job.plan, key, job.data_digest())
+    return _conduct(job, folder, listener)
+
+
+def resume(folder: RunFolder, settings: Settings, listener: Listener) -> Outcome:
+    """Continue a run where its last checkpoint is, or finish one that had only its report left.
+
+    Raises:
+        BadInput: the data or the plan is no longer the same.
+    """
+    key, data_digest = folder.secret()
+    _deterministic()
+    job = prepare(settings, key, fixed=folder.plan())
+    if job.data_digest() != data_digest:
+        raise BadInput(
+            f"the training data ({job.records.source}) is not what the run began with: restore it, or start a new run"
+        )
+    return _conduct(job, folder, listener)
+
+
+def _deterministic() -> None:
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+
+
+def _conduct(job: Job, folder: RunFolder, listener: Listener) -> Outcome:
+    ledger = folder.open_ledger(job.plan)
+    try:
+        run = _Run(job, folder, ledger, folder.commitments(), listener)
+        outcome = run.carry_out()
+    finally:
+        ledger.close()
+    return _with_baseline(job, folder, listener, outcome) if job.settings.baseline else outcome
+
+
+def _with_baseline(job: Job, folder: RunFolder, listener: Listener, outcome: Outcome) -> Outcome:
+    """The same plan without privacy. Its result is not protected, so it stays in `private/`."""
+    plain = job.without_privacy()
+    listener.note("training the same run without privacy, for comparison (its result is not protected)")
+    memory = Ledger.create(None, plain.plan)
+    run = _Run(plain, None, memory, Commitments(None), listener)
+    after = run.carry_out().after
+    text = json.dumps({"metric": job.task.metric, "after_without_privacy": after})
+    write_atomically(folder.private / "baseline.json", text + "\n")
+    return Outcome(
+        outcome.statement, outcome.status, outcome.before, outcome.after, outcome.folder, baseline=after
+    )
+
+
+class _Run:
+    """One pass over a plan, observed step by step."""
+
+    def __init__(
+        self, job: Job, folder: RunFolder | None, ledger: Ledger, commitments: Commitments, listener: Listener
+    ) -> None:
+        self.job, self.folder, self.listener = job, folder, listener
+        self.environment = fingerprint(job.settings.physical_batch_size)
+        self.training = _assemble(job, ledger, commitments)
+        self.training.observers.append(self)
+        self.checkpoints = Checkpoints(folder.private / "checkpoint") if folder else None
+        self.spend = _spending(job.plan)
+        self._restore()
+        step = self.training.engine.step
+        self.metrics = MetricsLog(folder.metrics_path if folder else None, upto=step)
+
+    # --- the run ------------------------------------------------------------------------------------------------
+
+    def carry_out(self) -> Outcome:
+        self.listener.planned(self.job, self.spend, self.folder.path if self.folder else None)
+        before = self._evaluate(0) if self.training.engine.step == 0 else None
+        status = self._train()
+        after = self._evaluate(self.training.engine.step)
+        if before is None:
+            before = self.metrics.find(self._metric, 0)
+        statement = self._conclude(status, before, after)
+        self.training.close()
+        return Outcome(statement, status, before, after, self.folder.path if self.folder else None)
+
+    def _train(self) -> str:
+        while True:
+            try:
+                self._steps()
+                return "complete"
+            except BudgetExhausted as reason:
+                self.listener.note(f"the budget is used up: {reason}")
+                return "budget exhausted"
+            except ReplayDiverged as reason:
+                self._start_afresh(str(reason))
+
+    def _steps(self) -> None:
+        job, training = self.job, self.training
+        job.loaded.model.train()
+        for batch in training.batches():
+            with training.microbatch(batch):
+                training.mean(job.task.losses(job.loaded.model, batch)).backward()
+            training.step()
+
+    # --- StepObserver -------------------------------------------------------------------------------------------
+
+    def begins(self, step: int, generation: int) -> None:
+        """Dropout and learning rate depend on the step alone, so that a replay is the same."""
+        torch.manual_seed(self.job.key.integer("dropout", step, generation))
+        for group in self.training.engine.optimizer.param_groups:
+            group["lr"] = learning_rate(self.job.settings, step, self.job.plan.steps)
+
+    def took(self, step: int, released: Released[StepRelease]) -> None:
+        norm = released.map(lambda r: math.sqrt(sum(float(t.double().square().sum()) for t in r.gradient)))
+        done, plan = step + 1, self.job.plan
+        epsilon = epsilon_after(self.spend, self.training.engine.ledger.charges)
+        values = {
+            "released_gradient_norm": norm.value / plan.expected_batch_size,
+            "learning_rate": learning_rate(self.job.settings, step, plan.steps),
+        }
+        line = {**values, "epsilon": epsilon} if plan.private else values
+        self.metrics.add(done, line)
+        self.listener.stepped(done, epsilon, values)
+        every = self.job.settings.eval_every
+        if every and done % every == 0 and done < plan.steps:
+            self._evaluate(done)
+        if done % self._checkpoint_every == 0 or done == plan.steps:
+            self._save()
+
+    @property
+    def _checkpoint_every(self) -> int:
+        return self.job.settings.checkpoint_every or max(1, self.job.plan.steps // 20)
+
+    # --- evaluation ---------------------------------------------------------------------------------------------
+
+    @property
+    def _metric(self) -> str:
+        return f"held_out_{self.job.task.metric}"
+
+    def _evaluate(self, step: int) -> float | None:
+        if not self.job.held_out:
+            return None
+        known = self.metrics.find(self._metric, step)
+        if known is not None:
+            return known
+        value = self.job.task.evaluate(self.job.loaded.model, self.job.held_out)
+        self.metrics.add(step, {self._metric: value} if math.isfinite(value) else {})
+        self.listener.evaluated(step, self.job.task.metric, value)
+        return value
+
+    # --- checkpoints and replays --------------------------------------------------------------------------------
+
+    def _save(self) -> None:
+        if self.checkpoints is not None:
+            self.checkpoints.save(self.training.engine, self.job.loaded.model, self.environment)
+
+    def _restore(self) -> None:
+        engine = self.training.engine
+        if self.checkpoints is None:
+            return
+        restored = self.checkpoints.restore(engine, self.job.loaded.model)
+        if restored is None:
+            self._save()  # a step that cannot be replayed goes back to here at the latest
+            return
+        changed = differences(restored.environment, self.environment)
+        unfinished = engine.ledger.charges_after(engine.step)
+        if changed and unfinished:
+            reason = f"cannot replay bit for bit: {', '.join(changed)} changed"
+            engine.generation = engine.ledger.start_generation(engine.step, reason)
+            self.listener.note(f"{reason}; {unfinished} steps are charged again with fresh randomness")
+            self._save()
+
+    def _start_afresh(self, reason: str) -> None:
+        """Back to the last checkpoint with independent randomness: the abandoned noise is never used again."""
+        assert self.checkpoints is not None and self.folder is not None
+        self.training.close_step()
+        engine = self.training.engine
+        self.checkpoints.restore(engine, self.job.loaded.model)
+        engine.generation = engine.ledger.start_generation(engine.step, reason)
+        self._save()
+        self.listener.note(f"{reason}; going on from step {engine.step} with fresh randomness, charged again")
+        self.metrics = MetricsLog(self.folder.metrics_path, upto=engine.step)
+
+    # --- the end ------------------------------------------------------------------------------------------------
+
+    def _conclude(self, status: str, before: float | None, after: float | None) -> dict[str, Any]:
+        if self.folder is None:
+            return {}
+        if status != "complete":
+            self._save()
+        save_model(self.job.loaded, self.folder.public / "model")
+        facts = RunFacts(
+            status=status,
+            data=_describe_data(self.job),
+            model=_describe_model(self.job),
+            evaluation=_describe_evaluation(self.job, before, after),
+            spend=self.spend,
+            settings={"epochs": self.job.settings.epochs, "learning_rate": self.job.settings.learning_rate},
+        )
+        statement = compile_statement(self.training, facts)
+        write_atomically(self.folder.statement_path, to_json(statement))
+        report.write(self.folder.path)
+        return statement
+
+
+def _assemble(job: Job, ledger: Ledger, commitments: Commitments) -> PrivateTraining:
+    settings, model = job.settings, job.loaded.model
+    parameters = list(trainable(model).values())
+    if settings.optimizer == "sgd":
+        optimizer: torch.optim.Optimizer = torch.optim.SGD(parameters, lr=settings.learning_rate)
+    else:
+        optimizer = torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=0.0)
+    return assemble(
+        model, optimizer, job.examples, job.index, plan=job.plan, key=job.key, ledger=ledger,
+        commitments=commitments, rule=make_rule(settings.clipping), grad_sample_mode=settings.grad_sample_mode,
+        loss_reduction="mean", physical_batch_size=settings.physical_batch_size,
+        rows_per_unit=settings.rows_per_unit, collate=job.task.collate,
+        row_cost=lambda row: job.task.cost(job.examples[row]), postprocess=(),
+    )  # fmt: skip
+
+
+def learning_rate(settings: Settings, step: int, steps: int) -> float:
+    """The rate of one step: a function of the step number alone, so a resumed run needs no schedule state."""
+    shapes = {
+        "constant": 1.0,
+        "linear": 1 - step / steps,
+        "cosine": 0.5 * (1 + math.cos(math.pi * step / steps)),
+    }
+    return settings.learning_rate * shapes[settings.lr_schedule]
+
+
+def _spending(plan: Plan) -> list[tuple[int, float]]:
+    if not plan.private:
+        return []
+    return spending(plan.event(), plan.steps, plan.delta, plan.adjacency, plan.accountant)
+
+
+def epsilon_after(spend: list[tuple[int, float]], charges: int) -> float:
+    """epsilon after so many charges, read from the next point of the curve, so never too small."""
+    return next((epsilon for count, epsilon in spend if count >= charges), math.inf)
+
+
+def _describe_data(job: Job) -> dict[str, Any]:
+    training: dict[str, Any] = {
+        "source": job.records.source,
+        "rows": job.records.rows,
+        "units": len(job.index),
+        "truncation": f"records longer than {job.task.max_length} tokens are truncated, never split",
+    }
+    if job.index.grouped:
+        training["rows_per_unit_and_step"] = job.settings.rows_per_unit
+    if job.settings.task == "classification":
+        training["labels"] = list(getattr(job.task, "labels", ()))
+    described: dict[str, Any] = {"training": training}
+    if job.evaluation_records is not None:
+        described["evaluation"] = {
+            "source": job.evaluation_records.source,
+            "rows": job.evaluation_records.rows,
+            "declared": _declared(job),
+        }
+    return described
+
+
+def _declared(job: Job) -> str:
+    if job.settings.eval_data is None:
+        return "public: invented notes of other people than the training notes"
+    return "separate data declared public by the user; epsilon does not protect its records"
+
+
+def _describe_model(job: Job) -> dict[str, Any]:
+    parameters = list(job.loaded.model.parameters())
+    return {
+        "name": job.loaded.name if not Path(job.loaded.name).exists() else Path(job.loaded.name).name,
+        "parameters": sum(p.numel() for p in parameters),
+        "trainable_parameters": sum(p.numel() for p in parameters if p.requires_grad),
+        "lora_rank": job.loaded.lora_rank,
+    }
+
+
+def _describe_evaluation(job: Job, before: float | None, after: float | None) -> dict[str, Any] | None:
+    if before is None and after is None:
+        return None
+    finite = [v if v is not None and math.isfinite(v) else None for v in (before, after)]
+    return {
+        "metric": job.task.metric,
+        "before": finite[0],
+        "after": finite[1],
+        "declared": _declared(job),
+    }
