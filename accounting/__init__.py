@@ -1,1 +1,89 @@
 """Privacy accounting for differentially private training, without torch."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from accounting.accountant import (
+        Accountant,
+        Comparison,
+        Interval,
+        PRVAccountant,
+        RenyiAccountant,
+        compare,
+        make_accountant,
+        profile,
+        spend_curve,
+    )
+    from accounting.calibration import Calibration, calibrate_noise_multiplier, most_steps
+    from accounting.errors import InvalidInput
+    from accounting.events import (
+        Adjacency,
+        Composed,
+        Event,
+        Gaussian,
+        NonPrivate,
+        PoissonGaussian,
+        SelfComposed,
+        Unsupported,
+        event_from_json,
+        flatten,
+    )
+    from accounting.journal import Journal, JournalBusy, JournalCorrupt
+
+__all__ = [
+    "Accountant",
+    "Adjacency",
+    "Calibration",
+    "Comparison",
+    "Composed",
+    "Event",
+    "Gaussian",
+    "Interval",
+    "InvalidInput",
+    "Journal",
+    "JournalBusy",
+    "JournalCorrupt",
+    "NonPrivate",
+    "PRVAccountant",
+    "PoissonGaussian",
+    "RenyiAccountant",
+    "SelfComposed",
+    "Unsupported",
+    "calibrate_noise_multiplier",
+    "compare",
+    "event_from_json",
+    "flatten",
+    "make_accountant",
+    "most_steps",
+    "profile",
+    "spend_curve",
+]
+
+_HOMES = {
+    "accountant": (
+        "Accountant", "Comparison", "Interval", "PRVAccountant", "RenyiAccountant", "compare", "make_accountant",
+        "profile", "spend_curve",
+    ),
+    "calibration": ("Calibration", "calibrate_noise_multiplier", "most_steps"),
+    "errors": ("InvalidInput",),
+    "events": (
+        "Adjacency", "Composed", "Event", "Gaussian", "NonPrivate", "PoissonGaussian", "SelfComposed",
+        "Unsupported", "event_from_json", "flatten",
+    ),
+    "journal": ("Journal", "JournalBusy", "JournalCorrupt"),
+}  # fmt: skip
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+
+def __getattr__(name: str) -> object:
+    """Import a public name on first use: scipy takes longer to load than most commands take to run."""
+    if name not in _HOME_OF:
+        raise AttributeError(f"module 'accounting' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"accounting.{_HOME_OF[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +19,7 @@ from scipy import fft
 
 from accounting.discretise import LossPmf, Refused
 
-Array = NDArray[np.float64]
+Array = NDArray[np.floating[Any]]
 
 LARGEST_WINDOW = 2**22  # points; the transforms then hold about 300 MB
 _UNIT = 2.0**-53

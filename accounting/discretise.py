@@ -11,16 +11,17 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import logsumexp, ndtr, ndtri
+from scipy.special import ndtr, ndtri
 
-Array = NDArray[np.float64]
+Array = NDArray[np.floating[Any]]
 
 _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(5)
 _NARROW = 0.2  # standard deviations: cells up to this width are integrated by five nodes to 1e-9
-LARGEST_PMF = 2**21
+LARGEST_PMF = 2**20
 
 
 class Refused(Exception):
@@ -29,7 +30,7 @@ class Refused(Exception):
 
 @dataclass(frozen=True)
 class LossPmf:
-    """A privacy loss that takes the values (first + i) * interval with masses[i], and +inf with `infinite`."""
+    """A privacy loss: (first + i) * interval with probability masses[i], and +inf with `infinite`."""
 
     first: int
     masses: Array
@@ -45,13 +46,15 @@ class LossPmf:
     def cumulant(self, tilt: float) -> float:
         """log E[exp(tilt * loss); loss finite]."""
         index, log_mass = self.support
-        return float(logsumexp(log_mass + tilt * self.interval * index))
+        exponent = log_mass + (tilt * self.interval) * index
+        largest = float(np.max(exponent))
+        return largest + math.log(float(np.sum(np.exp(exponent - largest))))
 
     def tilted(self, tilt: float) -> tuple[NDArray[np.int64], Array, float]:
         """(indices, masses proportional to mass * exp(tilt * loss), their log normaliser)."""
         index, log_mass = self.support
         exponent = log_mass + tilt * self.interval * index
-        cumulant = float(logsumexp(exponent))
+        cumulant = self.cumulant(tilt)
         return index.astype(np.int64), np.exp(exponent - cumulant), cumulant
 
 
@@ -137,7 +140,9 @@ def _upper_shares(
     narrow = (edges[1:] - edges[:-1]) <= _NARROW * sigma
     up_p, up_q = np.ones(p_mass.size), np.ones(p_mass.size)
     low, high = grid[:-1], grid[1:]
-    inner_p, inner_q = _shares_by_nodes(edges[:-1][narrow], edges[1:][narrow], low[narrow], high[narrow], rate, sigma)
+    inner_p, inner_q = _shares_by_nodes(
+        edges[:-1][narrow], edges[1:][narrow], low[narrow], high[narrow], rate, sigma
+    )
     up_p[narrow], up_q[narrow] = inner_p / scale, inner_q / scale
     wide = ~narrow & (p_mass > 1e-290) & (q_mass > 1e-290)
     with np.errstate(over="ignore"):

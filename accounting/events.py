@@ -22,7 +22,7 @@ def require_adjacency(adjacency: str) -> None:
     """Refuse a neighbouring relation this package has no theorem for."""
     require(
         adjacency in ADJACENCIES,
-        f"adjacency {adjacency!r} is unknown, so no guarantee can be stated; use one of {', '.join(ADJACENCIES)}",
+        f"adjacency {adjacency!r} is unknown, so nothing can be claimed; use one of {', '.join(ADJACENCIES)}",
     )
 
 
@@ -30,7 +30,7 @@ def _require_noise_multiplier(value: float) -> None:
     real = isinstance(value, Real) and not isinstance(value, bool)
     require(
         real and 0.0 <= value < math.inf,
-        f"noise_multiplier={value!r} is not a finite number >= 0; give noise standard deviation / sensitivity",
+        f"noise_multiplier={value!r} is not a finite number >= 0; give noise std / sensitivity",
     )
 
 
@@ -66,7 +66,7 @@ class PoissonGaussian:
         real = isinstance(self.sample_rate, Real) and not isinstance(self.sample_rate, bool)
         require(
             real and 0.0 <= self.sample_rate <= 1.0,
-            f"sample_rate={self.sample_rate!r} is not a probability; give expected batch size / data set size",
+            f"sample_rate={self.sample_rate!r} is not a probability; give batch size / data set size",
         )
         _require_noise_multiplier(self.noise_multiplier)
 
@@ -153,7 +153,9 @@ def event_from_json(record: dict[str, Any]) -> Event:
     try:
         return _read(kind, record)
     except (KeyError, TypeError) as error:
-        raise InvalidInput(f"event of kind {kind!r} is incomplete ({error}); write it with to_json()") from error
+        raise InvalidInput(
+            f"event of kind {kind!r} is incomplete ({error}); write it with to_json()"
+        ) from error
 
 
 def _read(kind: str, record: dict[str, Any]) -> Event:
@@ -170,11 +172,13 @@ def _read(kind: str, record: dict[str, Any]) -> Event:
             return NonPrivate(record["reason"])
         case "unsupported":
             return Unsupported(record["name"], record["reason"])
-    return Unsupported(kind, f"this version knows no event of kind {kind!r}; upgrade, or account for it by hand")
+    return Unsupported(
+        kind, f"this version knows no event of kind {kind!r}; upgrade, or account for it by hand"
+    )
 
 
 def flatten(event: Event) -> list[tuple[Event, int]]:
-    """Equal primitive events with their total counts, in order of first appearance; counts of 0 are left out."""
+    """Equal primitive events with their total counts, in order of first appearance, without counts of 0."""
     counts: dict[Event, int] = {}
     _gather(event, 1, counts)
     return [(primitive, count) for primitive, count in counts.items() if count > 0]

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import math
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import gammaln, logsumexp
 
-Array = NDArray[np.float64]
+Array = NDArray[np.floating[Any]]
 
 _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(16)
 _REACH = 13.0  # standard deviations kept around each mode: beyond them lies less than 1e-36 of it

@@ -129,14 +129,15 @@ def _converged(
             return min(best, found)
         best = min(best, found)
         tilt = composition.slope(at) if at < math.inf else tilt / 2
-        interval = min(interval / 2, max(interval / 50, _grid_width(min(at, epsilon), total, tilt)))
+        interval = min(interval / 2, max(interval / 64, _grid_width(min(at, epsilon), total, tilt)))
     if best == math.inf:
         raise Refused("the distribution needs more grid points than the limit, or delta is too small for it")
     return best
 
 
 def _grid_width(epsilon: float, total: int, tilt: float) -> float:
-    return min(0.05, math.sqrt(6 * _tolerance(epsilon) / (total * (tilt + 1))))
+    width = min(0.05, math.sqrt(6 * _tolerance(epsilon) / (total * (tilt + 1))))
+    return 2.0 ** math.floor(math.log2(width))  # few distinct values: neighbouring questions share their grid
 
 
 def _discretised(steps: Steps, interval: float, target: float) -> tuple[Parts, Parts]:
@@ -144,6 +145,7 @@ def _discretised(steps: Steps, interval: float, target: float) -> tuple[Parts, P
     tail = 1e-7 * target / sum(count for _, count in steps)
     if tail < 1e-280:
         raise Refused(f"delta={target!r} is out of reach of double precision")
+    tail = 10.0 ** (3 * math.floor(math.log10(tail) / 3))  # few distinct values: neighbouring questions share
     pairs = [
         (poisson_gaussian_pmfs(step.sample_rate, step.noise_multiplier, interval, tail), count)
         for step, count in steps

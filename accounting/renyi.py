@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +19,7 @@ from accounting.errors import InvalidInput, require, require_delta
 from accounting.events import Event, Gaussian, PoissonGaussian, flatten, obstacle, require_adjacency
 from accounting.gaussian_moments import log_moment_excess
 
-Array = NDArray[np.float64]
+Array = NDArray[np.floating[Any]]
 
 _LARGEST_ORDER = 2.0**18
 _GROWTH = 1.12
@@ -47,7 +48,7 @@ DEFAULT_ORDERS: tuple[float, ...] = tuple(
 COARSE_ORDERS: tuple[float, ...] = tuple(
     sorted(
         {
-            *(1.0 + np.logspace(-4, -0.5, 12)).tolist(),
+            *(1.0 + np.logspace(-5, -0.5, 15)).tolist(),
             *(1.5, 1.75, 2.0, 2.25, 2.5, 2.75, 3.0, 3.5, 4.0, 4.5, 5.0, 5.5, 6.0),
             *(float(order) for order in range(7, 33)),
             *_integers_up(33, 16384),
@@ -130,15 +131,29 @@ def delta_from_curve(orders: Array, rho: Array, epsilon: float) -> float:
 def renyi_epsilon(
     event: Event, delta: float, adjacency: str = "add-remove", orders: Sequence[float] | None = None
 ) -> tuple[float, float]:
-    """(epsilon, best order) of an event; the grid grows upwards while its last order is the best one."""
-    grid, rho = renyi_curve(event, adjacency, orders)
+    """(epsilon, best order) of an event; the grid grows upwards while its last order is the best one.
+
+    Without orders, a coarse grid is searched first and the default grid only around its best order.
+    """
+    grid, rho = renyi_curve(event, adjacency, COARSE_ORDERS if orders is None else orders)
     epsilon, order = epsilon_from_curve(grid, rho, delta)
+    if orders is None and 0.0 < epsilon < math.inf:
+        best = int(np.searchsorted(grid, order))
+        low, high = grid[max(0, best - 2)], grid[min(grid.size - 1, best + 2)]
+        near, values = renyi_curve(event, adjacency, [a for a in DEFAULT_ORDERS if low <= a <= high])
+        grid, rho = _merged(np.append(grid, near), np.append(rho, values))
+        epsilon, order = epsilon_from_curve(grid, rho, delta)
     while order == grid[-1] and 0.0 < epsilon < math.inf and delta > 0 and order < _LARGEST_ORDER:
         more = _integers_up(math.ceil(order * _GROWTH), min(order * 4, _LARGEST_ORDER * _GROWTH))
         extension, extra = renyi_curve(event, adjacency, more)
-        grid, rho = np.concatenate([grid, extension]), np.concatenate([rho, extra])
+        grid, rho = _merged(np.append(grid, extension), np.append(rho, extra))
         epsilon, order = epsilon_from_curve(grid, rho, delta)
     return epsilon, order
+
+
+def _merged(orders: Array, rho: Array) -> tuple[Array, Array]:
+    ascending = np.argsort(orders, kind="stable")
+    return orders[ascending], rho[ascending]
 
 
 def _checked_curve(orders: Array, rho: Array) -> tuple[Array, Array]:

@@ -64,7 +64,9 @@ def verdict(
     return compare(events, delta, adjacency=adjacency, accountant=accountant)
 
 
-def sentence(epsilon: float, delta: float, unit: str, adjacency: str, kind: str, assumption: str | None) -> str:
+def sentence(
+    epsilon: float, delta: float, unit: str, adjacency: str, kind: str, assumption: str | None
+) -> str:
     """The guarantee in one sentence; epsilon is rounded up."""
     if math.isinf(epsilon):
         return "This run gives no privacy guarantee: epsilon is infinite."

@@ -8,13 +8,17 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from click.core import ParameterSource
 
 _PRIVACY, _DATA, _MODEL, _TRAINING, _RUN = "Privacy", "Data", "Model", "Training", "Run"
 
 
 def _o(text: str, panel: str, *names: str) -> Any:
     return typer.Option(*names, help=text, rich_help_panel=panel, show_default=False)
+
+
+def _was_typed(context: typer.Context, name: str) -> bool:
+    source = context.get_parameter_source(name)  # an enum of whichever click typer uses
+    return source is not None and source.name == "COMMANDLINE"
 
 
 def add_to(app: typer.Typer, errors: Callable[[], AbstractContextManager[None]]) -> None:
@@ -79,8 +83,7 @@ def add_to(app: typer.Typer, errors: Callable[[], AbstractContextManager[None]])
         given = {
             name: value
             for name, value in context.params.items()
-            if context.get_parameter_source(name) == ParameterSource.COMMANDLINE
-            and name not in ("config", "output", "resume", "as_json")
+            if _was_typed(context, name) and name not in ("config", "output", "resume", "as_json")
         }
         with errors():
             from dpclip.cli.train_run import run

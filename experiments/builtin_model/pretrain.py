@@ -8,6 +8,7 @@ a GPT-2 with tied head in float16, a byte-level BPE tokenizer, and `training.jso
 
 import argparse
 import gzip
+import hashlib
 import json
 import math
 import platform
@@ -228,7 +229,8 @@ def main() -> None:
     stored = GPT2LMHeadModel.from_pretrained(options.output)  # score what was written, rounding included
     steps = int(log[-1]["step"])
     record = {
-        "data": "WikiText-2, train split, paragraphs only (https://huggingface.co/datasets/Salesforce/wikitext)",
+        "data": "WikiText-2 (Merity et al. 2016, arXiv:1609.07843), train split, paragraphs only",
+        "data_sha256": hashlib.sha256((options.data / "train.txt.gz").read_bytes()).hexdigest(),
         "data_licence": "CC BY-SA 3.0",
         "parameters": sum(p.numel() for p in model.parameters()),
         "steps": steps,

@@ -1,0 +1,147 @@
+"""The import rules of the architecture, read from the source."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SOURCES = sorted([*(ROOT / "accounting").rglob("*.py"), *(ROOT / "dpclip").rglob("*.py")])
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imports(path: Path) -> Iterator[str]:
+    """Every module that a file imports, inside functions too."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path} uses a relative import"
+            yield node.module or ""
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def importers(target: str, within: str) -> set[str]:
+    """Modules below `within` that import `target` or something below it."""
+    return {
+        module_name(path)
+        for path in SOURCES
+        if f"{module_name(path)}.".startswith(f"{within}.")
+        and any(f"{name}.".startswith(f"{target}.") for name in imports(path))
+    }
+
+
+def test_the_reader_of_imports_sees_them() -> None:
+    assert "dpclip.per_sample.hooks" in importers("opacus", "dpclip")
+    assert "dpclip.ledger" in importers("accounting", "dpclip")
+
+
+@pytest.mark.parametrize("target", ["torch", "dpclip", "transformers", "opacus", "pandas"])
+def test_accounting_imports_no(target: str) -> None:
+    assert importers(target, "accounting") == set()
+
+
+@pytest.mark.parametrize(
+    "target", ["dpclip.noise", "dpclip.ledger", "dpclip.postprocess", "accounting", "dpclip.per_sample", "dpclip.sampling"]
+)
+def test_clipping_knows_nothing_of(target: str) -> None:
+    assert importers(target, "dpclip.clipping") == set()
+
+
+@pytest.mark.parametrize("within", ["dpclip.postprocess", "dpclip.clipping.control"])
+@pytest.mark.parametrize("target", ["dpclip.per_sample", "dpclip.sampling", "dpclip.engine"])
+def test_the_released_side_never_imports(within: str, target: str) -> None:
+    assert importers(target, within) == set()
+
+
+def test_opacus_is_imported_by_the_gradient_views_only() -> None:
+    allowed = ("dpclip.per_sample", "dpclip.nn", "dpclip.integrations")
+    assert {m for m in importers("opacus", "dpclip") if not m.startswith(allowed)} == set()
+
+
+def test_accounting_is_imported_by_the_bridges_only() -> None:
+    allowed = {"dpclip.ledger", "dpclip.plan", "dpclip.private", "dpclip.statement", "dpclip.training"}
+    assert {m for m in importers("accounting", "dpclip") if not m.startswith("dpclip.cli")} <= allowed
+
+
+def calls(path: Path) -> Iterator[str]:
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Call):
+            target = node.func
+            if isinstance(target, ast.Subscript):
+                target = target.value
+            yield target.attr if isinstance(target, ast.Attribute) else getattr(target, "id", "")
+
+
+def test_released_values_are_made_in_one_module_only() -> None:
+    makers = {module_name(path) for path in SOURCES if "Released" in set(calls(path))}
+    assert makers == {"dpclip.noise"}
+
+
+def test_gradient_noise_is_drawn_in_one_module_only() -> None:
+    draws = {"gaussian", "randn", "randn_like", "normal", "normal_", "standard_normal"}
+    makers = {module_name(path) for path in SOURCES if draws & set(calls(path)) and module_name(path).startswith("dpclip")}
+    assert makers == {"dpclip.noise"}
+
+
+def test_no_module_is_a_heap() -> None:
+    names = {part for path in SOURCES for part in module_name(path).split(".")}
+    assert names.isdisjoint({"utils", "util", "helpers", "helper", "misc", "common"})
+
+
+def test_files_stay_small_enough_to_know() -> None:
+    long = {module_name(p): n for p in SOURCES if (n := len(p.read_text().splitlines())) > 400}
+    assert long == {}
+
+
+def run_python(code: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)
+
+
+def test_accounting_works_where_torch_is_missing() -> None:
+    code = (
+        "import sys; sys.modules['torch'] = None\n"
+        "import accounting as a\n"
+        "book = a.make_accountant('prv', 'add-remove')\n"
+        "book.charge(a.PoissonGaussian(0.01, 1.0), 1000)\n"
+        "print(book.epsilon(1e-5).upper)"
+    )
+    done = run_python(code)
+    assert done.returncode == 0, done.stderr
+    assert 1.82 < float(done.stdout) < 1.84
+
+
+@pytest.mark.parametrize("verb", ["--help", "epsilon --help", "calibrate --help", "report --help", "train --help"])
+def test_help_needs_no_torch(verb: str) -> None:
+    code = (
+        "import sys\n"
+        f"sys.argv = ['dpclip', *{verb.split()!r}]\n"
+        "from dpclip.cli import main\n"
+        "try: main()\n"
+        "except SystemExit as end: assert not end.code, end.code\n"
+        "assert 'torch' not in sys.modules"
+    )
+    done = run_python(code)
+    assert done.returncode == 0, done.stderr
+    assert "Usage" in done.stdout
+
+
+def test_public_names_are_sorted_complete_and_documented() -> None:
+    import accounting
+    import dpclip
+
+    for package in (accounting, dpclip):
+        assert list(package.__all__) == sorted(package.__all__)
+        for name in package.__all__:
+            value = getattr(package, name)
+            if callable(value) and not hasattr(value, "__origin__"):
+                assert value.__doc__, f"{package.__name__}.{name} has no docstring"
