@@ -64,8 +64,8 @@ __all__ = [
 
 _HOMES = {
     "accountant": (
-        "Accountant", "Comparison", "Interval", "PRVAccountant", "RenyiAccountant", "compare", "make_accountant",
-        "profile", "spend_curve",
+        "Accountant", "Comparison", "Interval", "PRVAccountant", "RenyiAccountant", "compare",
+        "make_accountant", "profile", "spend_curve",
     ),
     "calibration": ("Calibration", "calibrate_noise_multiplier", "most_steps"),
     "errors": ("InvalidInput",),

@@ -33,7 +33,7 @@ from accounting.prv import prv_opinion
 from accounting.renyi import delta_from_curve, renyi_curve, renyi_epsilon
 
 Counted = Sequence[tuple[Event, int]]
-_RELATIVE, _ABSOLUTE = 1e-3, 1e-6  # tolerance between two opinions
+_RELATIVE, _ABSOLUTE = 2e-4, 1e-6  # tolerance between two opinions
 
 
 class Accountant(Protocol):
@@ -242,9 +242,7 @@ class Comparison:
     reason: str
 
 
-def compare(
-    events: Counted, delta: float, adjacency: str = "add-remove", accountant: str = "prv"
-) -> Comparison:
+def compare(events: Counted, delta: float, adjacency: str = "add-remove", accountant: str = "prv") -> Comparison:
     """Ask the Rényi accountant, our loss distributions and prv-accountant, and report the defensible figure.
 
     They agree when the distributions' bound is not above the Rényi bound and prv-accountant's interval meets
@@ -256,9 +254,7 @@ def compare(
     chosen = renyi if accountant == "rdp" else ours
     all_three = (renyi, ours, library)
     if math.isinf(chosen.upper):
-        return Comparison(
-            math.inf, chosen.accountant, all_three, True, chosen.note or "no finite bound exists"
-        )
+        return Comparison(math.inf, chosen.accountant, all_three, True, chosen.note or "no finite bound exists")
     complaint = _complaint(renyi, ours, library)
     if complaint is None:
         return Comparison(chosen.upper, chosen.accountant, all_three, True, _consent(ours, library))
@@ -272,9 +268,9 @@ def _complaint(renyi: Interval, ours: Interval, library: Interval) -> str | None
         return f"the loss distribution gives {ours.upper:.6g}, above the Rényi bound {renyi.upper:.6g}"
     if library.lower is not None and library.lower > ours.upper * (1 + _RELATIVE) + _ABSOLUTE:
         return f"{LIBRARY} gives at least {library.lower:.6g}, above our bound {ours.upper:.6g}"
-    # Our bound is tight to about 0.1 %: an opinion far below it points at a defect in one of the two.
+    # Our bound is tight to about 0.02 %: an opinion far below it points at a defect in one of the two.
     tight = not ours.note and ours.upper < renyi.upper and not renyi.note
-    if tight and library.upper < ours.upper * (1 - 2 * _RELATIVE) - 1e-3:
+    if tight and library.upper < ours.upper * (1 - 10 * _RELATIVE) - 1e-3:
         return f"{LIBRARY} gives at most {library.upper:.6g}, below our bound {ours.upper:.6g}"
     return None
 

@@ -83,9 +83,7 @@ def most_steps(
     while fits(high):
         low, high = high, 4 * high
         if high > _MOST_STEPS:
-            raise InvalidInput(
-                f"more than {low} steps fit into epsilon={epsilon!r}; set the number of steps yourself"
-            )
+            raise InvalidInput(f"more than {low} steps fit into epsilon={epsilon!r}; set the number of steps yourself")
     while high - low > 1:
         middle = math.isqrt(low * high) if low > 0 and high > 2 * low else (low + high) // 2
         middle = min(max(middle, low + 1), high - 1)
@@ -96,9 +94,7 @@ def most_steps(
 def _require_budget(epsilon: float, delta: float, sample_rate: float, adjacency: str) -> None:
     require(0.0 < epsilon < math.inf, f"epsilon={epsilon!r} is no budget; give a finite number above 0")
     require(0.0 < delta < 1.0, f"delta={delta!r} is not in (0, 1); give less than 1 / data set size")
-    require(
-        0.0 < sample_rate <= 1.0, f"sample_rate={sample_rate!r} is not in (0, 1]; give batch / data set size"
-    )
+    require(0.0 < sample_rate <= 1.0, f"sample_rate={sample_rate!r} is not in (0, 1]; give batch / data set size")
     require_adjacency(adjacency)
 
 

@@ -60,7 +60,11 @@ class Composition:
         within = np.nonzero(deltas <= delta)[0]
         if not within.size:
             return math.inf
-        return max(0.0, self._within_cell(losses, int(within[0]), delta))
+        # The running sums locate the answer; only direct sums, with all allowances, decide it.
+        for index in range(int(within[0]), min(int(within[0]) + 20, losses.size)):
+            if self.delta(float(losses[index])) <= delta:
+                return max(0.0, self._within_cell(losses, index, delta))
+        return math.inf
 
     def delta(self, epsilon: float) -> float:
         """Upper bound on delta at epsilon."""
@@ -97,9 +101,7 @@ class Composition:
 
     def _roundoff_at(self, losses: Array) -> Array:
         # e^(-t y) (1 - e^(-y)) <= 1 / (1 + t) for y >= 0.
-        return np.exp(np.minimum(self._normaliser - self._tilt * losses, 700.0)) * (
-            self._roundoff / (1 + self._tilt)
-        )
+        return np.exp(np.minimum(self._normaliser - self._tilt * losses, 700.0)) * (self._roundoff / (1 + self._tilt))
 
     def _cumulant(self, tilt: float) -> float:
         return math.fsum(count * pmf.cumulant(tilt) for pmf, count in self._parts)

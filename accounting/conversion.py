@@ -19,26 +19,28 @@ def replace_one_epsilon(
 ) -> float:
     """Upper bound on the replace-one epsilon at delta from the add-remove profile delta -> epsilon.
 
-    Any split works: for each add-remove delta d with eps = epsilon_at(d) and d (1 + e^eps) <= delta, 2 eps
-    is valid. The largest such d is found by bisection.
+    Any guess g works that turns out at least as large as e = epsilon_at(delta / (1 + e^g)): then
+    delta / (1 + e^g) * (1 + e^e) <= delta, so 2 e is valid, and e itself is the next, better guess.
     """
     mu = _unsampled_mu(events)
     if mu is not None:
         return gaussian_epsilon(delta, 2 * mu)
-    best, low, high = math.inf, math.log(delta) - 60.0, math.log(delta) - math.log(2.0)
-    for _ in range(14):
-        middle = (low + high) / 2
-        epsilon = epsilon_at(math.exp(middle))
-        if middle + math.log1p(math.exp(min(epsilon, 700.0))) + 1e-12 <= math.log(delta):
-            low, best = middle, min(best, 2 * epsilon)
-        else:
-            high = middle
+    best, guess = math.inf, 1.5 * epsilon_at(delta) + 0.1
+    for _ in range(10):
+        if not guess < 600.0:
+            break
+        found = epsilon_at(delta / (1 + math.exp(guess)) * (1 - 1e-12))
+        if found > guess:
+            guess = 2 * found - guess
+            continue
+        best = min(best, 2 * found)
+        if guess - found <= 1e-3 * found:
+            break
+        guess = found
     return best
 
 
-def replace_one_delta(
-    delta_at: Callable[[float], float], epsilon: float, events: Sequence[tuple[Event, int]]
-) -> float:
+def replace_one_delta(delta_at: Callable[[float], float], epsilon: float, events: Sequence[tuple[Event, int]]) -> float:
     """Upper bound on the replace-one delta at epsilon from the add-remove profile epsilon -> delta."""
     mu = _unsampled_mu(events)
     if mu is not None:
@@ -50,7 +52,7 @@ def _unsampled_mu(events: Sequence[tuple[Event, int]]) -> float | None:
     squared = 0.0
     for event, count in events:
         sampled = isinstance(event, PoissonGaussian) and event.sample_rate < 1.0
-        if sampled or not isinstance(event, Gaussian | PoissonGaussian) or event.noise_multiplier < 1e-150:
+        if sampled or not isinstance(event, Gaussian | PoissonGaussian) or event.noise_multiplier < 1e-100:
             return None
         squared += count / event.noise_multiplier**2
     return math.sqrt(squared) * (1 + 1e-15)

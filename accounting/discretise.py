@@ -140,9 +140,7 @@ def _upper_shares(
     narrow = (edges[1:] - edges[:-1]) <= _NARROW * sigma
     up_p, up_q = np.ones(p_mass.size), np.ones(p_mass.size)
     low, high = grid[:-1], grid[1:]
-    inner_p, inner_q = _shares_by_nodes(
-        edges[:-1][narrow], edges[1:][narrow], low[narrow], high[narrow], rate, sigma
-    )
+    inner_p, inner_q = _shares_by_nodes(edges[:-1][narrow], edges[1:][narrow], low[narrow], high[narrow], rate, sigma)
     up_p[narrow], up_q[narrow] = inner_p / scale, inner_q / scale
     wide = ~narrow & (p_mass > 1e-290) & (q_mass > 1e-290)
     with np.errstate(over="ignore"):

@@ -153,9 +153,7 @@ def event_from_json(record: dict[str, Any]) -> Event:
     try:
         return _read(kind, record)
     except (KeyError, TypeError) as error:
-        raise InvalidInput(
-            f"event of kind {kind!r} is incomplete ({error}); write it with to_json()"
-        ) from error
+        raise InvalidInput(f"event of kind {kind!r} is incomplete ({error}); write it with to_json()") from error
 
 
 def _read(kind: str, record: dict[str, Any]) -> Event:
@@ -172,9 +170,7 @@ def _read(kind: str, record: dict[str, Any]) -> Event:
             return NonPrivate(record["reason"])
         case "unsupported":
             return Unsupported(record["name"], record["reason"])
-    return Unsupported(
-        kind, f"this version knows no event of kind {kind!r}; upgrade, or account for it by hand"
-    )
+    return Unsupported(kind, f"this version knows no event of kind {kind!r}; upgrade, or account for it by hand")
 
 
 def flatten(event: Event) -> list[tuple[Event, int]]:

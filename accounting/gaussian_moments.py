@@ -86,7 +86,7 @@ def _panel_edges(rate: float, noise_multiplier: float, order: float) -> Array:
     else:
         # Between the modes a piece of the integrand is a Gaussian of width s cut off at z0.
         spans = [(mode - reach, mode + reach) for mode in (0.0, 1.0, 2.0, order, z0)]
-    edges = [np.linspace(low, high, max(2, math.ceil((high - low) / s) + 1)) for low, high in spans]
+    edges: list[Array] = [np.linspace(low, high, max(2, math.ceil((high - low) / s) + 1)) for low, high in spans]
     # log(1 + u) bends over a width of s^2 at z0: panels grow from there.
     widths = s * s * 2.0 ** np.arange(-1, 40)
     widths = np.concatenate([[0.0], widths[widths < s]])

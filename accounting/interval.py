@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Interval:
-    """The truth is at most `upper`, and at least `lower` where that is known; `note` names what went wrong."""
+    """The truth is at most `upper` and, where known, at least `lower`; `note` names what went wrong."""
 
     accountant: str
     lower: float | None

@@ -36,6 +36,7 @@ class Journal:
         self._file: BinaryIO | None = file
         self._bodies: list[dict[str, Any]] = []
         self._head = _ORIGIN
+        self._hashes: set[str] = set()
         self.recovered_torn_line = False
 
     @classmethod
@@ -66,9 +67,7 @@ class Journal:
         try:
             file = open(path, "r+b")  # noqa: SIM115
         except FileNotFoundError:
-            raise InvalidInput(
-                f"journal {path} does not exist; create it first, or give the right path"
-            ) from None
+            raise InvalidInput(f"journal {path} does not exist; create it first, or give the right path") from None
         journal = cls(path, file)
         journal._lock()
         try:
@@ -93,6 +92,10 @@ class Journal:
         """Hash of the last line; it commits to the whole history."""
         return self._head
 
+    def contains(self, head: str) -> bool:
+        """Whether a head seen earlier is part of this history; False means that lines were lost or replaced."""
+        return head in self._hashes
+
     def append(self, record: dict[str, Any]) -> str:
         """Write one record and return its hash; it is on disk when this returns.
 
@@ -112,6 +115,7 @@ class Journal:
             raise
         self._bodies.append(json.loads(line)["body"])
         self._head = entry["hash"]
+        self._hashes.add(self._head)
         return self._head
 
     def close(self) -> None:
@@ -134,9 +138,7 @@ class Journal:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             self.close()
-            raise JournalBusy(
-                f"journal {self._path} is held by another writer; wait for it, or stop it"
-            ) from None
+            raise JournalBusy(f"journal {self._path} is held by another writer; wait for it, or stop it") from None
 
     def _replay(self) -> None:
         assert self._file is not None
@@ -169,6 +171,7 @@ class Journal:
             raise corrupt("does not match its hash")
         self._bodies.append(entry["body"])
         self._head = entry["hash"]
+        self._hashes.add(self._head)
 
 
 def _entry(number: int, previous: str, body: dict[str, Any]) -> dict[str, Any]:
@@ -181,13 +184,9 @@ def _canonical(value: dict[str, Any]) -> bytes:
     try:
         text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
     except (TypeError, ValueError) as error:
-        raise InvalidInput(
-            f"record cannot be written as JSON ({error}); use plain numbers and strings"
-        ) from error
+        raise InvalidInput(f"record cannot be written as JSON ({error}); use plain numbers and strings") from error
     if json.loads(text) != value:
-        raise InvalidInput(
-            "record does not survive JSON (tuples or keys that are not strings?); use lists and strings"
-        )
+        raise InvalidInput("record does not survive JSON (tuples or keys that are not strings?); use lists and strings")
     return text.encode()
 
 

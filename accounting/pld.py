@@ -81,7 +81,7 @@ def _parts(events: Counted) -> tuple[float, Steps]:
         if count == 0 or (isinstance(event, PoissonGaussian) and event.sample_rate == 0.0):
             continue
         assert isinstance(event, Gaussian | PoissonGaussian)
-        if event.noise_multiplier < 1e-150:
+        if event.noise_multiplier < 1e-100:
             raise Refused(f"noise_multiplier={event.noise_multiplier!r} hides nothing")
         if isinstance(event, PoissonGaussian) and event.sample_rate < 1.0:
             sampled.append((event, count))
@@ -106,9 +106,7 @@ def _larger_side(steps: Steps, epsilon: float, tilt: float, target: float, ask: 
     return max(remove, _converged(steps, 1, epsilon, tilt, target, ask, remove))
 
 
-def _converged(
-    steps: Steps, side: int, epsilon: float, tilt: float, target: float, ask: Ask, enough: float
-) -> float:
+def _converged(steps: Steps, side: int, epsilon: float, tilt: float, target: float, ask: Ask, enough: float) -> float:
     """One direction's bound on finer and finer grids, until a finer grid gains too little (or is refused).
 
     A grid of width v adds about T v^2 (t+1) / 12 to epsilon at tilt t (derived here: a split adds about
@@ -147,8 +145,7 @@ def _discretised(steps: Steps, interval: float, target: float) -> tuple[Parts, P
         raise Refused(f"delta={target!r} is out of reach of double precision")
     tail = 10.0 ** (3 * math.floor(math.log10(tail) / 3))  # few distinct values: neighbouring questions share
     pairs = [
-        (poisson_gaussian_pmfs(step.sample_rate, step.noise_multiplier, interval, tail), count)
-        for step, count in steps
+        (poisson_gaussian_pmfs(step.sample_rate, step.noise_multiplier, interval, tail), count) for step, count in steps
     ]
     return [(pair[0], count) for pair, count in pairs], [(pair[1], count) for pair, count in pairs]
 

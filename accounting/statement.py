@@ -36,9 +36,7 @@ def _opinion(interval: Interval) -> dict[str, Any]:
     }
 
 
-def profile_section(
-    events: Sequence[tuple[Event, int]], adjacency: Adjacency, accountant: str
-) -> list[dict[str, Any]]:
+def profile_section(events: Sequence[tuple[Event, int]], adjacency: Adjacency, accountant: str) -> list[dict[str, Any]]:
     """epsilon at several deltas, largest delta first."""
     points = profile(events, adjacency, PROFILE_DELTAS, accountant)
     return [{"delta": delta, "epsilon": finite(epsilon)} for delta, epsilon in points]
@@ -57,16 +55,12 @@ def spending(
     return [(0, 0.0), *spend_curve(event, counts, delta, adjacency, accountant)]
 
 
-def verdict(
-    events: Sequence[tuple[Event, int]], delta: float, adjacency: Adjacency, accountant: str
-) -> Comparison:
+def verdict(events: Sequence[tuple[Event, int]], delta: float, adjacency: Adjacency, accountant: str) -> Comparison:
     """The figure to report, with every accountant's opinion."""
     return compare(events, delta, adjacency=adjacency, accountant=accountant)
 
 
-def sentence(
-    epsilon: float, delta: float, unit: str, adjacency: str, kind: str, assumption: str | None
-) -> str:
+def sentence(epsilon: float, delta: float, unit: str, adjacency: str, kind: str, assumption: str | None) -> str:
     """The guarantee in one sentence; epsilon is rounded up."""
     if math.isinf(epsilon):
         return "This run gives no privacy guarantee: epsilon is infinite."
@@ -78,6 +72,6 @@ def sentence(
     }.get(adjacency, adjacency)
     condition = f", provided that {assumption}" if assumption else ""
     return (
-        f"The trained model is ({shown}, {delta:g})-differentially private ({kind}) with respect to {relation} "
-        f"{unit}{condition}."
+        f"The trained model is ({shown}, {delta:g})-differentially private ({kind}) "
+        f"with respect to {relation} {unit}{condition}."
     )

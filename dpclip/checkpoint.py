@@ -81,8 +81,8 @@ class Checkpoints:
             raise BadInput(f"the checkpoint {latest.name} belongs to another plan: start a new run")
         if not engine.ledger.contains(state["ledger_head"]):
             raise BadInput(
-                f"the ledger does not contain the history of checkpoint {latest.name}: it was shortened or replaced, so "
-                "the privacy spent is unknown; restore the ledger from a copy, or start a new run"
+                f"the ledger does not contain the history of checkpoint {latest.name}: it was shortened or replaced, "
+                "so the privacy spent is unknown; restore the ledger from a copy, or start a new run"
             )
         _load_weights(model, load_file(latest / "weights.safetensors"))
         engine.optimizer.load_state_dict(torch.load(latest / "optimizer.pt", weights_only=True))

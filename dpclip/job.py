@@ -95,9 +95,7 @@ def prepare(settings: Settings, key: SecretKey, fixed: Plan | None = None) -> Jo
     examples = task.encode(records)
     held_out = task.encode(evaluation) if evaluation else []
     vocabulary = min(len(loaded.tokenizer), loaded.model.get_input_embeddings().num_embeddings)  # type: ignore[operator]
-    check_model(
-        loaded.model, task.losses, task.collate, task.synthetic(4, vocabulary), settings.grad_sample_mode
-    )
+    check_model(loaded.model, task.losses, task.collate, task.synthetic(4, vocabulary), settings.grad_sample_mode)
     return Job(settings, key, task, loaded, plan, records, examples, index, held_out, evaluation)
 
 
@@ -177,7 +175,8 @@ def _labels(settings: Settings, records: Records) -> list[str]:
 def _task(settings: Settings, loaded: LoadedModel, records: Records) -> LanguageModelling | Classification:
     if settings.max_length is not None and settings.max_length > loaded.context:
         raise BadInput(
-            f"{option('max_length')} {settings.max_length} is longer than the model's context of {loaded.context} tokens"
+            f"{option('max_length')} {settings.max_length} is longer than the model's context "
+            f"of {loaded.context} tokens"
         )
     length = settings.max_length or min(_LONGEST, loaded.context)
     if settings.task == "lm":

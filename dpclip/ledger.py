@@ -107,7 +107,12 @@ class Ledger:
         """Open a new generation of randomness for steps that cannot be replayed bit for bit."""
         generation = 1 + max((g for _, g in self._charged), default=-1)
         if self._journal is not None:
-            body = {"kind": "fresh-randomness", "from_step": from_step, "generation": generation, "reason": reason}
+            body = {
+                "kind": "fresh-randomness",
+                "from_step": from_step,
+                "generation": generation,
+                "reason": reason,
+            }
             self._journal.append(body)
         return generation
 

@@ -100,10 +100,7 @@ def scale_noise(
 
 
 def _inflated(sides: Sequence[SideQuery]) -> list[SideQuery]:
-    return [
-        SideQuery(s.name, s.sensitivity * (1 + FLOAT_SLACK), s.relative_noise, s.per_sample, s.size)
-        for s in sides
-    ]
+    return [SideQuery(s.name, s.sensitivity * (1 + FLOAT_SLACK), s.relative_noise, s.per_sample, s.size) for s in sides]
 
 
 def gaussian(stream: Keystream, count: int) -> Tensor:
@@ -158,8 +155,7 @@ def release(
         )
     stream = key.stream("noise", receipt.step, receipt.generation)
     noisy = [
-        add_noise(tensor, scale.stds[group], stream)
-        for tensor, group in zip(total.tensors, total.groups, strict=True)
+        add_noise(tensor, scale.stds[group], stream) for tensor, group in zip(total.tensors, total.groups, strict=True)
     ]
     sides = {name: add_noise(value, scale.side_stds[name], stream) for name, value in side_sums.items()}
     return Released(StepRelease(noisy, sides), receipt)

@@ -98,10 +98,10 @@ class UnitIndex:
 class PrivateTraining:
     """A model, its data and its budget, ready for a training loop:
 
-        for batch in private.batches():
-            with private.microbatch(batch):
-                private.mean(losses(model, batch)).backward()
-            private.step()
+    for batch in private.batches():
+        with private.microbatch(batch):
+            private.mean(losses(model, batch)).backward()
+        private.step()
     """
 
     def __init__(
@@ -220,9 +220,7 @@ class PrivateTraining:
         verdict = self.engine.ledger.compare()
         kind, assumption = guarantee_kind(self.engine.key)
         plan = self.plan
-        return Guarantee(
-            verdict.epsilon, plan.delta, kind, plan.adjacency, plan.unit, verdict.accountant, assumption
-        )
+        return Guarantee(verdict.epsilon, plan.delta, kind, plan.adjacency, plan.unit, verdict.accountant, assumption)
 
     def close(self) -> None:
         """Remove the hooks from the model and release the ledger."""
@@ -351,9 +349,7 @@ def assemble(
 ) -> PrivateTraining:
     """Build the stages around a plan that is already made; `make_private` and the command line meet here."""
     if physical_batch_size < 1 or rows_per_unit < 1:
-        raise BadInput(
-            f"physical batch size {physical_batch_size} and rows a unit {rows_per_unit} must be at least 1"
-        )
+        raise BadInput(f"physical batch size {physical_batch_size} and rows a unit {rows_per_unit} must be at least 1")
     named = trainable(model)
     parameters = list(named.values())
     check_optimizer(optimizer, parameters)
@@ -361,9 +357,7 @@ def assemble(
     groups = chosen.partition(list(named))
     backend = make_backend(grad_sample_mode, model, parameters, groups, loss_reduction)
     sampler = PoissonSampler(plan, len(index), key)
-    engine = Engine(
-        plan, parameters, chosen, groups, optimizer, sampler, ledger, commitments, key, postprocess
-    )
+    engine = Engine(plan, parameters, chosen, groups, optimizer, sampler, ledger, commitments, key, postprocess)
     return PrivateTraining(
         engine, backend, dataset, index,
         physical_batch_size=physical_batch_size, rows_per_unit=rows_per_unit, collate=collate, row_cost=row_cost,

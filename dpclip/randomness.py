@@ -65,9 +65,7 @@ class SecretKey:
     def subkey(self, purpose: str, step: int = 0, generation: int = 0) -> bytes:
         """The 32-byte key of one stream."""
         label = f"{purpose}/{step}/{generation}".encode()
-        return hashlib.blake2b(
-            label, key=self.material, digest_size=KEY_BYTES, person=b"dpclip-stream"
-        ).digest()
+        return hashlib.blake2b(label, key=self.material, digest_size=KEY_BYTES, person=b"dpclip-stream").digest()
 
     def stream(self, purpose: str, step: int, generation: int) -> Keystream:
         """The stream that serves one purpose in one step."""

@@ -40,4 +40,4 @@ class Released(Generic[T]):
 
     def map(self, function: Callable[[T], Any]) -> Released[Any]:
         """Post-processing: what is computed from a released value alone is as public as the value."""
-        return replace(self, value=function(self.value))  # type: ignore[arg-type]
+        return replace(self, value=function(self.value))

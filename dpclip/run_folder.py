@@ -145,9 +145,7 @@ def check_free(path: Path) -> None:
     if path.is_file():
         raise BadInput(f"--output {path} is a file: give a folder that does not exist yet")
     if (path / "ledger.jsonl").exists():
-        raise BadInput(
-            f"--output {path} holds another run: choose another folder, or continue it with --resume {path}"
-        )
+        raise BadInput(f"--output {path} holds another run: choose another folder, or continue it with --resume {path}")
     if path.is_dir() and any(path.iterdir()):
         raise BadInput(f"--output {path} is not empty: give a new folder")
 

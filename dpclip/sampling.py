@@ -48,9 +48,7 @@ class PoissonSampler:
         return [rows[i] for i in sorted(np.argsort(words, kind="stable")[:most])]
 
 
-def micro_batches(
-    units: Sequence[int], row_counts: Sequence[int], physical_batch_size: int
-) -> Iterator[list[int]]:
+def micro_batches(units: Sequence[int], row_counts: Sequence[int], physical_batch_size: int) -> Iterator[list[int]]:
     """Split a logical batch into runs of units whose rows fit the physical batch; a unit is never split.
 
     A pure performance knob: the sum over the micro-batches does not depend on the split, up to rounding.

@@ -47,9 +47,7 @@ def compile_statement(training: PrivateTraining, facts: RunFacts) -> dict[str, A
         "adjacency": plan.adjacency,
         "unit": plan.unit,
         "accountant": comparison.accountant,
-        "sentence": accounts.sentence(
-            comparison.epsilon, plan.delta, plan.unit, plan.adjacency, kind, assumption
-        ),
+        "sentence": accounts.sentence(comparison.epsilon, plan.delta, plan.unit, plan.adjacency, kind, assumption),
     }
     return {
         "schema": accounts.SCHEMA,

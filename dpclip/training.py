@@ -16,7 +16,7 @@ from dpclip.checkpoint import Checkpoints
 from dpclip.clipping import StepRelease, make_rule
 from dpclip.config import Settings
 from dpclip.engine import ReplayDiverged
-from dpclip.environment import differences, fingerprint
+from dpclip.environment import differences, fingerprint, reuse_heap
 from dpclip.errors import BadInput, BudgetExhausted
 from dpclip.job import Job, prepare
 from dpclip.ledger import Commitments, Ledger
@@ -66,7 +66,7 @@ def start(settings: Settings, output: Path, listener: Listener) -> Outcome:
     """Begin a new run in a new folder."""
     check_free(output)
     key = SecretKey.generate() if settings.seed is None else SecretKey.from_seed(settings.seed)
-    _deterministic()
+    _settle_torch()
     job = prepare(settings, key)
     folder = RunFolder.create(output, settings, job.plan, key, job.data_digest())
     return _conduct(job, folder, listener)
@@ -79,7 +79,7 @@ def resume(folder: RunFolder, settings: Settings, listener: Listener) -> Outcome
         BadInput: the data or the plan is no longer the same.
     """
     key, data_digest = folder.secret()
-    _deterministic()
+    _settle_torch()
     job = prepare(settings, key, fixed=folder.plan())
     if job.data_digest() != data_digest:
         raise BadInput(
@@ -88,7 +88,8 @@ def resume(folder: RunFolder, settings: Settings, listener: Listener) -> Outcome
     return _conduct(job, folder, listener)
 
 
-def _deterministic() -> None:
+def _settle_torch() -> None:
+    reuse_heap()
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
@@ -112,9 +113,7 @@ def _with_baseline(job: Job, folder: RunFolder, listener: Listener, outcome: Out
     after = run.carry_out().after
     text = json.dumps({"metric": job.task.metric, "after_without_privacy": after})
     write_atomically(folder.private / "baseline.json", text + "\n")
-    return Outcome(
-        outcome.statement, outcome.status, outcome.before, outcome.after, outcome.folder, baseline=after
-    )
+    return Outcome(outcome.statement, outcome.status, outcome.before, outcome.after, outcome.folder, baseline=after)
 
 
 class _Run:
@@ -176,7 +175,7 @@ class _Run:
     def took(self, step: int, released: Released[StepRelease]) -> None:
         norm = released.map(lambda r: math.sqrt(sum(float(t.double().square().sum()) for t in r.gradient)))
         done, plan = step + 1, self.job.plan
-        epsilon = epsilon_after(self.spend, self.training.engine.ledger.charges)
+        epsilon = epsilon_after(self.spend, released.receipt.position + 1)
         values = {
             "released_gradient_norm": norm.value / plan.expected_batch_size,
             "learning_rate": learning_rate(self.job.settings, step, plan.steps),
@@ -235,7 +234,8 @@ class _Run:
 
     def _start_afresh(self, reason: str) -> None:
         """Back to the last checkpoint with independent randomness: the abandoned noise is never used again."""
-        assert self.checkpoints is not None and self.folder is not None
+        assert self.checkpoints is not None
+        assert self.folder is not None
         self.training.close_step()
         engine = self.training.engine
         self.checkpoints.restore(engine, self.job.loaded.model)

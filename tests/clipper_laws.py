@@ -53,9 +53,7 @@ def factors_are_finite_and_not_negative(rule: ClippingRule) -> None:
 def one_sample_stays_within_its_bound(rule: ClippingRule, scale: float, seed: int) -> None:
     """In every group and dtype, computed again in float64."""
     for dtype in DTYPES:
-        for part, bound in zip(
-            contributions(rule, gradients(rule, 6, scale, seed, dtype)), rule.bounds(), strict=True
-        ):
+        for part, bound in zip(contributions(rule, gradients(rule, 6, scale, seed, dtype)), rule.bounds(), strict=True):
             assert float(part.square().sum(1).sqrt().max()) <= bound * (1 + 1e-6)
 
 

@@ -72,9 +72,7 @@ def opt(tie: bool = True) -> nn.Module:
 
 def gemma(tie: bool = True) -> nn.Module:
     """A tiny Gemma: a scaled embedding with a buffer."""
-    return GemmaForCausalLM(
-        GemmaConfig(**_COMMON, head_dim=8, num_key_value_heads=1, tie_word_embeddings=tie, **_IDS)
-    )
+    return GemmaForCausalLM(GemmaConfig(**_COMMON, head_dim=8, num_key_value_heads=1, tie_word_embeddings=tie, **_IDS))
 
 
 def bert() -> nn.Module:
@@ -85,9 +83,7 @@ def bert() -> nn.Module:
 def lora(base: nn.Module, targets: list[str]) -> nn.Module:
     """Adapters of rank 2, with both factors away from zero so that both have gradients."""
     transposed = isinstance(base, GPT2LMHeadModel)
-    model = get_peft_model(
-        base, LoraConfig(r=2, lora_alpha=4, target_modules=targets, fan_in_fan_out=transposed)
-    )
+    model = get_peft_model(base, LoraConfig(r=2, lora_alpha=4, target_modules=targets, fan_in_fan_out=transposed))
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.requires_grad:
@@ -114,9 +110,7 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
         )
     ),
     "gpt2 classifier": lambda: GPT2ForSequenceClassification(
-        GPT2Config(
-            vocab_size=VOCABULARY, n_positions=32, n_embd=16, n_layer=2, n_head=2, pad_token_id=0, **_IDS
-        )
+        GPT2Config(vocab_size=VOCABULARY, n_positions=32, n_embd=16, n_layer=2, n_head=2, pad_token_id=0, **_IDS)
     ),
     "gpt2 lora": lambda: lora(gpt2(True), ["c_attn", "c_proj"]),
     "llama lora": lambda: lora(llama(True), ["q_proj", "v_proj"]),
@@ -153,9 +147,7 @@ def losses(model: nn.Module, rows: dict[str, Tensor]) -> Tensor:
     if logits.dim() == 2:
         return F.cross_entropy(logits, rows["labels"], reduction="none")
     targets = rows["input_ids"][:, 1:]
-    flat = F.cross_entropy(
-        logits[:, :-1].reshape(-1, logits.shape[-1]), targets.reshape(-1), reduction="none"
-    )
+    flat = F.cross_entropy(logits[:, :-1].reshape(-1, logits.shape[-1]), targets.reshape(-1), reduction="none")
     counted = rows["attention_mask"][:, 1:]
     return (flat.view(targets.shape) * counted).sum(1) / counted.sum(1)
 
@@ -165,9 +157,7 @@ def row(rows: dict[str, Tensor], index: int) -> dict[str, Tensor]:
     return {name: tensor[index : index + 1] for name, tensor in rows.items()}
 
 
-def one_at_a_time(
-    model: nn.Module, rows: dict[str, Tensor], parameters: list[nn.Parameter]
-) -> Iterator[list[Tensor]]:
+def one_at_a_time(model: nn.Module, rows: dict[str, Tensor], parameters: list[nn.Parameter]) -> Iterator[list[Tensor]]:
     """The gradient of each row alone, by plain autograd."""
     for index in range(len(rows["input_ids"])):
         found = torch.autograd.grad(losses(model, row(rows, index)).sum(), parameters, allow_unused=True)

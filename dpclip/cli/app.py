@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 
 from accounting.errors import InvalidInput
+from accounting.journal import JournalBusy, JournalCorrupt
 from dpclip.cli import calibrate, epsilon, report, train
 from dpclip.errors import BadInput, BudgetExhausted
 
@@ -27,7 +28,7 @@ def one_line_errors() -> Iterator[None]:
     """Bad input and an exhausted budget end with one line and their exit code."""
     try:
         yield
-    except (BadInput, InvalidInput) as error:
+    except (BadInput, InvalidInput, JournalBusy, JournalCorrupt) as error:
         _complain(str(error))
         raise typer.Exit(2) from error
     except BudgetExhausted as error:

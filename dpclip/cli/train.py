@@ -36,12 +36,8 @@ def add_to(app: typer.Typer, errors: Callable[[], AbstractContextManager[None]])
         ] = None,
         rows_per_unit: Annotated[int, _o("Most rows of one unit in a step (default 8).", _PRIVACY)] = 8,
         public_units: Annotated[int | None, _o("N, if the true number is private.", _PRIVACY)] = None,
-        data: Annotated[
-            str, _o("CSV, TSV, JSONL, Parquet or text file, hub data set, or builtin.", _DATA)
-        ] = "builtin",
-        eval_data: Annotated[
-            str | None, _o("Public or separate data for held-out figures.", _DATA)
-        ] = None,
+        data: Annotated[str, _o("CSV, TSV, JSONL, Parquet or text file, hub data set, or builtin.", _DATA)] = "builtin",
+        eval_data: Annotated[str | None, _o("Public or separate data for held-out figures.", _DATA)] = None,
         task: Annotated[str, _o("lm (default) or classification.", _DATA)] = "lm",
         text_column: Annotated[str | None, _o("Column with the text.", _DATA)] = None,
         input_column: Annotated[str | None, _o("Column with what the model is given.", _DATA)] = None,
@@ -59,24 +55,18 @@ def add_to(app: typer.Typer, errors: Callable[[], AbstractContextManager[None]])
         grad_sample_mode: Annotated[str, _o("auto (default), hooks or functorch.", _MODEL)] = "auto",
         epochs: Annotated[float | None, _o("Passes over the data (default 3).", _TRAINING)] = None,
         steps: Annotated[int | None, _o("Logical steps, instead of epochs.", _TRAINING)] = None,
-        batch_size: Annotated[
-            int | None, _o("Expected units a step (default 256, at most N/4).", _TRAINING)
-        ] = None,
+        batch_size: Annotated[int | None, _o("Expected units a step (default 256, at most N/4).", _TRAINING)] = None,
         physical_batch_size: Annotated[int, _o("Rows computed at once (default 32).", _TRAINING)] = 32,
         optimizer: Annotated[str, _o("adamw (default) or sgd.", _TRAINING)] = "adamw",
         lr: Annotated[float | None, _o("Learning rate.", _TRAINING)] = None,
         lr_schedule: Annotated[str, _o("linear (default), constant or cosine.", _TRAINING)] = "linear",
         eval_every: Annotated[int | None, _o("Held-out figure every so many steps.", _TRAINING)] = None,
-        baseline: Annotated[
-            bool, _o("Then train without privacy, for comparison.", _TRAINING, "--baseline")
-        ] = False,
+        baseline: Annotated[bool, _o("Then train without privacy, for comparison.", _TRAINING, "--baseline")] = False,
         config: Annotated[Path | None, _o("TOML file with any of these options.", _RUN)] = None,
         output: Annotated[Path | None, _o("Run folder (default dpclip-run).", _RUN)] = None,
         resume: Annotated[Path | None, _o("Continue the run in this folder.", _RUN)] = None,
         checkpoint_every: Annotated[int | None, _o("Steps between checkpoints.", _RUN)] = None,
-        seed: Annotated[
-            int | None, _o("Reproducible randomness; weakens the guarantee.", _RUN)
-        ] = None,
+        seed: Annotated[int | None, _o("Reproducible randomness; weakens the guarantee.", _RUN)] = None,
         as_json: Annotated[bool, _o("Print the statement as JSON.", _RUN, "--json")] = False,
     ) -> None:
         """Fine-tune a model on private text within a privacy budget, and state what was promised."""

@@ -15,9 +15,7 @@ from dpclip.errors import BadInput
 from dpclip.run_folder import RunFolder, check_free, free_folder
 
 
-def run(
-    given: dict[str, Any], *, config: Path | None, output: Path | None, resume: Path | None, as_json: bool
-) -> str:
+def run(given: dict[str, Any], *, config: Path | None, output: Path | None, resume: Path | None, as_json: bool) -> str:
     """Start or resume a run; returns its status.
 
     Raises:
@@ -58,15 +56,13 @@ def _settings_to_resume(folder: RunFolder, given: dict[str, Any]) -> Settings:
         before = getattr(settings, name)
         if value != before and name not in PERFORMANCE and name != "baseline":
             raise BadInput(
-                f"{option(name)} {value} differs from the {before} that the run was started with: leave it out to resume, "
-                "or start a new run in a new folder"
+                f"{option(name)} {value} differs from the {before} that the run was started with: leave it out "
+                "to resume, or start a new run in a new folder"
             )
     return settings.changed(**{k: v for k, v in given.items() if k in PERFORMANCE or k == "baseline"})
 
 
-def _settings_to_start(
-    given: dict[str, Any], config: Path | None, output: Path | None
-) -> tuple[Settings, Path | None]:
+def _settings_to_start(given: dict[str, Any], config: Path | None, output: Path | None) -> tuple[Settings, Path | None]:
     values = {**(read_toml(config) if config else {}), **given}
     folder = values.pop("output", None)
     if output is None and folder is not None:

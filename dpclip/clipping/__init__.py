@@ -56,9 +56,7 @@ def make_rule(text: str) -> ClippingRule:
     for setting in filter(None, settings.split(",")):
         key, _, value = setting.partition("=")
         if key not in known:
-            raise BadInput(
-                f"clipping rule {name!r} has no setting {key!r}: it knows {', '.join(known) or 'none'}"
-            )
+            raise BadInput(f"clipping rule {name!r} has no setting {key!r}: it knows {', '.join(known) or 'none'}")
         try:
             values[key] = float(value)
         except ValueError:

@@ -17,7 +17,5 @@ def builtin_model_path() -> Path:
     """
     folder = Path(str(files(__name__) / "builtin"))
     if not (folder / "model.safetensors").is_file():
-        raise FileNotFoundError(
-            f"{folder} holds no built-in model: install dpclip again, or name another model"
-        )
+        raise FileNotFoundError(f"{folder} holds no built-in model: install dpclip again, or name another model")
     return folder

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -122,16 +123,15 @@ def _add_adapters(model: Any, task: str, rank: int, name: str) -> nn.Module:
     kind = TaskType.CAUSAL_LM if task == "lm" else TaskType.SEQ_CLS
     if rank < 1:
         raise BadInput(f"LoRA rank {rank}: at least 1 is needed; 8 is common")
+    settings = LoraConfig(r=rank, lora_alpha=2 * rank, lora_dropout=0.0, task_type=kind, target_modules="all-linear")
     try:
-        return get_peft_model(
-            model,
-            LoraConfig(
-                r=rank, lora_alpha=2 * rank, lora_dropout=0.0, task_type=kind, target_modules="all-linear"
-            ),
-        )
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="fan_in_fan_out")  # peft sets it right for GPT-2 itself
+            return get_peft_model(model, settings)
     except ValueError as error:
         raise BadInput(
-            f"LoRA cannot be added to {name!r}: {str(error).splitlines()[0][:200]}; train all weights by leaving out --lora"
+            f"LoRA cannot be added to {name!r}: {str(error).splitlines()[0][:200]}; "
+            "train all weights by leaving out --lora"
         ) from error
 
 

@@ -47,7 +47,5 @@ def make_backend(
     """
     chosen = _AUTO if mode == "auto" else mode
     if chosen not in _BACKENDS:
-        raise BadInput(
-            f"gradient mode {mode!r} is unknown: choose one of {', '.join(backend_names())}"
-        )
+        raise BadInput(f"gradient mode {mode!r} is unknown: choose one of {', '.join(backend_names())}")
     return _BACKENDS[chosen](model, parameters, groups, loss_reduction=loss_reduction)

@@ -35,17 +35,13 @@ def per_sample_gradients(
 
     def loss(values: dict[str, Tensor], rows_in: list[Tensor], backprop: Tensor) -> Tensor:
         source = iter(rows_in)
-        inputs = [
-            next(source).unsqueeze(0) if dim == 0 else leaf for leaf, dim in zip(leaves, dims, strict=True)
-        ]
+        inputs = [next(source).unsqueeze(0) if dim == 0 else leaf for leaf, dim in zip(leaves, dims, strict=True)]
         one_args, one_kwargs = pytree.tree_unflatten(inputs, spec)
         output = functional_call(layer, values, one_args, one_kwargs)
         return (output * backprop.unsqueeze(0)).sum()
 
     values = {name: p.detach() for name, p in parameters.items()}
     with torch.autocast(backprops.device.type, enabled=False):
-        cast = [
-            t.to(backprops.dtype) if t.is_floating_point() and t.dtype != backprops.dtype else t for t in mapped
-        ]
+        cast = [t.to(backprops.dtype) if t.is_floating_point() and t.dtype != backprops.dtype else t for t in mapped]
         gradients = vmap(grad(loss), in_dims=(None, 0, 0))(values, cast, backprops)
     return {parameters[name]: gradient for name, gradient in gradients.items()}

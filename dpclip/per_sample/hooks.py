@@ -59,9 +59,7 @@ class HooksBackend(GradSampleHooks):
         self._rows = 0
         self._names = {module: name for name, module in model.named_modules()}
         self._checked = False
-        super().__init__(
-            model, loss_reduction=loss_reduction, strict=False, force_functorch=force_functorch
-        )
+        super().__init__(model, loss_reduction=loss_reduction, strict=False, force_functorch=force_functorch)
 
     @contextmanager
     def capture(self, units: int, owners: Tensor | None = None) -> Iterator[MaterialisedView]:
@@ -104,18 +102,14 @@ class HooksBackend(GradSampleHooks):
     def _active(self) -> bool:
         return self._view is not None and self.hooks_enabled and torch.is_grad_enabled()
 
-    def _expand(
-        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[Any, Any] | None:
+    def _expand(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any] | None:
         """An input shared by all rows becomes one copy a row, so that its gradient stays per-sample."""
         if not self._active() or self._rows == 1:
             return None
         tensors = _tensors(args, kwargs)
         if not tensors or any(t.dim() == 0 or len(t) != 1 for t in tensors):
             return None
-        return pytree.tree_map_only(
-            Tensor, lambda t: t.expand(self._rows, *t.shape[1:]).contiguous(), (args, kwargs)
-        )
+        return pytree.tree_map_only(Tensor, lambda t: t.expand(self._rows, *t.shape[1:]).contiguous(), (args, kwargs))
 
     def _watch(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         if not self._active():
@@ -123,14 +117,14 @@ class HooksBackend(GradSampleHooks):
         out = output[0] if isinstance(output, (tuple, list)) else output
         if not isinstance(out, Tensor):
             raise BatchDimensionError(
-                f"{self._name(module)} returns {type(output).__name__}, not a tensor, and owns parameters of its own: "
-                "freeze them or move them into a layer that returns a tensor"
+                f"{self._name(module)} returns {type(output).__name__}, not a tensor, and owns parameters of its "
+                "own: freeze them or move them into a layer that returns a tensor"
             )
         if not out.requires_grad:
             return
         self._check_rows(module, [*_tensors(args, kwargs)[:1], out])
-        call = pytree.tree_map_only(Tensor, lambda t: self._rows_first(t.detach()), (args, kwargs))
-        out.register_hook(lambda grad: self._record(module, *call, self._rows_first(grad.detach())))
+        inputs, named = pytree.tree_map_only(Tensor, lambda t: self._rows_first(t.detach()), (args, kwargs))
+        out.register_hook(lambda grad: self._record(module, inputs, named, self._rows_first(grad.detach())))
 
     def _rows_first(self, tensor: Tensor) -> Tensor:
         """[rows * n, ...] activations as [rows, n, ...]; anything else as it is."""
@@ -177,8 +171,8 @@ class HooksBackend(GradSampleHooks):
         for tensor in tensors:
             if tensor.dim() == 0 or (len(tensor) != self._rows and not _is_flattened(tensor, self._rows)):
                 raise BatchDimensionError(
-                    f"{self._name(module)} sees a tensor of shape {tuple(tensor.shape)} in a batch of {self._rows} rows: "
-                    "every layer with trainable parameters needs one row a sample; freeze this layer, or give it "
+                    f"{self._name(module)} sees a tensor of shape {tuple(tensor.shape)} in a batch of "
+                    f"{self._rows} rows: every layer with trainable parameters needs one row a sample; freeze this layer, or give it "
                     "inputs with a batch dimension (position ids of shape [batch, length], say)"
                 )
 

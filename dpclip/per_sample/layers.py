@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import cast
 
 import torch
 from opacus.grad_sample.grad_sample_module import GradSampleHooks
@@ -23,9 +24,7 @@ def conv1d(layer: Conv1D, activations: list[Tensor], backprops: Tensor) -> dict[
     return found
 
 
-def embedding(
-    layer: nn.Embedding, activations: list[Tensor], backprops: Tensor
-) -> dict[nn.Parameter, Tensor]:
+def embedding(layer: nn.Embedding, activations: list[Tensor], backprops: Tensor) -> dict[nn.Parameter, Tensor]:
     """Scatter the output gradients to their rows; the padding row gets none, as in autograd (Opacus gives it some)."""
     ids = activations[0]
     rows, dim = len(ids), layer.embedding_dim
@@ -35,10 +34,10 @@ def embedding(
         gradients = gradients.masked_fill((flat == layer.padding_idx).unsqueeze(-1), 0.0)
     found = gradients.new_zeros(rows, layer.num_embeddings, dim)
     found.scatter_add_(1, flat.unsqueeze(-1).expand(-1, -1, dim), gradients)
-    return {layer.weight: found}
+    return {cast(nn.Parameter, layer.weight): found}
 
 
-_OWN: dict[type[nn.Module], GradSampler] = {Conv1D: conv1d, nn.Embedding: embedding}
+_OWN: dict[type[nn.Module], Callable[..., dict[nn.Parameter, Tensor]]] = {Conv1D: conv1d, nn.Embedding: embedding}
 
 
 def sampler_for(layer: nn.Module) -> GradSampler | None:

@@ -42,17 +42,14 @@ GUARANTEE = (
 )
 ADJACENCIES = {
     "add-remove": "The guarantee compares training data with the same data after adding or removing a unit.",
-    "replace-one": "The guarantee compares training data with the same data after one unit is exchanged for"
-    " another.",
+    "replace-one": "The guarantee compares training data with the same data after one unit is exchanged for another.",
 }
 RUN = (
     Known("status", "Status"),
     Known("steps_planned", "Steps planned", "Fixed before training began."),
     Known("steps_taken", "Steps taken", "Updates of the model that were made."),
     Known("steps_charged", "Steps charged", "Counted in ε, each before its data were drawn."),
-    Known(
-        "steps_given_up", "Steps given up", "Charged but not used, as after a crash: ε can only be too large."
-    ),
+    Known("steps_given_up", "Steps given up", "Charged but not used, as after a crash: ε can only be too large."),
 )
 MECHANISM = (
     Known(
@@ -104,9 +101,7 @@ MODEL = (
     Known("name", "Model"),
     Known("parameters", "Parameters"),
     Known("trainable_parameters", "Trained parameters", "Only these were changed by the training data."),
-    Known(
-        "lora_rank", "LoRA rank", "Set when small added matrices were trained in place of the model's own."
-    ),
+    Known("lora_rank", "LoRA rank", "Set when small added matrices were trained in place of the model's own."),
 )
 EVALUATION = (
     Known("metric", "Metric"),
@@ -121,9 +116,7 @@ RANDOMNESS = (
 )
 LEDGER = (
     Known("entries", "Entries", "Charges written, each before its step drew data."),
-    Known(
-        "head", "Head", "Hash of the last entry, chained over all before it: it changes if any entry does."
-    ),
+    Known("head", "Head", "Hash of the last entry, chained over all before it: it changes if any entry does."),
 )
 
 

@@ -71,9 +71,7 @@ def _axes(axes: "Axes", plot: Plot) -> None:
     if plot.style == "profile":
         axes.set_xscale("log")
         axes.xaxis.set_minor_locator(NullLocator())
-        axes.xaxis.set_major_formatter(
-            FuncFormatter(lambda value, _: rounding.delta(float(value)).removeprefix("1×"))
-        )
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: rounding.delta(float(value)).removeprefix("1×")))
     else:
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: rounding.number(float(value), 9)))

@@ -74,14 +74,10 @@ def guarantee(statement: Statement) -> Section:
         }.get(fact.label, fact.meaning)
         lines.append(Fact(fact.label, fact.value, meaning))
         if fact.label == "Kind" and (assumption or stated.get("kind") == "conditional"):
-            lines.append(
-                Fact("Assumption", rounding.anything(assumption), "The guarantee stands or falls with it.")
-            )
+            lines.append(Fact("Assumption", rounding.anything(assumption), "The guarantee stands or falls with it."))
     intro = "What is promised about every unit of the training data."
     if bounded_epsilon(statement) is None:
-        intro = (
-            "Nothing is promised: without a finite ε there is no privacy guarantee, whatever else is stated."
-        )
+        intro = "Nothing is promised: without a finite ε there is no privacy guarantee, whatever else is stated."
     return Section("guarantee", "The guarantee", intro, (Facts(tuple(lines)),))
 
 
@@ -189,17 +185,13 @@ def evaluation(statement: Statement, released: Metrics) -> Section:
 def assumptions(statement: Statement) -> Section:
     """What must be true for the guarantee to hold."""
     intro = "The guarantee is a theorem about this run as long as the following is true."
-    return Section(
-        "assumptions", "Assumptions", intro, (Items(_listed(statement, "assumptions"), "Not stated."),)
-    )
+    return Section("assumptions", "Assumptions", intro, (Items(_listed(statement, "assumptions"), "Not stated."),))
 
 
 def not_covered(statement: Statement) -> Section:
     """What the guarantee says nothing about."""
     intro = "The guarantee says nothing about the following; each needs its own protection."
-    return Section(
-        "not-covered", "Not covered", intro, (Items(_listed(statement, "not_covered"), "Not stated."),)
-    )
+    return Section("not-covered", "Not covered", intro, (Items(_listed(statement, "not_covered"), "Not stated."),))
 
 
 def data_and_model(statement: Statement) -> Section:

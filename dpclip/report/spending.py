@@ -41,9 +41,7 @@ def _spend_plot(statement: Statement, points: Points) -> tuple[Plot, ...]:
         f" {rounding.number(points[0][0])} to {rounding.epsilon(last)} at step {rounding.number(last_step)}."
         " Between two listed steps the larger value is drawn."
     )
-    mark = Mark(
-        last_step, level, f"{'reached' if promised is None else 'guarantee'}: ε = {rounding.epsilon(level)}"
-    )
+    mark = Mark(last_step, level, f"{'reached' if promised is None else 'guarantee'}: ε = {rounding.epsilon(level)}")
     line = Line("ε", thinned(points))
     return (Plot("Privacy spent", description, "step", f"ε {at_delta}", (line,), "spend", mark),)
 

@@ -84,9 +84,7 @@ def _about_contradiction(statement: Statement) -> Iterator[Notice]:
             reached, end = entry.get("upper"), "is only known to be at most"
         value = rounding.exact(reached)
         if value is not None and value > promised * Decimal("1.000000001"):
-            text = (
-                f"{claim} {rounding.anything(entry.get('accountant'))} it {end} {rounding.epsilon(reached)}."
-            )
+            text = f"{claim} {rounding.anything(entry.get('accountant'))} it {end} {rounding.epsilon(reached)}."
             yield Notice(level, "The figures contradict each other", text)
 
 

@@ -50,9 +50,9 @@ class Classification:
                 f"label {unknown[0]!r} in {records.source} is not among the labels {', '.join(self.labels)}: "
                 "correct the file, or declare all labels with --labels"
             )
-        encoded = self.tokenizer(
-            list(records.texts or []), truncation=True, max_length=self.max_length, verbose=False
-        )["input_ids"]
+        encoded = self.tokenizer(list(records.texts or []), truncation=True, max_length=self.max_length, verbose=False)[
+            "input_ids"
+        ]
         pad = self.tokenizer.pad_token_id
         return [
             LabelledExample(ids or [pad], index[label])

@@ -47,9 +47,7 @@ MONTHS = _several(  # strftime would ask the locale
 DURATIONS = _several(
     "two days|four days|a week|ten days|two weeks|a month|six weeks|three months|half a year|since last night"
 )
-NEXT_VISITS = _several(
-    "in a week|in two weeks|in a month|in six weeks|in three months|if no better|as needed"
-)
+NEXT_VISITS = _several("in a week|in two weeks|in a month|in six weeks|in three months|if no better|as needed")
 
 
 @dataclass(frozen=True)
@@ -80,8 +78,7 @@ VOCABULARY = {
         "dry cough|cough with green sputum|short of breath on stairs|wheeze at night|sore throat|"
         "blocked nose|hoarse voice|chest tight in cold air",
         "wheeze both sides|clear lungs|throat red|oxygen 93 percent|fever 38.4|crackles at left base",
-        "amoxicillin 500 mg|salbutamol 2 puffs|prednisolone 30 mg|"
-        "budesonide 200 mcg|paracetamol 1 g at night",
+        "amoxicillin 500 mg|salbutamol 2 puffs|prednisolone 30 mg|budesonide 200 mcg|paracetamol 1 g at night",
         "chest film|peak flow diary|stop smoking advice|sputum sample|flu shot given",
     ),
     "heart": _words(
@@ -103,8 +100,7 @@ VOCABULARY = {
         "itchy rash on both arms|dark mole on the back|weeping eczema|painful boil|flaky scalp|"
         "red patch on the cheek|hives after prawns|ulcer on left shin",
         "mole 7 mm with uneven edge|dry scaly plaques|red and warm|no pus|nails pitted|fades on pressure",
-        "hydrocortisone cream|flucloxacillin 500 mg|cetirizine 10 mg daily|"
-        "doxycycline 100 mg daily|emollient at night",
+        "hydrocortisone cream|flucloxacillin 500 mg|cetirizine 10 mg daily|doxycycline 100 mg daily|emollient at night",
         "biopsy booked|photo taken|patch test|dressing twice a week|sun advice",
     ),
     "digestion": _words(

@@ -100,14 +100,10 @@ def _take(table: Table, chosen: dict[str, str]) -> Records:
             raise BadInput(f"{table.source}: there is no column {column!r}; give {option} one of {there}")
     values = table.read(list(dict.fromkeys(chosen.values())))
     for role in ("units", "labels"):
-        empty = next(
-            (row for row, v in enumerate(values.get(chosen.get(role, ""), []), 1) if not v.strip()), 0
-        )
+        empty = next((row for row, v in enumerate(values.get(chosen.get(role, ""), []), 1) if not v.strip()), 0)
         if empty:
             name = chosen[role]
-            raise BadInput(
-                f"{table.source}: row {empty} has no value in column {name!r}; fill it in or remove it"
-            )
+            raise BadInput(f"{table.source}: row {empty} has no value in column {name!r}; fill it in or remove it")
     records = Records(table.source, **{role: values[column] for role, column in chosen.items()})
     if not records.rows:
         raise BadInput(f"{table.source}: there are no rows; give data with at least one record")
@@ -139,9 +135,7 @@ def _check_pair(text: str | None, given: str | None, target: str | None, task: T
     if task == "classification":
         raise BadInput("--input-column and --target-column are for language modelling; give --text-column")
     if text is not None:
-        raise BadInput(
-            f"--text-column {text} excludes --input-column and --target-column; give one or the other"
-        )
+        raise BadInput(f"--text-column {text} excludes --input-column and --target-column; give one or the other")
     if given is None or target is None:
         column, lacking = (given, "--target-column") if target is None else (target, "--input-column")
         raise BadInput(f"column {column!r} is one half of input and target; give {lacking} too")

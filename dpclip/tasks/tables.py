@@ -65,9 +65,7 @@ def _builtin(public: bool) -> Table:
     notes = public_clinic_notes() if public else clinic_notes()
     source = "builtin clinic notes" + (" (public)" if public else "")
     columns = ["text", "patient", "category"]
-    return Table(
-        source, columns, lambda names: {name: [getattr(note, name) for note in notes] for name in names}
-    )
+    return Table(source, columns, lambda names: {name: [getattr(note, name) for note in notes] for name in names})
 
 
 def _from_hub(data: str, path: str, config: str | None, split: str | None) -> Table:
@@ -96,9 +94,7 @@ def _local(path: Path) -> Table:
     suffix = _format(path)
     if suffix is None:
         known = ", ".join(READERS)
-        raise BadInput(
-            f"{path.name}: this kind of file is not known; give one of {known}, each also with .gz"
-        )
+        raise BadInput(f"{path.name}: this kind of file is not known; give one of {known}, each also with .gz")
     columns, read = READERS[suffix](path.name, _content(path))
     return Table(path.name, columns, read)
 
@@ -139,9 +135,7 @@ def _read_delimited(name: str, content: bytes, dialect: dict[str, Any]) -> Colum
 
 def _parsed(name: str, text: str, dialect: dict[str, Any]) -> Iterator[list[str]]:
     """The header, then every row, each as long as the header; wholly blank lines are no rows."""
-    csv.field_size_limit(
-        max(csv.field_size_limit(), len(text))
-    )  # by default 128 KiB, less than a long letter
+    csv.field_size_limit(max(csv.field_size_limit(), len(text)))  # by default 128 KiB, less than a long letter
     reader = csv.reader(io.StringIO(text, newline=""), strict=True, **dialect)
     width = 0
     try:
@@ -154,9 +148,7 @@ def _parsed(name: str, text: str, dialect: dict[str, Any]) -> Iterator[list[str]
                 )
             yield row
     except csv.Error as error:
-        raise BadInput(
-            f"{name}: line {reader.line_num} cannot be parsed ({error}); mend its quotes"
-        ) from None
+        raise BadInput(f"{name}: line {reader.line_num} cannot be parsed ({error}); mend its quotes") from None
 
 
 def _read_csv(name: str, content: bytes) -> Columns:

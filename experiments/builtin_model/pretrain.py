@@ -137,9 +137,7 @@ def windows(stream: Tensor, end_id: int, recipe: Recipe, generator: torch.Genera
 
 
 @torch.no_grad()
-def perplexity(
-    model: GPT2LMHeadModel, stream: Tensor, recipe: Recipe, most_windows: int | None = None
-) -> float:
+def perplexity(model: GPT2LMHeadModel, stream: Tensor, recipe: Recipe, most_windows: int | None = None) -> float:
     """Per token, over consecutive windows of one context each; the first token of a window is not scored."""
     rows = stream[: len(stream) // recipe.context * recipe.context].view(-1, recipe.context)[:most_windows]
     model.eval()

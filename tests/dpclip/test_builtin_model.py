@@ -37,9 +37,7 @@ def model() -> Any:
 @torch.no_grad()
 def perplexity(model: Any, rows: list[list[int]]) -> float:
     """Per token; the first token of a row is given, not scored."""
-    losses = [
-        model(torch.tensor([row]), labels=torch.tensor([row])).loss.item() * (len(row) - 1) for row in rows
-    ]
+    losses = [model(torch.tensor([row]), labels=torch.tensor([row])).loss.item() * (len(row) - 1) for row in rows]
     return math.exp(sum(losses) / sum(len(row) - 1 for row in rows))
 
 

@@ -64,9 +64,7 @@ def test_streams_differ_by_step_generation_and_purpose_and_repeat_exactly() -> N
     sigma=st.floats(0.3, 20),
     weights=st.lists(st.floats(0.1, 10), min_size=12, max_size=12),
 )
-def test_sigma_eff_of_the_parts_is_the_planned_one(
-    bounds: list[float], sigma: float, weights: list[float]
-) -> None:
+def test_sigma_eff_of_the_parts_is_the_planned_one(bounds: list[float], sigma: float, weights: list[float]) -> None:
     raw = weights[: len(bounds)]
     shares = [w / sum(raw) for w in raw]
     sides = [side(relative_noise=3 * sigma), side(2.0, 4 * sigma)]
@@ -109,7 +107,7 @@ def test_scales_that_would_break_the_promise_are_refused(
 def test_release_refuses_less_noise_than_was_charged() -> None:
     total = GradientSum([torch.zeros(3)], [0])
     scale = scale_noise(1.0, [1.0], [1.0])
-    with pytest.raises(PrivacyError, match="charged at noise multiplier 1.1"):
+    with pytest.raises(PrivacyError, match=r"charged at noise multiplier 1\.1"):
         release(total, {}, scale, Receipt(0, 0, 1.1, 0), KEY)
 
 

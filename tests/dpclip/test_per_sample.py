@@ -29,11 +29,7 @@ def captured(
         with backend.capture(size) as view:
             reference.losses(model, chunk).mean().backward()
         norm = view.squared_norms().sqrt()
-        chosen = (
-            Flat(1.0).weightings(norm)["release"]
-            if factors is None
-            else factors[:, start : start + size].to(norm)
-        )
+        chosen = Flat(1.0).weightings(norm)["release"] if factors is None else factors[:, start : start + size].to(norm)
         view.weighted_sum(chosen, into=total)
         norms.append(norm[0])
         start += size
@@ -75,18 +71,13 @@ class _Blocks(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.table = nn.Embedding(7, 6)
-        self.blocks = nn.ModuleList(
-            nn.Sequential(nn.LayerNorm(6), nn.Linear(6, 6), nn.Tanh()) for _ in range(2)
-        )
+        self.blocks = nn.ModuleList(nn.Sequential(nn.LayerNorm(6), nn.Linear(6, 6), nn.Tanh()) for _ in range(2))
         self.reentrant: bool | None = None
 
     def forward(self, ids: Tensor) -> Tensor:
         x = self.table(ids)
         for block in self.blocks:
-            if self.reentrant is None:
-                x = x + block(x)
-            else:
-                x = x + checkpoint(block, x, use_reentrant=self.reentrant)
+            x = x + (block(x) if self.reentrant is None else checkpoint(block, x, use_reentrant=self.reentrant))
         return x.square().sum((1, 2))
 
 
@@ -201,5 +192,5 @@ def test_closing_leaves_no_trace_on_the_model() -> None:
 
 
 def test_unknown_mode_lists_the_known_ones() -> None:
-    with pytest.raises(BadInput, match="'magic'.*auto, functorch, hooks"):
+    with pytest.raises(BadInput, match=r"'magic'.*auto, functorch, hooks"):
         make_backend("magic", nn.Linear(1, 1), [], [])

@@ -245,9 +245,7 @@ def test_no_message_quotes_what_a_record_says(tmp_path: Path) -> None:
 @pytest.mark.parametrize("content", [b"not gzip", gzip.compress(b"text\na\n" * 99)[:-12]])
 def test_a_broken_gzip_file_is_refused(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "a.csv.gz").write_bytes(content)
-    assert refusal(str(tmp_path / "a.csv.gz")) == (
-        "a.csv.gz: this is not a complete gzip file; compress it again"
-    )
+    assert refusal(str(tmp_path / "a.csv.gz")) == ("a.csv.gz: this is not a complete gzip file; compress it again")
 
 
 def test_a_folder_is_refused(tmp_path: Path) -> None:
@@ -315,12 +313,8 @@ def test_two_columns_named_like_a_text_are_too_many(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "data", ["letters.csv", "my folder/letters", "../letters", "/no/such/file", "a/b.txt.gz", "a/b/c/d"]
 )
-def test_a_path_that_is_not_there_is_never_asked_of_the_hub(
-    data: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(
-        sys.modules, "datasets", SimpleNamespace()
-    )  # any use of it would say so in the message
+def test_a_path_that_is_not_there_is_never_asked_of_the_hub(data: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace())  # any use of it would say so in the message
     assert refusal(data) == f"{data}: there is no such file; check the path"
 
 

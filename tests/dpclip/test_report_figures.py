@@ -38,9 +38,7 @@ def test_a_step_recorded_twice_counts_once_with_its_last_value() -> None:
 
 
 def test_series_of_one_stem_share_a_figure_and_held_out_ones_stand_apart() -> None:
-    records = [
-        {"step": 1, "threshold_0": 1.0, "threshold_1": 2.0, "learning_rate": 0.1, "held_out_perplexity": 9.0}
-    ]
+    records = [{"step": 1, "threshold_0": 1.0, "threshold_1": 2.0, "learning_rate": 0.1, "held_out_perplexity": 9.0}]
     assert [len(plot.lines) for plot in metrics.plots(records, held_out=False)] == [2, 1]
     assert [plot.title for plot in metrics.plots(records, held_out=True)] == ["Held out perplexity"]
 
@@ -76,9 +74,7 @@ def test_the_same_points_give_the_same_bytes_whatever_the_reader_has_set() -> No
 
 
 def test_two_figures_of_a_page_share_no_id() -> None:
-    first, second = (
-        set(re.findall(r'\bid="([^"]+)"', svg(PLOT, anchor))) for anchor in ("figure-1", "figure-2")
-    )
+    first, second = (set(re.findall(r'\bid="([^"]+)"', svg(PLOT, anchor))) for anchor in ("figure-1", "figure-2"))
     assert first
     assert not first & second
 
@@ -101,9 +97,7 @@ def test_hostile_labels_are_shown_as_words(hostile: str) -> None:
 
 def test_a_spend_names_the_level_and_is_drawn_from_above() -> None:
     points = ((0.0, 0.0), (10.0, 3.0), (20.0, 4.0))
-    plot = Plot(
-        "Spend", "", "step", "ε", (Line("ε", points),), "spend", Mark(20.0, 8.0, "guarantee: ε = 8.00")
-    )
+    plot = Plot("Spend", "", "step", "ε", (Line("ε", points),), "spend", Mark(20.0, 8.0, "guarantee: ε = 8.00"))
     drawn = svg(plot, "figure-1")
     assert "guarantee: ε = 8.00" in drawn
     line = max(re.findall(r'd="([^"]+)"', drawn), key=lambda path: path.count("L") if "z" not in path else 0)

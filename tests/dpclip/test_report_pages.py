@@ -62,9 +62,7 @@ STATEMENT: dict[str, Any] = {
     "versions": {"dpclip": "0.1.0", "torch": "2.13.0"},
     "ledger": {"entries": 64, "head": "9f86d081884c7d65"},
 }
-METRICS = [
-    {"step": step, "released_gradient_norm": 0.8 + step, "learning_rate": 1e-3} for step in range(1, 13)
-]
+METRICS = [{"step": step, "released_gradient_norm": 0.8 + step, "learning_rate": 1e-3} for step in range(1, 13)]
 METRICS += [{"step": 10, "held_out_perplexity": 55.125}]
 
 
@@ -163,9 +161,7 @@ def test_fields_of_unknown_name_are_shown_too(tmp_path: Path, format: report.For
 
 def test_markdown_begins_with_the_guarantee_and_keeps_its_order(tmp_path: Path) -> None:
     text = report.render(folder(tmp_path, STATEMENT, METRICS), "md")
-    assert text.startswith(
-        "# Privacy statement\n\n**The training is (7.98, 1e-05)-differentially private.**\n"
-    )
+    assert text.startswith("# Privacy statement\n\n**The training is (7.98, 1e-05)-differentially private.**\n")
     titles = re.findall(r"^## (.*)", text, flags=re.MULTILINE)
     wanted = "The guarantee,Run and mechanism,Accountants,Privacy profile,Evaluation,Assumptions,Not covered"
     assert ",".join(titles[1:]) == wanted + ",Data and model,Randomness,Versions,Ledger"
@@ -198,11 +194,7 @@ def test_a_conditional_guarantee_leads_with_its_assumption(tmp_path: Path, forma
         assert "the error stays bounded" in opening
     else:
         words = page_text(text)
-        assert (
-            words.index("Conditional guarantee")
-            < words.index("the error stays bounded")
-            < words.index("7.98,")
-        )
+        assert words.index("Conditional guarantee") < words.index("the error stays bounded") < words.index("7.98,")
         assert 'class="notice danger"' in text
 
 
@@ -283,11 +275,7 @@ def test_hostile_words_stay_words(tmp_path: Path, place: str) -> None:
         "package": {"versions": {HOSTILE: HOSTILE}},
         "metric": {},
     }
-    metrics = (
-        [{"step": step, HOSTILE: step, HOSTILE + "[1]": 2.0} for step in range(3)]
-        if place == "metric"
-        else []
-    )
+    metrics = [{"step": step, HOSTILE: step, HOSTILE + "[1]": 2.0} for step in range(3)] if place == "metric" else []
     run = folder(tmp_path, change(**parts[place]), metrics)
     page, text = report.render(run, "html"), report.render(run, "md")
     assert "script" not in read(page).tags

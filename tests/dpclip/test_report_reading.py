@@ -58,9 +58,7 @@ def test_a_newer_schema_is_refused_in_every_format(run: Path, format: report.For
 
 @pytest.mark.parametrize("schema", ["1", 1.5, True, [1]])
 def test_a_schema_that_is_no_whole_number_is_refused(run: Path, schema: object) -> None:
-    (run / "public" / "statement.json").write_text(
-        json.dumps({**STATEMENT, "schema": schema}), encoding="utf-8"
-    )
+    (run / "public" / "statement.json").write_text(json.dumps({**STATEMENT, "schema": schema}), encoding="utf-8")
     assert "no version number" in refusal(run)
 
 
@@ -120,9 +118,7 @@ def imported(tree: ast.AST, deep: bool) -> set[str]:
     return {name.split(".")[0] for name in names}
 
 
-@pytest.mark.parametrize(
-    "path", sorted(Path(report.__file__).parent.glob("*.py")), ids=lambda path: path.name
-)
+@pytest.mark.parametrize("path", sorted(Path(report.__file__).parent.glob("*.py")), ids=lambda path: path.name)
 def test_the_report_is_light_to_import(path: Path) -> None:
     tree = ast.parse(path.read_text(encoding="utf-8"))
     assert not imported(tree, deep=True) & {"torch", "opacus", "scipy", "accounting"}

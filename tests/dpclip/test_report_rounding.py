@@ -33,9 +33,7 @@ def test_epsilon_is_rounded_up(value: object, shown: str) -> None:
     assert rounding.epsilon(value) == shown
 
 
-@pytest.mark.parametrize(
-    "value", [0.00012345, 0.0456, 0.0999, 0.1001, 1.005, 2.675, 7.9701, 99.999, 12345.678]
-)
+@pytest.mark.parametrize("value", [0.00012345, 0.0456, 0.0999, 0.1001, 1.005, 2.675, 7.9701, 99.999, 12345.678])
 def test_no_displayed_epsilon_is_below_the_stated_one(value: float) -> None:
     assert Decimal(rounding.epsilon(value)) >= Decimal(repr(value))
     assert Decimal(rounding.lower_epsilon(value)) <= Decimal(repr(value))
