@@ -32,7 +32,7 @@ class Settings:
         delta: default min(1e-5, 1/(10 N)).
         batch_size: expected units a logical batch; default 256, or N/4 if that is less.
         epochs: default 3 (or `steps`).
-        lr: default 1e-3, 5e-3 with adapters (AdamW); 0.5 (SGD).
+        lr: default 0.768 / width for AdamW (1e-3 at width 768), four times that with adapters; 0.5 for SGD.
     """
 
     epsilon: float
@@ -85,12 +85,13 @@ class Settings:
         if self.epochs is not None and self.steps is not None:
             raise BadInput("--epochs and --steps both set the length of training: give one of them")
 
-    @property
-    def learning_rate(self) -> float:
-        """The given learning rate, or the optimizer's default."""
+    def learning_rate(self, width: int) -> float:
+        """The given learning rate, or the optimizer's default for a model of this width."""
         if self.lr is not None:
             return self.lr
-        return 0.5 if self.optimizer == "sgd" else (5e-3 if self.lora else 1e-3)
+        if self.optimizer == "sgd":
+            return 0.5
+        return (4 if self.lora else 1) * 0.768 / width
 
     def to_toml(self, *, public: bool = False) -> str:
         """All settings that have a value; the public form leaves out secrets and the folders of files."""

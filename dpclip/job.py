@@ -65,6 +65,12 @@ class Job:
             state.update(b"|")
         return state.hexdigest()
 
+    @property
+    def learning_rate(self) -> float:
+        """Peak learning rate."""
+        width = getattr(self.loaded.model.config, "hidden_size", None)
+        return self.settings.learning_rate(width if isinstance(width, int) else 768)
+
     def without_privacy(self) -> Job:
         """The same run with epsilon = inf, from a freshly loaded model."""
         settings = self.settings.changed(epsilon=math.inf, baseline=False)

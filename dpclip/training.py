@@ -170,7 +170,7 @@ class _Run:
         """Dropout and learning rate depend on the step alone, so that a replay is the same."""
         torch.manual_seed(self.job.key.integer("dropout", step, generation))
         for group in self.training.engine.optimizer.param_groups:
-            group["lr"] = learning_rate(self.job.settings, step, self.job.plan.steps)
+            group["lr"] = learning_rate(self.job, step)
 
     def took(self, step: int, released: Released[StepRelease]) -> None:
         norm = released.map(lambda r: math.sqrt(sum(float(t.double().square().sum()) for t in r.gradient)))
@@ -178,7 +178,7 @@ class _Run:
         epsilon = epsilon_after(self.spend, released.receipt.position + 1)
         values = {
             "released_gradient_norm": norm.value / plan.expected_batch_size,
-            "learning_rate": learning_rate(self.job.settings, step, plan.steps),
+            "learning_rate": learning_rate(self.job, step),
         }
         line = {**values, "epsilon": epsilon} if plan.private else values
         self.metrics.add(done, line)
@@ -258,7 +258,7 @@ class _Run:
             model=_describe_model(self.job),
             evaluation=_describe_evaluation(self.job, before, after),
             spend=self.spend,
-            settings={"epochs": self.job.settings.epochs, "learning_rate": self.job.settings.learning_rate},
+            settings={"epochs": self.job.settings.epochs, "learning_rate": self.job.learning_rate},
         )
         statement = compile_statement(self.training, facts)
         write_atomically(self.folder.statement_path, to_json(statement))
@@ -270,9 +270,9 @@ def _assemble(job: Job, ledger: Ledger, commitments: Commitments) -> PrivateTrai
     settings, model = job.settings, job.loaded.model
     parameters = list(trainable(model).values())
     if settings.optimizer == "sgd":
-        optimizer: torch.optim.Optimizer = torch.optim.SGD(parameters, lr=settings.learning_rate)
+        optimizer: torch.optim.Optimizer = torch.optim.SGD(parameters, lr=job.learning_rate)
     else:
-        optimizer = torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=0.0)
+        optimizer = torch.optim.AdamW(parameters, lr=job.learning_rate, weight_decay=0.0)
     return assemble(
         model, optimizer, job.examples, job.index, plan=job.plan, key=job.key, ledger=ledger,
         commitments=commitments, rule=make_rule(settings.clipping), grad_sample_mode=settings.grad_sample_mode,
@@ -282,14 +282,15 @@ def _assemble(job: Job, ledger: Ledger, commitments: Commitments) -> PrivateTrai
     )  # fmt: skip
 
 
-def learning_rate(settings: Settings, step: int, steps: int) -> float:
+def learning_rate(job: Job, step: int) -> float:
     """The rate of one step: a function of the step number alone, so a resumed run needs no schedule state."""
+    steps = job.plan.steps
     shapes = {
         "constant": 1.0,
         "linear": 1 - step / steps,
         "cosine": 0.5 * (1 + math.cos(math.pi * step / steps)),
     }
-    return settings.learning_rate * shapes[settings.lr_schedule]
+    return job.learning_rate * shapes[job.settings.lr_schedule]
 
 
 def _spending(plan: Plan) -> list[tuple[int, float]]:

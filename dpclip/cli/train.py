@@ -58,7 +58,7 @@ def add_to(app: typer.Typer, errors: Callable[[], AbstractContextManager[None]])
         batch_size: Annotated[int | None, _o("Expected units a step (default 256, at most N/4).", _TRAINING)] = None,
         physical_batch_size: Annotated[int, _o("Rows computed at once (default 32).", _TRAINING)] = 32,
         optimizer: Annotated[str, _o("adamw (default) or sgd.", _TRAINING)] = "adamw",
-        lr: Annotated[float | None, _o("Learning rate.", _TRAINING)] = None,
+        lr: Annotated[float | None, _o("Learning rate (default 0.768 / width of the model).", _TRAINING)] = None,
         lr_schedule: Annotated[str, _o("linear (default), constant or cosine.", _TRAINING)] = "linear",
         eval_every: Annotated[int | None, _o("Held-out figure every so many steps.", _TRAINING)] = None,
         baseline: Annotated[bool, _o("Then train without privacy, for comparison.", _TRAINING, "--baseline")] = False,

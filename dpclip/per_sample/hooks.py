@@ -172,7 +172,8 @@ class HooksBackend(GradSampleHooks):
             if tensor.dim() == 0 or (len(tensor) != self._rows and not _is_flattened(tensor, self._rows)):
                 raise BatchDimensionError(
                     f"{self._name(module)} sees a tensor of shape {tuple(tensor.shape)} in a batch of "
-                    f"{self._rows} rows: every layer with trainable parameters needs one row a sample; freeze this layer, or give it "
+                    f"{self._rows} rows: every layer with trainable parameters needs one row a sample; "
+                    "freeze this layer, or give it "
                     "inputs with a batch dimension (position ids of shape [batch, length], say)"
                 )
 

@@ -49,7 +49,7 @@ RUN = (
     Known("steps_planned", "Steps planned", "Fixed before training began."),
     Known("steps_taken", "Steps taken", "Updates of the model that were made."),
     Known("steps_charged", "Steps charged", "Counted in ε, each before its data were drawn."),
-    Known("steps_given_up", "Steps given up", "Charged but not used, as after a crash: ε can only be too large."),
+    Known("steps_given_up", "Steps given up", "Planned but not taken, because the budget was used up."),
 )
 MECHANISM = (
     Known(

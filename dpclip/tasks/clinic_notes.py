@@ -253,7 +253,7 @@ def _notes(count: int, seed: int, pool: Pool) -> list[Note]:
     return choose.shuffled(notes[:count])
 
 
-def clinic_notes(count: int = 4096, seed: int = 0) -> list[Note]:
+def clinic_notes(count: int = 3072, seed: int = 0) -> list[Note]:
     """`count` notes of invented visits, in random order; about a third of the patients have several.
 
     Args:

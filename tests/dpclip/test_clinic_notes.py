@@ -28,7 +28,7 @@ def digest(notes: list[Note]) -> str:
 
 def test_the_corpus_is_the_one_of_the_first_release() -> None:
     """A pin, not a golden value: results are published on this text, so it may never change."""
-    assert digest(clinic_notes()) == "ab9c617383ca0f3d37045ac5c66137e2cf22f9855894e364f0dd0cee2e304567"
+    assert digest(clinic_notes(4096)) == "ab9c617383ca0f3d37045ac5c66137e2cf22f9855894e364f0dd0cee2e304567"
     assert digest(public_clinic_notes()) == "26e2e9aca3ad63bf3a662c4353d17ceef74afa70c898f94ca1085af9ffaab2bc"
 
 
@@ -99,7 +99,7 @@ def test_some_patients_come_often_and_most_come_once() -> None:
 def test_every_category_has_a_fair_share_of_the_notes() -> None:
     counts = Counter(note.category for note in clinic_notes())
     assert set(counts) == set(CATEGORIES)
-    assert min(counts.values()) > 0.7 * 4096 / len(CATEGORIES)
+    assert min(counts.values()) > 0.7 * 3072 / len(CATEGORIES)
 
 
 def test_the_generator_imports_the_standard_library_alone() -> None:
