@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from dpclip import clipping
+    from dpclip.assembly import make_private
     from dpclip.errors import BadInput, BudgetExhausted
     from dpclip.plan import Plan, make_plan
     from dpclip.preflight import check_model
-    from dpclip.private import Guarantee, PrivateTraining, make_private
+    from dpclip.private import Guarantee, PrivateTraining
 
 __version__ = "0.1.0"
 
@@ -35,7 +36,7 @@ _HOMES = {
     "PrivateTraining": "dpclip.private",
     "check_model": "dpclip.preflight",
     "make_plan": "dpclip.plan",
-    "make_private": "dpclip.private",
+    "make_private": "dpclip.assembly",
 }
 
 

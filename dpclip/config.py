@@ -52,6 +52,7 @@ class Settings:
     tokenizer: str | None = None
     from_scratch: bool = False
     lora: int | None = None
+    device: str = "auto"
     max_length: int | None = None
     long_records: LongRecords = "truncate"
     clipping: str = "flat"

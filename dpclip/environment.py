@@ -33,11 +33,12 @@ def versions() -> dict[str, str]:
     return found
 
 
-def fingerprint(physical_batch_size: int) -> dict[str, str]:
+def fingerprint(physical_batch_size: int, device: torch.device) -> dict[str, str]:
     """Two runs with equal fingerprints are expected to compute the same bits."""
     return {
         **versions(),
         "machine": f"{platform.system()} {platform.machine()} {_processor()}",
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
         "threads": str(torch.get_num_threads()),
         "physical_batch_size": str(physical_batch_size),
     }

@@ -169,6 +169,7 @@ def _load(settings: Settings, records: Records, key: SecretKey) -> LoadedModel:
         tokenizer=settings.tokenizer,
         from_scratch=settings.from_scratch,
         lora=settings.lora,
+        device=settings.device,
     )
 
 

@@ -165,16 +165,12 @@ class Commitments:
         self._path = path
         self._seen: dict[tuple[int, int], str] = {}
         if path is not None and path.exists():
-            for line in path.read_text().split("\n")[:-1]:  # a torn last line was followed by no release
-                fields = line.split()
-                if len(fields) == 3:
-                    self._seen[int(fields[0]), int(fields[1])] = fields[2]
-            self._rewrite()
-
-    def _rewrite(self) -> None:
-        assert self._path is not None
-        lines = "".join(f"{step} {gen} {digest}\n" for (step, gen), digest in self._seen.items())
-        self._path.write_text(lines)
+            whole, _, torn = path.read_bytes().rpartition(b"\n")
+            for line in whole.decode().splitlines():
+                step, generation, digest = line.split()
+                self._seen[int(step), int(generation)] = digest
+            if torn:  # its release never happened
+                os.truncate(path, len(whole) + 1 if whole else 0)
 
     def confirm(self, receipt: Receipt, digest: str) -> bool:
         """Record the fingerprint; False if another gradient is on record for the same randomness."""

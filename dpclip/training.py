@@ -12,21 +12,24 @@ import torch
 
 from accounting.statement import spending
 from dpclip import report
+from dpclip.assembly import assemble, trainable
 from dpclip.checkpoint import Checkpoints
 from dpclip.clipping import StepRelease, make_rule
 from dpclip.config import Settings
 from dpclip.engine import ReplayDiverged
 from dpclip.environment import differences, fingerprint, reuse_heap
 from dpclip.errors import BadInput, BudgetExhausted
+from dpclip.facts import facts_of
 from dpclip.job import Job, prepare
 from dpclip.ledger import Commitments, Ledger
 from dpclip.models.loading import save_model
 from dpclip.plan import Plan
-from dpclip.private import PrivateTraining, assemble, trainable
+from dpclip.private import PrivateTraining
 from dpclip.randomness import SecretKey
 from dpclip.released import Released
 from dpclip.run_folder import MetricsLog, RunFolder, check_free, write_atomically
-from dpclip.statement import RunFacts, compile_statement, to_json
+from dpclip.statement import compile_statement, to_json
+from dpclip.tasks.placement import device_of
 
 
 class Listener(Protocol):
@@ -123,7 +126,7 @@ class _Run:
         self, job: Job, folder: RunFolder | None, ledger: Ledger, commitments: Commitments, listener: Listener
     ) -> None:
         self.job, self.folder, self.listener = job, folder, listener
-        self.environment = fingerprint(job.settings.physical_batch_size)
+        self.environment = fingerprint(job.settings.physical_batch_size, device_of(job.loaded.model))
         self.training = _assemble(job, ledger, commitments)
         self.training.observers.append(self)
         self.checkpoints = Checkpoints(folder.private / "checkpoint") if folder else None
@@ -252,14 +255,7 @@ class _Run:
         if status != "complete":
             self._save()
         save_model(self.job.loaded, self.folder.public / "model")
-        facts = RunFacts(
-            status=status,
-            data=_describe_data(self.job),
-            model=_describe_model(self.job),
-            evaluation=_describe_evaluation(self.job, before, after),
-            spend=self.spend,
-            settings={"epochs": self.job.settings.epochs, "learning_rate": self.job.learning_rate},
-        )
+        facts = facts_of(self.job, status, self.spend, before, after)
         statement = compile_statement(self.training, facts)
         write_atomically(self.folder.statement_path, to_json(statement))
         report.write(self.folder.path)
@@ -302,52 +298,3 @@ def _spending(plan: Plan) -> list[tuple[int, float]]:
 def epsilon_after(spend: list[tuple[int, float]], charges: int) -> float:
     """epsilon after so many charges, read from the next point of the curve, so never too small."""
     return next((epsilon for count, epsilon in spend if count >= charges), math.inf)
-
-
-def _describe_data(job: Job) -> dict[str, Any]:
-    training: dict[str, Any] = {
-        "source": job.records.source,
-        "rows": job.records.rows,
-        "units": len(job.index),
-        "truncation": f"records longer than {job.task.max_length} tokens are truncated, never split",
-    }
-    if job.index.grouped:
-        training["rows_per_unit_and_step"] = job.settings.rows_per_unit
-    if job.settings.task == "classification":
-        training["labels"] = list(getattr(job.task, "labels", ()))
-    described: dict[str, Any] = {"training": training}
-    if job.evaluation_records is not None:
-        described["evaluation"] = {
-            "source": job.evaluation_records.source,
-            "rows": job.evaluation_records.rows,
-            "declared": _declared(job),
-        }
-    return described
-
-
-def _declared(job: Job) -> str:
-    if job.settings.eval_data is None:
-        return "public: invented notes of other people than the training notes"
-    return "separate data declared public by the user; epsilon does not protect its records"
-
-
-def _describe_model(job: Job) -> dict[str, Any]:
-    parameters = list(job.loaded.model.parameters())
-    return {
-        "name": job.loaded.name if not Path(job.loaded.name).exists() else Path(job.loaded.name).name,
-        "parameters": sum(p.numel() for p in parameters),
-        "trainable_parameters": sum(p.numel() for p in parameters if p.requires_grad),
-        "lora_rank": job.loaded.lora_rank,
-    }
-
-
-def _describe_evaluation(job: Job, before: float | None, after: float | None) -> dict[str, Any] | None:
-    if before is None and after is None:
-        return None
-    finite = [v if v is not None and math.isfinite(v) else None for v in (before, after)]
-    return {
-        "metric": job.task.metric,
-        "before": finite[0],
-        "after": finite[1],
-        "declared": _declared(job),
-    }

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from dpclip.clipping import rule_names
 from dpclip.cli.app import app
+from dpclip.clipping import rule_names
 from dpclip.config import Settings, option
 
 ROOT = Path(__file__).parents[1]

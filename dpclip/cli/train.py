@@ -52,6 +52,7 @@ def add_to(app: typer.Typer, errors: Callable[[], AbstractContextManager[None]])
             bool, _o("Random weights for the model's config.json.", _MODEL, "--from-scratch")
         ] = False,
         lora: Annotated[int | None, _o("Train adapters of this rank only.", _MODEL)] = None,
+        device: Annotated[str, _o("auto (default: a GPU if there is one), cpu, cuda, …", _MODEL)] = "auto",
         grad_sample_mode: Annotated[str, _o("auto (default), hooks or functorch.", _MODEL)] = "auto",
         epochs: Annotated[float | None, _o("Passes over the data (default 3).", _TRAINING)] = None,
         steps: Annotated[int | None, _o("Logical steps, instead of epochs.", _TRAINING)] = None,

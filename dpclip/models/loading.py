@@ -50,6 +50,7 @@ def load_model(
     tokenizer: str | None = None,
     from_scratch: bool = False,
     lora: int | None = None,
+    device: str = "cpu",
 ) -> LoadedModel:
     """Load (or, from scratch, initialise) a model for a task.
 
@@ -60,6 +61,7 @@ def load_model(
         tokenizer: another folder or hub name for the tokenizer.
         from_scratch: build the architecture of the folder's config.json with random weights.
         lora: train adapters of this rank instead of all weights.
+        device: where the model computes: "cpu", "cuda", …, or "auto" for a GPU if there is one.
 
     Raises:
         BadInput: the model or tokenizer cannot be read; LoRA does not know the architecture.
@@ -78,7 +80,23 @@ def load_model(
     if lora is not None:
         model = _add_adapters(model, task, lora, name)
     context = getattr(model.config, "max_position_embeddings", None) or 1024
-    return LoadedModel(model, text, name, int(context), lora)
+    return LoadedModel(model.to(find_device(device)), text, name, int(context), lora)
+
+
+def find_device(name: str) -> torch.device:
+    """The device of that name; "auto" takes a GPU if there is one.
+
+    Raises:
+        BadInput: torch cannot use it.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        return torch.zeros(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise BadInput(
+            f"--device {name!r} cannot be used: {str(error).splitlines()[0]}; leave it out, or give cpu"
+        ) from error
 
 
 def _load_weights(source: str, name: str, task: str, labels: list[str] | None, from_scratch: bool) -> Any:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dpclip.errors import BadInput
+from dpclip.tasks.placement import device_of
 from dpclip.tasks.records import Records
 
 
@@ -80,10 +81,13 @@ class Classification:
 
     def losses(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
         """Cross entropy, shape [rows]."""
-        return F.cross_entropy(self._logits(model, batch), batch["labels"], reduction="none")
+        logits = self._logits(model, batch)
+        return F.cross_entropy(logits, batch["labels"].to(logits.device), reduction="none")
 
     def _logits(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
-        return model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits.float()
+        device = device_of(model)
+        ids, mask = batch["input_ids"].to(device), batch["attention_mask"].to(device)
+        return model(input_ids=ids, attention_mask=mask).logits.float()
 
     @torch.no_grad()
     def evaluate(self, model: nn.Module, examples: Sequence[LabelledExample], rows: int = 32) -> float:
@@ -93,7 +97,7 @@ class Classification:
         ordered = sorted(examples, key=self.cost)
         for start in range(0, len(ordered), rows):
             batch = self.collate(ordered[start : start + rows])
-            right += int((self._logits(model, batch).argmax(1) == batch["labels"]).sum())
+            right += int((self._logits(model, batch).argmax(1).cpu() == batch["labels"]).sum())
         model.train()
         return right / max(len(examples), 1)
 

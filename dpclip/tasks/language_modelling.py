@@ -11,9 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dpclip.tasks.placement import device_of
 from dpclip.tasks.records import Records
 
 _IGNORE = -100
+_LOGITS = 1 << 26  # most logits held at once in evaluation
 
 
 @dataclass(frozen=True)
@@ -95,6 +97,7 @@ class LanguageModelling:
         return token_losses.sum(1) / counted.sum(1).clamp(min=1)
 
     def _token_losses(self, model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        batch = {name: tensor.to(device_of(model)) for name, tensor in batch.items()}
         output = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False)
         logits, labels = output.logits[:, :-1].float(), batch["labels"][:, 1:]
         flat = F.cross_entropy(
@@ -103,8 +106,9 @@ class LanguageModelling:
         return flat.view(labels.shape), (labels != _IGNORE)
 
     @torch.no_grad()
-    def evaluate(self, model: nn.Module, examples: Sequence[Example], rows: int = 32) -> float:
+    def evaluate(self, model: nn.Module, examples: Sequence[Example]) -> float:
         """Perplexity a target token over all examples; inf for a model that has diverged."""
+        rows = max(1, min(32, _LOGITS // (len(self.tokenizer) * self.max_length)))
         model.eval()
         total, tokens = 0.0, 0
         ordered = sorted(examples, key=self.cost)

@@ -187,7 +187,7 @@ def test_an_exhausted_budget_exits_with_3(place: Path, monkeypatch: pytest.Monke
     state = json.loads((folder / "state.json").read_text())
     # As if the run had stopped at step 2 and gone on elsewhere.
     (folder / "state.json").write_text(json.dumps({**state, "step": 2}))
-    monkeypatch.setattr(training, "fingerprint", lambda size: {"threads": "64"})
+    monkeypatch.setattr(training, "fingerprint", lambda *_: {"threads": "64"})
     result = dpclip("train", "--resume", place / "spent")
     assert result.exit_code == 3, result.output
     assert "given up" in result.output
@@ -217,6 +217,7 @@ def test_an_exhausted_budget_exits_with_3(place: Path, monkeypatch: pytest.Monke
         ({"max_length": 64}, ["64", "context of 32"]),
         ({"epochs": 2}, ["--epochs", "--steps"]),
         ({"lr": -1}, ["--lr -1", "positive"]),
+        ({"device": "abacus"}, ["'abacus'", "cpu"]),
     ],
 )
 def test_bad_values_get_one_line_and_leave_nothing(place: Path, replaced: dict[str, Any], parts: list[str]) -> None:

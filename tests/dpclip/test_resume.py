@@ -144,8 +144,8 @@ def test_another_machine_draws_afresh_and_is_charged_again(
     place: Path, whole: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = interrupted(place, "moved", 13)
-    elsewhere = environment.fingerprint(8) | {"threads": "64"}
-    monkeypatch.setattr(training, "fingerprint", lambda size: elsewhere)
+    elsewhere = environment.fingerprint(8, torch.device("cpu")) | {"threads": "64"}
+    monkeypatch.setattr(training, "fingerprint", lambda *_: elsewhere)
     outcome = resume(run)
     charged = tiny.ledger_steps(run)
     assert [s for s, g in charged if g == 0] == list(range(13))
@@ -183,7 +183,9 @@ def test_a_replay_that_diverges_is_stopped_before_its_release(place: Path) -> No
 
 def test_a_run_killed_again_in_the_new_environment_replays_there(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = interrupted(place, "twice", 7)
-    monkeypatch.setattr(training, "fingerprint", lambda size: environment.fingerprint(8) | {"threads": "64"})
+    monkeypatch.setattr(
+        training, "fingerprint", lambda *_: environment.fingerprint(8, torch.device("cpu")) | {"threads": "64"}
+    )
     folder = RunFolder.open(run)
     with pytest.raises(Stopped):
         training.resume(folder, folder.settings(), StopAfter(8))
