@@ -145,7 +145,7 @@ def _plan(settings: Settings, index: UnitIndex, fixed: Plan | None) -> Plan:
         target_delta=settings.delta,
         epochs=epochs,
         steps=settings.steps,
-        accountant=settings.accountant,
+        accountant=fixed.accountant if fixed else settings.accountant,
         unit=f"all rows with one value of {settings.unit_column!r}"
         if settings.unit_column
         else "one row of the training data",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
 from typing import Any
 
@@ -15,6 +15,7 @@ from accounting import (
     NonPrivate,
     PoissonGaussian,
     calibrate_noise_multiplier,
+    compare,
 )
 from dpclip.errors import BadInput
 
@@ -156,9 +157,24 @@ def make_plan(
     draft = Plan(units, expected_batch_size, count, 0.0, delta, target_epsilon, accountant, adjacency, unit)
     if not draft.private:
         return draft
-    sigma = noise_multiplier
-    if sigma is None:
-        sigma = calibrate_noise_multiplier(
-            target_epsilon, delta, draft.sample_rate, count, adjacency=adjacency, accountant=accountant
-        ).noise_multiplier
-    return Plan(units, expected_batch_size, count, sigma, delta, target_epsilon, accountant, adjacency, unit)
+    if noise_multiplier is not None:
+        return replace(draft, noise_multiplier=noise_multiplier)
+    planned = _calibrated(draft)
+    if accountant != "rdp" and _reported(planned) > target_epsilon:
+        # The opinions differ on this schedule, so the statement will report the largest: plan for that one.
+        planned = _calibrated(replace(draft, accountant="rdp"))
+    return planned
+
+
+def _calibrated(draft: Plan) -> Plan:
+    found = calibrate_noise_multiplier(
+        draft.target_epsilon, draft.delta, draft.sample_rate, draft.steps,
+        adjacency=draft.adjacency, accountant=draft.accountant,
+    )  # fmt: skip
+    return replace(draft, noise_multiplier=found.noise_multiplier)
+
+
+def _reported(plan: Plan) -> float:
+    """What a statement on the whole plan would say."""
+    spent = [(plan.event(), plan.steps)]
+    return compare(spent, plan.delta, adjacency=plan.adjacency, accountant=plan.accountant).epsilon
