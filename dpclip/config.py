@@ -32,6 +32,7 @@ class Settings:
         delta: default min(1e-5, 1/(10 N)).
         batch_size: expected units a logical batch; default 256, or N/4 if that is less.
         epochs: default 3 (or `steps`).
+        physical_batch_size: default 32, fewer where their gradients would take more than about 2 GiB.
         lr: default 0.768 / width for AdamW (1e-3 at width 768), four times that with adapters; 0.5 for SGD.
     """
 
@@ -61,7 +62,7 @@ class Settings:
     epochs: float | None = None
     steps: int | None = None
     batch_size: int | None = None
-    physical_batch_size: int = 32
+    physical_batch_size: int | None = None
     optimizer: OptimizerName = "adamw"
     lr: float | None = None
     lr_schedule: ScheduleName = "linear"

@@ -24,6 +24,8 @@ from dpclip.tasks.records import Records, read_records
 
 _LONGEST = 128  # default record length in tokens, if the model has room for it
 _LONGEST_BATCH = 256
+_MOST_ROWS = 32
+_GRADIENT_BYTES = 2 << 30
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,15 @@ class Job:
         """Peak learning rate."""
         width = getattr(self.loaded.model.config, "hidden_size", None)
         return self.settings.learning_rate(width if isinstance(width, int) else 768)
+
+    @property
+    def physical_batch_size(self) -> int:
+        """Rows computed at once: as asked, or at most 32 and few enough for their gradients to fit."""
+        if self.settings.physical_batch_size is not None:
+            return self.settings.physical_batch_size
+        # A row's gradients are held once, and up to twice more while a tied or large layer is being added.
+        row = 3 * 4 * sum(p.numel() for p in self.loaded.model.parameters() if p.requires_grad)
+        return max(1, min(_MOST_ROWS, _GRADIENT_BYTES // row))
 
     def without_privacy(self) -> Job:
         """The same run with epsilon = inf, from a freshly loaded model."""

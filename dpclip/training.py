@@ -126,7 +126,7 @@ class _Run:
         self, job: Job, folder: RunFolder | None, ledger: Ledger, commitments: Commitments, listener: Listener
     ) -> None:
         self.job, self.folder, self.listener = job, folder, listener
-        self.environment = fingerprint(job.settings.physical_batch_size, device_of(job.loaded.model))
+        self.environment = fingerprint(job.physical_batch_size, device_of(job.loaded.model))
         self.training = _assemble(job, ledger, commitments)
         self.training.observers.append(self)
         self.checkpoints = Checkpoints(folder.private / "checkpoint") if folder else None
@@ -272,7 +272,7 @@ def _assemble(job: Job, ledger: Ledger, commitments: Commitments) -> PrivateTrai
     return assemble(
         model, optimizer, job.examples, job.index, plan=job.plan, key=job.key, ledger=ledger,
         commitments=commitments, rule=make_rule(settings.clipping), grad_sample_mode=settings.grad_sample_mode,
-        loss_reduction="mean", physical_batch_size=settings.physical_batch_size,
+        loss_reduction="mean", physical_batch_size=job.physical_batch_size,
         rows_per_unit=settings.rows_per_unit, collate=job.task.collate,
         row_cost=lambda row: job.task.cost(job.examples[row]), postprocess=(),
     )  # fmt: skip

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Annotated
 
 import typer
 from rich.console import Console
 
 from accounting.errors import InvalidInput
 from accounting.journal import JournalBusy, JournalCorrupt
+from dpclip import __version__
 from dpclip.cli import calibrate, epsilon, report, train
 from dpclip.errors import BadInput, BudgetExhausted
 
@@ -21,6 +23,21 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"dpclip {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Train and fine-tune models under differential privacy, and prove it afterwards."""
 
 
 @contextmanager

@@ -52,6 +52,11 @@ class Narrator(Silent):
         self._progress: Progress | None = None
         self._task = TaskID(0)
         self._job: Job | None = None
+        self._waiting = console.status("reading the data and loading the model")
+
+    def __enter__(self) -> Narrator:
+        self._waiting.start()
+        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -61,6 +66,7 @@ class Narrator(Silent):
             self.console.print("[yellow]interrupted[/]: continue with  dpclip train --resume RUN")
 
     def _stop(self) -> None:
+        self._waiting.stop()
         if self._progress is not None:
             self._progress.stop()
             self._progress = None

@@ -57,7 +57,9 @@ def add_to(app: typer.Typer, errors: Callable[[], AbstractContextManager[None]])
         epochs: Annotated[float | None, _o("Passes over the data (default 3).", _TRAINING)] = None,
         steps: Annotated[int | None, _o("Logical steps, instead of epochs.", _TRAINING)] = None,
         batch_size: Annotated[int | None, _o("Expected units a step (default 256, at most N/4).", _TRAINING)] = None,
-        physical_batch_size: Annotated[int, _o("Rows computed at once (default 32).", _TRAINING)] = 32,
+        physical_batch_size: Annotated[
+            int | None, _o("Rows computed at once (default 32, fewer for large models).", _TRAINING)
+        ] = None,
         optimizer: Annotated[str, _o("adamw (default) or sgd.", _TRAINING)] = "adamw",
         lr: Annotated[float | None, _o("Learning rate (default 0.768 / width of the model).", _TRAINING)] = None,
         lr_schedule: Annotated[str, _o("linear (default), constant or cosine.", _TRAINING)] = "linear",

@@ -30,9 +30,9 @@ def run(given: dict[str, Any], *, config: Path | None, output: Path | None, resu
     warnings.filterwarnings("ignore", category=UserWarning, module=r"(torch|opacus|transformers|peft)\b.*")
     listener = Silent() if as_json else Narrator(Console(highlight=False))
 
-    from dpclip import training  # torch is imported only when the options make sense
-
     with listener:
+        from dpclip import training  # torch is imported only when the options make sense
+
         if resume is not None:
             outcome = training.resume(folder, settings, listener)
         else:

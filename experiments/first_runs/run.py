@@ -1,0 +1,56 @@
+"""Run the configurations of this folder on real data and keep their statements.
+
+usage: python run.py DATA_DIR MODELS_DIR [NAME ...]
+
+DATA_DIR holds e2e_nlg/ and sst2/ (see README.md); MODELS_DIR holds wikitext-gpt2-4x256/ and gpt2-small/. Each result is
+written to results/NAME.json: the run's statement, the seconds it took and the machine.
+"""
+
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+HERE = Path(__file__).parent
+E2E = ("e2e_nlg/trainset.csv", "e2e_nlg/devset.csv")
+SST2 = ("sst2/train.tsv.gz", "sst2/dev.tsv")
+RUNS: dict[str, tuple[tuple[str, str], str | None]] = {
+    "sst2_builtin": (SST2, None),
+    "e2e_builtin": (E2E, None),
+    "e2e_wikitext": (E2E, "wikitext-gpt2-4x256"),
+    "e2e_gpt2_scratch": (E2E, "gpt2-small"),
+}
+
+
+def command(name: str, data: Path, models: Path, output: Path) -> list[str]:
+    """The `dpclip train` command of one run."""
+    (train, held_out), model = RUNS[name]
+    words = ["dpclip", "train", "--config", str(HERE / f"{name}.toml"), "--output", str(output)]
+    words += ["--data", str(data / train), "--eval-data", str(data / held_out)]
+    return words + (["--model", str(models / model)] if model else [])
+
+
+def main(data: Path, models: Path, names: list[str]) -> None:
+    """Run what was asked for, all by default."""
+    for name in names or list(RUNS):
+        with tempfile.TemporaryDirectory() as folder:
+            output, start = Path(folder) / name, time.perf_counter()
+            subprocess.run(command(name, data, models, output), check=True)
+            statement = json.loads((output / "public" / "statement.json").read_text())
+            keep(name, statement, time.perf_counter() - start)
+
+
+def keep(name: str, statement: dict[str, object], seconds: float) -> None:
+    """Write the result beside the configuration."""
+    machine = f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()}"
+    result = {"run": name, "seconds": round(seconds), "machine": machine, "statement": statement}
+    (HERE / "results").mkdir(exist_ok=True)
+    (HERE / "results" / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:])
