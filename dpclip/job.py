@@ -24,6 +24,7 @@ from dpclip.tasks.records import Records, read_records
 
 _LONGEST = 128  # default record length in tokens, if the model has room for it
 _LONGEST_BATCH = 256
+_EPOCHS = 3.0
 _MOST_ROWS = 32
 _GRADIENT_BYTES = 2 << 30
 
@@ -81,6 +82,19 @@ class Job:
         # A row's gradients are held once, and up to twice more while a tied or large layer is being added.
         row = 3 * 4 * sum(p.numel() for p in self.loaded.model.parameters() if p.requires_grad)
         return max(1, min(_MOST_ROWS, _GRADIENT_BYTES // row))
+
+    def resolved(self) -> Settings:
+        """The settings with every default that this run chose written out."""
+        labels = getattr(self.task, "labels", None)
+        return self.settings.changed(
+            delta=self.plan.delta,
+            batch_size=self.plan.expected_batch_size,
+            epochs=None if self.settings.steps else (self.settings.epochs or _EPOCHS),
+            physical_batch_size=self.physical_batch_size,
+            max_length=self.task.max_length,
+            lr=self.learning_rate,
+            labels=",".join(labels) if labels and not any("," in label for label in labels) else self.settings.labels,
+        )
 
     def without_privacy(self) -> Job:
         """The same run with epsilon = inf, from a freshly loaded model."""
@@ -148,7 +162,7 @@ def _read_evaluation(settings: Settings) -> Records | None:
 
 def _plan(settings: Settings, index: UnitIndex, fixed: Plan | None) -> Plan:
     units = settings.public_units or len(index)
-    epochs = None if settings.steps is not None else (settings.epochs or 3.0)
+    epochs = None if settings.steps is not None else (settings.epochs or _EPOCHS)
     plan = make_plan(
         units=units,
         expected_batch_size=settings.batch_size or max(1, min(_LONGEST_BATCH, units // 4)),

@@ -71,7 +71,7 @@ def start(settings: Settings, output: Path, listener: Listener) -> Outcome:
     key = SecretKey.generate() if settings.seed is None else SecretKey.from_seed(settings.seed)
     _settle_torch()
     job = prepare(settings, key)
-    folder = RunFolder.create(output, settings, job.plan, key, job.data_digest())
+    folder = RunFolder.create(output, job.resolved(), job.plan, key, job.data_digest())
     return _conduct(job, folder, listener)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,20 @@ def test_a_run_leaves_a_folder_that_tells_the_truth(place: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(run / "public" / "model")
     tokenizer = AutoTokenizer.from_pretrained(run / "public" / "model")
     assert model(**tokenizer("mild pain", return_tensors="pt")).logits.isfinite().all()
+
+
+def test_the_resolved_configuration_repeats_the_run(place: Path) -> None:
+    train(place, "first", seed=3, steps=None, epochs=1, batch_size=None, task="classification", label_column="label")
+    written = tomllib.loads((place / "first" / "private" / "config.toml").read_text())
+    assert written["batch_size"] == 15
+    assert written["labels"] == "a,b"
+    assert written["lr"] == pytest.approx(0.768 / 16)
+    again = dpclip("train", "--config", place / "first" / "private" / "config.toml", "--output", place / "again")
+    assert again.exit_code == 0, again.output
+    left, right = (
+        (place / name / "public" / "model" / "model.safetensors").read_bytes() for name in ("first", "again")
+    )
+    assert left == right
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,8 @@ import os
 import random
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -138,6 +140,26 @@ def test_killed_at_random_ten_times_the_run_ends_as_the_uninterrupted_one(place:
     assert kills >= 5
     _run_in_child(place, run)
     same_results(run, whole)
+
+
+@pytest.mark.slow
+def test_a_real_process_killed_with_sigkill_is_resumed_by_the_command_line(place: Path, whole: Path) -> None:
+    run = place / "process"
+    words = ["--epsilon", "8", "--delta", "1e-3", "--data", place / "notes.csv", "--eval-data", place / "notes.csv"]
+    words += ["--model", place / "model", "--steps", STEPS, "--batch-size", 12, "--physical-batch-size", 8]
+    words += ["--accountant", "rdp", "--seed", 11, "--checkpoint-every", 5, "--output", run]
+    command = [sys.executable, "-m", "dpclip", "train"]
+    process = subprocess.Popen([*command, *map(str, words)], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    while process.poll() is None and (not run.exists() or len(tiny.ledger_steps(run)) < 8):
+        time.sleep(0.002)
+    process.kill()
+    process.communicate()
+    assert 8 <= len(tiny.ledger_steps(run)) < STEPS
+    done = subprocess.run([*command, "--resume", str(run)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert tiny.ledger_steps(run) == tiny.ledger_steps(whole)
+    assert tiny.statement(run)["guarantee"] == tiny.statement(whole)["guarantee"]
+    assert tiny.statement(run)["run"]["steps_taken"] == STEPS
 
 
 def test_another_machine_draws_afresh_and_is_charged_again(
