@@ -18,6 +18,7 @@ from dpclip.ledger import Commitments, Ledger
 from dpclip.per_sample import make_backend
 from dpclip.plan import Plan, make_plan
 from dpclip.postprocess import PostProcessor
+from dpclip.preflight import check_batch_norm
 from dpclip.private import PrivateTraining, RowDataset, UnitIndex
 from dpclip.randomness import SecretKey
 from dpclip.sampling import PoissonSampler
@@ -138,6 +139,9 @@ def assemble(
     """Build the stages around a plan that is already made; `make_private` and the command line meet here."""
     if physical_batch_size < 1 or rows_per_unit < 1:
         raise BadInput(f"physical batch size {physical_batch_size} and rows a unit {rows_per_unit} must be at least 1")
+    if loss_reduction not in ("mean", "sum"):
+        raise BadInput(f"loss_reduction {loss_reduction!r} is unknown: choose one of mean, sum")
+    check_batch_norm(model)
     named = trainable(model)
     parameters = list(named.values())
     check_optimizer(optimizer, parameters)

@@ -295,6 +295,25 @@ def test_optimizer_of_other_parameters_is_refused() -> None:
         )  # fmt: skip
 
 
+def test_batch_norm_is_refused_by_the_name_of_the_module() -> None:
+    with pytest.raises(BadInput, match="'1' is a BatchNorm1d"):
+        make(model=nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5), nn.Linear(5, 1)))
+
+
+@pytest.mark.usefixtures("without_noise")
+def test_a_summed_loss_gives_the_same_step_as_a_mean_one() -> None:
+    summed = make(loss_reduction="sum")
+    model = summed.model  # type: ignore[attr-defined]
+    for batch in summed.batches():
+        with summed.microbatch(batch):
+            row_losses(model, batch).sum().backward()
+        summed.step()
+    for a, b in zip(model.parameters(), run(make()), strict=True):
+        assert torch.allclose(a, b, rtol=1e-5, atol=1e-7)
+    with pytest.raises(BadInput, match="'median'"):
+        make(loss_reduction="median")
+
+
 def test_guarantee_of_a_seeded_run_is_conditional_and_of_a_secret_key_worst_case() -> None:
     assert make().guarantee().kind == "conditional"
     assert make(seed=None).guarantee().kind == "worst-case"
