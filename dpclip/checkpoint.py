@@ -15,7 +15,7 @@ from torch import nn
 
 from dpclip.engine import Engine
 from dpclip.errors import BadInput
-from dpclip.run_folder import sync_folder
+from dpclip.files import sync_folder
 
 
 @dataclass(frozen=True)

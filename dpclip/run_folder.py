@@ -13,29 +13,10 @@ from typing import Any
 
 from dpclip.config import Settings
 from dpclip.errors import BadInput
+from dpclip.files import sync_folder, write_atomically
 from dpclip.ledger import Commitments, Ledger
 from dpclip.plan import Plan
 from dpclip.randomness import SecretKey
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Replace a file so that a crash leaves the old or the new one, whole."""
-    temporary = path.with_name(f".{path.name}.new")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-    sync_folder(path.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make renames and new files in a folder durable."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 @dataclass(frozen=True)

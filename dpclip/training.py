@@ -20,6 +20,7 @@ from dpclip.engine import ReplayDiverged
 from dpclip.environment import differences, fingerprint, reuse_heap
 from dpclip.errors import BadInput, BudgetExhausted
 from dpclip.facts import facts_of
+from dpclip.files import write_atomically
 from dpclip.job import Job, prepare
 from dpclip.ledger import Commitments, Ledger
 from dpclip.models.loading import save_model
@@ -27,7 +28,7 @@ from dpclip.plan import Plan
 from dpclip.private import PrivateTraining
 from dpclip.randomness import SecretKey
 from dpclip.released import Released
-from dpclip.run_folder import MetricsLog, RunFolder, check_free, write_atomically
+from dpclip.run_folder import MetricsLog, RunFolder, check_free
 from dpclip.statement import compile_statement, to_json
 from dpclip.tasks.placement import device_of
 

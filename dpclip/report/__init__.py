@@ -1,10 +1,10 @@
 """A run's privacy statement as a report: one HTML page, Markdown, or JSON."""
 
-import os
 from pathlib import Path
 from typing import Literal
 
 from dpclip.errors import BadInput
+from dpclip.files import write_atomically
 from dpclip.report.markdown import markdown
 from dpclip.report.page import html
 from dpclip.report.reading import as_json, read_metrics, read_statement
@@ -33,15 +33,6 @@ def render(run: Path, format: Format = "html") -> str:
 
 def write(run: Path) -> Path:
     """Write ``run/public/report.html`` and return its path; readers see the old page or the new one."""
-    page = render(run, "html")
     target = Path(run) / "public" / "report.html"
-    draft = target.with_name(f".report.html.{os.getpid()}.tmp")
-    try:
-        with draft.open("w", encoding="utf-8", newline="\n") as stream:
-            stream.write(page)
-            stream.flush()
-            os.fsync(stream.fileno())
-        draft.replace(target)
-    finally:
-        draft.unlink(missing_ok=True)
+    write_atomically(target, render(run, "html"))
     return target
