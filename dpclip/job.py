@@ -131,7 +131,12 @@ def prepare(settings: Settings, key: SecretKey, fixed: Plan | None = None) -> Jo
 
 
 def _check_names(settings: Settings) -> None:
-    make_rule(settings.clipping)
+    bounds = make_rule(settings.clipping).bounds()
+    if math.isfinite(settings.epsilon) and not all(math.isfinite(bound) for bound in bounds):
+        raise BadInput(
+            f"--clipping {settings.clipping} bounds nothing, so no noise suffices for epsilon = {settings.epsilon:g}: "
+            "choose another rule, or --epsilon inf"
+        )
     if settings.grad_sample_mode not in backend_names():
         raise BadInput(
             f"--grad-sample-mode {settings.grad_sample_mode!r} is unknown: choose one of {', '.join(backend_names())}"

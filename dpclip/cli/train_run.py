@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import warnings
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ def run(given: dict[str, Any], *, config: Path | None, output: Path | None, resu
         settings = _settings_to_resume(folder, given)
     else:
         settings, output = _settings_to_start(given, config, output)
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # an unreachable hub is reported once, by us
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", category=UserWarning, module=r"(torch|opacus|transformers|peft)\b.*")
     listener = Silent() if as_json else Narrator(Console(highlight=False))

@@ -223,6 +223,7 @@ def test_an_exhausted_budget_exits_with_3(place: Path, monkeypatch: pytest.Monke
         ({"batch_size": 61}, ["61", "N = 60", "between 1 and 60"]),
         ({"batch_size": 0}, ["--batch-size 0", "at least 1"]),
         ({"text_column": "words"}, ["words", "text"]),
+        ({"clipping": "none"}, ["none", "bounds nothing", "--epsilon inf"]),
         ({"clipping": "flatt"}, ["'flatt'", "automatic, flat"]),
         ({"grad_sample_mode": "magic"}, ["'magic'", "hooks"]),
         ({"accountant": "moments"}, ["'moments'", "prv, rdp"]),
