@@ -74,5 +74,14 @@ def test_the_documented_loop_runs(page: str, capsys: pytest.CaptureFixture[str])
     assert not torch.equal(model.weight, before)
 
 
+def test_the_documented_accounting_gives_the_documented_figure(capsys: pytest.CaptureFixture[str]) -> None:
+    page = (ROOT / "docs" / "reference" / "accounting.md").read_text()
+    exec(re.findall(r"```python\n(.*?)```", page, re.DOTALL)[0], {})
+    printed = capsys.readouterr().out.splitlines()
+    (claimed,) = re.findall(r"upper\)\s+# ([0-9.]+)", page)
+    assert float(printed[0]) == pytest.approx(float(claimed), abs=1e-5)
+    assert "agree=True" in printed[1]
+
+
 def test_the_changelog_is_kept() -> None:
     assert "## Unreleased" in (ROOT / "CHANGELOG.md").read_text()
