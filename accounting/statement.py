@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from decimal import ROUND_CEILING, Context, Decimal
 from typing import Any
 
 from accounting.accountant import Comparison, Interval, compare, profile, spend_curve
@@ -60,11 +61,20 @@ def verdict(events: Sequence[tuple[Event, int]], delta: float, adjacency: Adjace
     return compare(events, delta, adjacency=adjacency, accountant=accountant)
 
 
+def rounded_up(epsilon: float) -> str:
+    """Two decimals, or three significant digits below 0.1; never less than epsilon."""
+    if math.isinf(epsilon):
+        return "inf"
+    exact = Decimal(repr(epsilon))  # the figure as the statement writes it
+    if epsilon >= 0.1:
+        return str(exact.quantize(Decimal("0.01"), rounding=ROUND_CEILING))
+    return f"{Context(prec=3, rounding=ROUND_CEILING).create_decimal(exact):g}"
+
+
 def sentence(epsilon: float, delta: float, unit: str, adjacency: str, kind: str, assumption: str | None) -> str:
     """The guarantee in one sentence; epsilon is rounded up."""
     if math.isinf(epsilon):
         return "This run gives no privacy guarantee: epsilon is infinite."
-    shown = f"{math.ceil(epsilon * 100 - 1e-9) / 100:.2f}" if epsilon >= 0.1 else f"{epsilon * 1.0005:.3g}"
     relation = {
         "add-remove": "adding or removing",
         "zero-out": "blanking out",
@@ -72,6 +82,6 @@ def sentence(epsilon: float, delta: float, unit: str, adjacency: str, kind: str,
     }.get(adjacency, adjacency)
     condition = f", provided that {assumption}" if assumption else ""
     return (
-        f"The trained model is ({shown}, {delta:g})-differentially private ({kind}) "
+        f"The trained model is ({rounded_up(epsilon)}, {delta:g})-differentially private ({kind}) "
         f"with respect to {relation} {unit}{condition}."
     )

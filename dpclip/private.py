@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from accounting.statement import rounded_up
 from dpclip.clipping import StepRelease
 from dpclip.engine import Engine
 from dpclip.errors import BadInput
@@ -42,10 +42,9 @@ class Guarantee:
 
     def __str__(self) -> str:
         condition = f" ({self.assumption})" if self.assumption else ""
-        shown = "inf" if math.isinf(self.epsilon) else f"{math.ceil(self.epsilon * 1e4) / 1e4:g}"
         return (
-            f"({shown}, {self.delta:g})-differentially private, {self.kind}{condition}; adjacency {self.adjacency}, "
-            f"unit: {self.unit}, accountant {self.accountant}"
+            f"({rounded_up(self.epsilon)}, {self.delta:g})-differentially private, {self.kind}{condition}; "
+            f"adjacency {self.adjacency}, unit: {self.unit}, accountant {self.accountant}"
         )
 
 
