@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from decimal import ROUND_CEILING, Context, Decimal
 from typing import Any
 
-from accounting.accountant import Comparison, Interval, compare, profile, spend_curve
+from accounting.accountant import Comparison, Interval, profile, spend_curve
 from accounting.events import Adjacency, Event
 
 SCHEMA = 1
@@ -54,11 +54,6 @@ def spending(
     """epsilon after about `points` evenly spread step counts, the last one included; starts at (0, 0)."""
     counts = sorted({max(1, round(steps * i / points)) for i in range(1, points + 1)} | {steps})
     return [(0, 0.0), *spend_curve(event, counts, delta, adjacency, accountant)]
-
-
-def verdict(events: Sequence[tuple[Event, int]], delta: float, adjacency: Adjacency, accountant: str) -> Comparison:
-    """The figure to report, with every accountant's opinion."""
-    return compare(events, delta, adjacency=adjacency, accountant=accountant)
 
 
 def rounded_up(epsilon: float) -> str:

@@ -116,11 +116,11 @@ class Ledger:
             self._journal.append(body)
         return generation
 
-    def compare(self, delta: float | None = None) -> Comparison:
+    def compare(self) -> Comparison:
         """All accountants on what has been charged so far."""
         return compare(
             self.events,
-            self.plan.delta if delta is None else delta,
+            self.plan.delta,
             adjacency=self.plan.adjacency,
             accountant=self.plan.accountant,
         )

@@ -179,7 +179,7 @@ class _Run:
     def took(self, step: int, released: Released[StepRelease]) -> None:
         norm = released.map(lambda r: math.sqrt(sum(float(t.double().square().sum()) for t in r.gradient)))
         done, plan = step + 1, self.job.plan
-        epsilon = epsilon_after(self.spend, released.receipt.position + 1)
+        epsilon = epsilon_after(self.spend, released.receipt.position + 1, plan.target_epsilon)
         values = {
             "released_gradient_norm": norm.value / plan.expected_batch_size,
             "learning_rate": learning_rate(self.job, step),
@@ -255,8 +255,8 @@ class _Run:
             return {}
         if status != "complete":
             self._save()
+        facts = facts_of(self.job, status, self.spend, before, after)  # before adapters are merged away
         save_model(self.job.loaded, self.folder.public / "model")
-        facts = facts_of(self.job, status, self.spend, before, after)
         statement = compile_statement(self.training, facts)
         write_atomically(self.folder.statement_path, to_json(statement))
         report.write(self.folder.path)
@@ -296,6 +296,9 @@ def _spending(plan: Plan) -> list[tuple[int, float]]:
     return spending(plan.event(), plan.steps, plan.delta, plan.adjacency, plan.accountant)
 
 
-def epsilon_after(spend: list[tuple[int, float]], charges: int) -> float:
-    """epsilon after so many charges, read from the next point of the curve, so never too small."""
-    return next((epsilon for count, epsilon in spend if count >= charges), math.inf)
+def epsilon_after(spend: list[tuple[int, float]], charges: int, budget: float) -> float:
+    """epsilon after so many charges, read from the next point of the curve, so never too small.
+
+    Beyond the planned steps it is the budget, which the ledger has checked before each charge.
+    """
+    return next((epsilon for count, epsilon in spend if count >= charges), budget)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from accounting import NonPrivate, PoissonGaussian, statement
+from accounting import NonPrivate, PoissonGaussian, compare, statement
 
 
 @given(st.floats(0, 1e6))
@@ -37,7 +37,7 @@ def test_sentence_names_the_condition_and_refuses_to_promise_nothing() -> None:
 
 def test_sections_are_plain_json_even_without_privacy() -> None:
     for event in (PoissonGaussian(0.1, 1.0), NonPrivate("no noise")):
-        comparison = statement.verdict([(event, 3)], 1e-5, "add-remove", "prv")
+        comparison = compare([(event, 3)], 1e-5, "add-remove", "prv")
         section = statement.accountants_section(comparison)
         assert json.loads(json.dumps(section, allow_nan=False)) == section
         assert {opinion["accountant"] for opinion in section["accountants"]} == {"rdp", "prv", "prv-accountant"}
@@ -48,5 +48,5 @@ def test_spending_starts_at_zero_ends_at_the_whole_and_never_falls() -> None:
     points = statement.spending(event, 37, 1e-5, "add-remove", "rdp")
     assert points[0] == (0, 0.0)
     assert points[-1][0] == 37
-    assert points[-1][1] == pytest.approx(statement.verdict([(event, 37)], 1e-5, "add-remove", "rdp").epsilon)
+    assert points[-1][1] == pytest.approx(compare([(event, 37)], 1e-5, "add-remove", "rdp").epsilon)
     assert [e for _, e in points] == sorted(e for _, e in points)

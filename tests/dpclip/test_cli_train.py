@@ -120,7 +120,9 @@ def test_variants_train_and_report(place: Path, name: str, words: list[str], rep
             replaced = {**replaced, key: place / str(replaced[key])}
     result = train(place, name, *words, **replaced)
     assert result.exit_code == 0, (result.output, result.exception)
-    assert 7.0 < tiny.statement(place / name)["guarantee"]["epsilon"] <= 8.0
+    stated = tiny.statement(place / name)
+    assert 7.0 < stated["guarantee"]["epsilon"] <= 8.0
+    assert 0 < stated["model"]["trainable_parameters"] <= stated["model"]["parameters"]
 
 
 def test_adapters_are_merged_into_a_standard_folder(place: Path) -> None:
@@ -128,6 +130,8 @@ def test_adapters_are_merged_into_a_standard_folder(place: Path) -> None:
     model = AutoModelForSequenceClassification.from_pretrained(place / "merged" / "public" / "model")
     assert model.config.id2label == {0: "a", 1: "b"}
     assert not any("lora" in name for name, _ in model.named_parameters())
+    stated = tiny.statement(place / "merged")["model"]
+    assert 0 < stated["trainable_parameters"] < stated["parameters"]
 
 
 def test_only_the_target_is_learned(place: Path) -> None:
@@ -193,6 +197,12 @@ def test_json_is_the_statement_alone(place: Path) -> None:
     fields = json.loads(result.stdout)
     assert fields["guarantee"] == tiny.statement(place / "json")["guarantee"]
     assert fields["run_folder"] == str(place / "json")
+
+
+def test_live_epsilon_is_read_from_above_and_never_beyond_the_budget() -> None:
+    curve = [(0, 0.0), (4, 1.5), (8, 2.5)]
+    found = [training.epsilon_after(curve, charges, 3.0) for charges in (1, 4, 5, 8, 9)]
+    assert found == [1.5, 1.5, 2.5, 2.5, 3.0]
 
 
 def test_an_exhausted_budget_exits_with_3(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
