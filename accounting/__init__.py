@@ -8,17 +8,15 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from accounting.accountant import (
         Accountant,
-        Comparison,
-        Interval,
         PRVAccountant,
         RenyiAccountant,
-        compare,
         make_accountant,
         profile,
         spend_curve,
     )
     from accounting.calibration import Calibration, calibrate_noise_multiplier, most_steps
-    from accounting.errors import InvalidInput
+    from accounting.comparison import Comparison, compare
+    from accounting.errors import InvalidInput, Refused
     from accounting.events import (
         Adjacency,
         Composed,
@@ -31,6 +29,7 @@ if TYPE_CHECKING:
         event_from_json,
         flatten,
     )
+    from accounting.interval import Guarantee, Interval
     from accounting.journal import Journal, JournalBusy, JournalCorrupt
 
 __all__ = [
@@ -41,6 +40,7 @@ __all__ = [
     "Composed",
     "Event",
     "Gaussian",
+    "Guarantee",
     "Interval",
     "InvalidInput",
     "Journal",
@@ -49,6 +49,7 @@ __all__ = [
     "NonPrivate",
     "PRVAccountant",
     "PoissonGaussian",
+    "Refused",
     "RenyiAccountant",
     "SelfComposed",
     "Unsupported",
@@ -64,15 +65,16 @@ __all__ = [
 
 _HOMES = {
     "accountant": (
-        "Accountant", "Comparison", "Interval", "PRVAccountant", "RenyiAccountant", "compare",
-        "make_accountant", "profile", "spend_curve",
+        "Accountant", "PRVAccountant", "RenyiAccountant", "make_accountant", "profile", "spend_curve",
     ),
     "calibration": ("Calibration", "calibrate_noise_multiplier", "most_steps"),
-    "errors": ("InvalidInput",),
+    "comparison": ("Comparison", "compare"),
+    "errors": ("InvalidInput", "Refused"),
     "events": (
         "Adjacency", "Composed", "Event", "Gaussian", "NonPrivate", "PoissonGaussian", "SelfComposed",
         "Unsupported", "event_from_json", "flatten",
     ),
+    "interval": ("Guarantee", "Interval"),
     "journal": ("Journal", "JournalBusy", "JournalCorrupt"),
 }  # fmt: skip
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}

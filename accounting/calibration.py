@@ -36,7 +36,7 @@ def calibrate_noise_multiplier(
     sample_rate: float,
     steps: int,
     *,
-    adjacency: str = "add-remove",
+    adjacency: str,
     accountant: str = "prv",
 ) -> Calibration:
     """The smallest noise multiplier that keeps `steps` Poisson-sampled Gaussian releases within epsilon.
@@ -69,7 +69,7 @@ def most_steps(
     sample_rate: float,
     noise_multiplier: float,
     *,
-    adjacency: str = "add-remove",
+    adjacency: str,
     accountant: str = "prv",
 ) -> int:
     """The largest number of Poisson-sampled Gaussian releases that stays within epsilon; 0 if none does."""

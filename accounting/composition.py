@@ -1,10 +1,10 @@
-"""Composing one-step loss distributions by an exponentially tilted FFT, with every error added to delta.
+"""Composing privacy losses by an exponentially tilted FFT, with every error charged to delta.
 
 With c the composed masses tilted by e^(t s) and normalised (log normaliser K),
-delta(eps) = sum over s > eps of c(s) e^(K - t s) (1 - e^(eps - s))  +  everything lost on the way:
-mass sent to +inf, mass beyond the window (Chernoff), and a bound on the round-off of the transform.
-Tilting is derived here; it makes that round-off relative to delta. Mass that wraps around the window from
-below only adds to the sum.
+delta(eps) = sum over s > eps of c(s) e^(K - t s) (1 - e^(eps - s)), give or take everything lost on the way:
+mass at +inf, mass beyond the window (Chernoff), and a bound on the round-off of the transform. Tilting is
+derived here; it makes that round-off relative to delta. The same object bounds delta from above (pessimistic
+distributions, every error added) or from below (optimistic ones, every error taken off).
 """
 
 from __future__ import annotations
@@ -17,66 +17,86 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import fft
 
-from accounting.discretise import LossPmf, Refused
+from accounting.blending import Term
+from accounting.cells import LossPmf
+from accounting.errors import Refused
 
 Array = NDArray[np.floating[Any]]
+ComplexArray = NDArray[np.complexfloating[Any, Any]]
 
 LARGEST_WINDOW = 2**22  # points; the transforms then hold about 300 MB
 _UNIT = 2.0**-53
 _SLACK = 1 + 1e-6  # covers the rounding of sums of at most LARGEST_WINDOW positive terms
+_WRAPPED = 23.0  # -log of the tilted mass that may lie beyond either end of the window
+_NEGLIGIBLE = 1e-30  # frequencies this weak are left out of further products
+_REVIEW = 8  # terms between two looks for such frequencies
 
 
 class Composition:
     """The distribution of a sum of independent losses, seen through one tilt.
 
-    parts: (one-step distribution, count); tilt > 0: where the transform is sharpest; target: the delta whose
-    neighbourhood is asked for (tails far below it are charged instead of kept).
+    pmfs: one-release distributions on one grid; terms: what is composed of them; tilt > 0: where the transform is
+    sharpest; target: the delta whose neighbourhood is asked for (tails far below it are charged, not kept);
+    upper: whether delta is bounded from above (pmfs pessimistic) or from below (pmfs optimistic);
+    largest: points the window may have. Raises Refused, before anything is allocated, if it needs more.
     """
 
-    def __init__(self, parts: Sequence[tuple[LossPmf, int]], tilt: float, target: float) -> None:
-        self._parts = list(parts)
-        self._interval = parts[0][0].interval
+    def __init__(
+        self,
+        pmfs: Sequence[LossPmf],
+        terms: Sequence[Term],
+        tilt: float,
+        target: float,
+        upper: bool = True,
+        largest: int = LARGEST_WINDOW,
+    ) -> None:
+        self._pmfs, self._terms = _aligned(list(pmfs), list(terms), upper)
+        self._offset = math.fsum(
+            term.count * self._pmfs[term.weights[0][0]].offset for term in self._terms
+        )  # of the sum; tilted quantities leave it out
+        self._interval = pmfs[0].interval
         self._tilt = tilt
         self._target = target
+        self._upper = upper
         self._normaliser = self._cumulant(tilt)
-        self._low, size = self._window()
-        # Mass at +inf, and the tail above the window, which is at most this by the choice of the window.
-        self._lost = -math.expm1(sum(n * math.log1p(-pmf.infinite) for pmf, n in parts)) + 1e-7 * target
+        self._low, size = self._window(largest)
+        self._lost = self._lost_mass()
         self._masses, self._roundoff = self._transform(size)
 
     def epsilon(self, delta: float) -> float:
-        """The smallest epsilon >= 0 whose delta, with every allowance, is within `delta`; inf if none is."""
-        losses = self._losses()
-        # Only losses that can matter: below, the weights overflow and delta is above the target anyway.
-        reference = (self._normaliser - math.log(delta)) / self._tilt
-        usable = np.nonzero(self._tilt * (reference - losses) < 600.0)[0]
-        start = int(usable[0]) if usable.size else losses.size - 1
-        losses, masses = losses[start:], self._masses[start:]
-        weights = masses * np.exp(self._normaliser - self._tilt * losses)
-        ratios = np.exp(losses[0] - losses)
-        above, discounted = _sums_beyond(weights), _sums_beyond(weights * ratios)
-        deltas = (above - np.exp(np.minimum(losses - losses[0], 700.0)) * discounted) * _SLACK
-        deltas += self._lost + self._roundoff_at(losses) + 1e-12 * above
+        """A bound on the smallest epsilon >= 0 whose delta is within `delta`.
+
+        From above: with every allowance it is within (inf if none is). From below: with every allowance it is
+        not within yet (0 if it already is there).
+        """
+        losses, deltas = self._deltas_on_grid(delta)
+        if not self._upper:
+            beyond = np.nonzero(deltas > delta)[0]
+            return self._last_beyond(losses, int(beyond[-1]) + 1, delta) if beyond.size else 0.0
         within = np.nonzero(deltas <= delta)[0]
-        if not within.size:
-            return math.inf
+        first = int(within[0]) if within.size else losses.size
         # The running sums locate the answer; only direct sums, with all allowances, decide it.
-        for index in range(int(within[0]), min(int(within[0]) + 20, losses.size)):
+        for index in range(first, min(first + 20, losses.size)):
             if self.delta(float(losses[index])) <= delta:
                 return max(0.0, self._within_cell(losses, index, delta))
         return math.inf
 
     def delta(self, epsilon: float) -> float:
-        """Upper bound on delta at epsilon."""
+        """The bound on delta at epsilon."""
         losses = self._losses()
         if epsilon < losses[0]:
-            epsilon_used = float(losses[0])
-            return min(1.0, self.delta(epsilon_used) - math.expm1(epsilon - epsilon_used))
+            if not self._upper:
+                return self.delta(float(losses[0]))
+            least = float(losses[0])
+            return min(1.0, self.delta(least) - math.expm1(epsilon - least))
         beyond = losses > epsilon
         gap = epsilon - losses[beyond]
-        weights = np.exp(np.minimum(self._normaliser - self._tilt * losses[beyond], 700.0))
-        total = float(np.sum(self._masses[beyond] * weights * -np.expm1(gap))) * _SLACK
-        return min(1.0, total + self._lost + float(self._roundoff_at(np.array([epsilon]))[0]))
+        weights = np.exp(np.minimum(self._normaliser - self._tilt * (losses[beyond] - self._offset), 700.0))
+        total = float(np.sum(self._masses[beyond] * weights * -np.expm1(gap)))
+        roundoff = float(self._roundoff_at(np.array([epsilon]))[0])
+        if self._upper:
+            return min(1.0, total * _SLACK + self._lost + roundoff)
+        return max(0.0, total / _SLACK + self._lost - roundoff)
 
     def slope(self, epsilon: float) -> float:
         """-d log delta / d epsilon near epsilon: the tilt that would be sharpest there."""
@@ -85,6 +105,32 @@ class Composition:
         if not 0.0 < there < here:
             return self._tilt
         return min(max(math.log(here / there) / step, self._tilt / 100), 100 * self._tilt)
+
+    def _deltas_on_grid(self, delta: float) -> tuple[Array, Array]:
+        """Losses around the answer, and the bound on delta at each by running sums (which cancel a little)."""
+        losses = self._losses()
+        # Only losses that can matter: below, the weights overflow and delta is above the target anyway.
+        reference = self._offset + (self._normaliser - math.log(delta)) / self._tilt
+        usable = np.nonzero(self._tilt * (reference - losses) < 600.0)[0]
+        start = int(usable[0]) if usable.size else losses.size - 1
+        losses, masses = losses[start:], self._masses[start:]
+        weights = masses * np.exp(self._normaliser - self._tilt * (losses - self._offset))
+        ratios = np.exp(losses[0] - losses)
+        above, discounted = _sums_beyond(weights), _sums_beyond(weights * ratios)
+        deltas = above - np.exp(np.minimum(losses - losses[0], 700.0)) * discounted
+        sign = 1.0 if self._upper else -1.0
+        return losses, deltas + self._lost + sign * (self._roundoff_at(losses) + 1e-12 * above)
+
+    def _last_beyond(self, losses: Array, first: int, delta: float) -> float:
+        """The largest epsilon near losses[first] whose delta certainly exceeds `delta`."""
+        for index in range(min(first, losses.size - 1), max(-1, first - 20), -1):
+            if self.delta(float(losses[index])) > delta:
+                low, high = float(losses[index]), float(losses[min(index + 1, losses.size - 1)])
+                for _ in range(12):
+                    middle = (low + high) / 2
+                    low, high = (middle, high) if self.delta(middle) > delta else (low, middle)
+                return max(0.0, low)
+        return 0.0
 
     def _within_cell(self, losses: Array, index: int, delta: float) -> float:
         """Sharpen the grid answer losses[index] by bisection inside the cell below it."""
@@ -97,16 +143,32 @@ class Composition:
         return high
 
     def _losses(self) -> Array:
-        return (self._low + np.arange(self._masses.size)) * self._interval
+        return self._offset + (self._low + np.arange(self._masses.size)) * self._interval
 
     def _roundoff_at(self, losses: Array) -> Array:
         # e^(-t y) (1 - e^(-y)) <= 1 / (1 + t) for y >= 0.
-        return np.exp(np.minimum(self._normaliser - self._tilt * losses, 700.0)) * (self._roundoff / (1 + self._tilt))
+        exponent = self._normaliser - self._tilt * (losses - self._offset)
+        return np.exp(np.minimum(exponent, 700.0)) * (self._roundoff / (1 + self._tilt))
+
+    def _lost_mass(self) -> float:
+        """What delta gains (from above: mass at +inf and the cut tail; from below: mass at +inf, less `taken`)."""
+        each = [
+            (math.fsum(w * self._pmfs[i].infinite for i, w in term.weights), term.count) for term in self._terms
+        ]  # fmt: skip
+        infinite = -math.expm1(math.fsum(count * math.log1p(-mass) for mass, count in each))
+        if self._upper:
+            # The tail above the window is at most this by the choice of the window.
+            return infinite + 1e-7 * self._target
+        taken = math.fsum(
+            term.count * math.fsum(w * self._pmfs[i].taken for i, w in term.weights) for term in self._terms
+        )
+        return infinite * (1 - 1e-9) - taken
 
     def _cumulant(self, tilt: float) -> float:
-        return math.fsum(count * pmf.cumulant(tilt) for pmf, count in self._parts)
+        each = [pmf.cumulant(tilt) for pmf in self._pmfs]
+        return math.fsum(term.count * _blended(term, each) for term in self._terms)
 
-    def _window(self) -> tuple[int, int]:
+    def _window(self, largest: int) -> tuple[int, int]:
         """(first index, size) of a window outside which the tails are negligible, by Chernoff bounds."""
         spread = self._spread()
         step = math.sqrt(40.0) / max(spread, 1e-300)
@@ -116,44 +178,97 @@ class Composition:
         for gap in (step * factor for factor in factors):
             above = self._cumulant(self._tilt + gap)
             high = min(high, (above - log_tail) / (self._tilt + gap))
-            wide = min(wide, (above - self._normaliser + 23.0) / gap)
+            wide = min(wide, (above - self._normaliser + _WRAPPED) / gap)
         high = max(high, wide)  # the true tail is charged; the tilted one would wrap around and cost accuracy
         low = max(
-            (self._normaliser - self._cumulant(self._tilt - step * factor) - 23.0) / (step * factor)
+            (self._normaliser - self._cumulant(self._tilt - step * factor) - _WRAPPED) / (step * factor)
             for factor in factors
         )
         reach = (high - low) / self._interval
-        if not reach < LARGEST_WINDOW - 8:
-            raise Refused(f"the composition would need {reach:.3g} grid points (limit {LARGEST_WINDOW})")
+        if not reach < largest - 8:
+            raise Refused(f"the composition would need {reach:.3g} grid points (limit {largest})")
         first = math.floor(low / self._interval) - 1
         return first, int(fft.next_fast_len(max(8, math.ceil(high / self._interval) + 2 - first), real=True))
 
     def _spread(self) -> float:
         """Standard deviation of the composed loss under the tilt."""
-        variance = 0.0
-        for pmf, count in self._parts:
+        each = [pmf.cumulant(self._tilt) for pmf in self._pmfs]
+        moments = []
+        for pmf in self._pmfs:
             index, masses, _ = pmf.tilted(self._tilt)
             centre = float(masses @ index)
-            variance += count * float(masses @ (index - centre) ** 2)
+            moments.append((centre, float(masses @ (index - centre) ** 2)))
+        variance = 0.0
+        for term in self._terms:
+            total = _blended(term, each)
+            shares = [(math.exp(each[i] - total) * w, *moments[i]) for i, w in term.weights]
+            centre = math.fsum(share * mean for share, mean, _ in shares)
+            spread = math.fsum(share * (square + (mean - centre) ** 2) for share, mean, square in shares)
+            variance += term.count * spread
         return self._interval * math.sqrt(variance)
 
     def _transform(self, size: int) -> tuple[Array, float]:
-        """(composed tilted masses on the window, bound on the sum of their absolute round-off)."""
-        total = sum(count for _, count in self._parts)
-        spectrum = np.ones(size // 2 + 1, dtype=complex)
-        weakest = np.ones(size // 2 + 1)
+        """(composed tilted masses on the window, bound on the sum of their absolute errors)."""
         per_entry = 4 * _UNIT * (math.log2(size) + 4)  # of one transform of masses that sum to 1
-        for pmf, count in self._parts:
-            index, masses, _ = pmf.tilted(self._tilt)
-            step = fft.rfft(np.bincount(index % size, weights=masses, minlength=size))
-            weakest = np.minimum(weakest, np.abs(step))
-            with np.errstate(under="ignore"):
-                spectrum *= step**count
+        steps, cumulants = [], []
+        for pmf in self._pmfs:
+            index, masses, cumulant = pmf.tilted(self._tilt)
+            steps.append(fft.rfft(np.bincount(index % size, weights=masses, minlength=size)))
+            cumulants.append(cumulant)
+        spectrum, weakest = self._product(steps, cumulants)
         magnitude = np.abs(spectrum)
+        total = sum(term.count for term in self._terms)
         errors = per_entry * (total * magnitude / np.maximum(weakest, per_entry) + magnitude)
         composed = np.maximum(np.roll(fft.irfft(spectrum, size), -(self._low % size)), 0.0)
         # Parseval and Cauchy-Schwarz: sum |error| <= sqrt(sum over all frequencies of |error|^2).
-        return composed, 2 * math.sqrt(2 * float(np.sum(errors * errors)))
+        roundoff = 2 * math.sqrt(2 * float(np.sum(errors * errors))) + 2 * _NEGLIGIBLE * size
+        # Mass that wraps around the window from below only adds to the sum: a lower bound must take it off.
+        return composed, roundoff if self._upper else roundoff + 4 * math.exp(-_WRAPPED)
+
+    def _product(self, steps: list[ComplexArray], cumulants: list[float]) -> tuple[ComplexArray, Array]:
+        """(the spectrum of all terms, the smallest magnitude any factor has at each frequency)."""
+        spectrum = np.ones(steps[0].size, dtype=complex)
+        weakest = np.ones(steps[0].size)
+        active = spectrum.size
+        for number, term in enumerate(self._terms):
+            total = _blended(term, cumulants)
+            shares = [(i, w * math.exp(cumulants[i] - total)) for i, w in term.weights]
+            factor = shares[0][1] * steps[shares[0][0]][:active]
+            for i, share in shares[1:]:
+                factor += share * steps[i][:active]
+            np.minimum(weakest[:active], np.abs(factor), out=weakest[:active])
+            with np.errstate(under="ignore"):
+                spectrum[:active] *= factor if term.count == 1 else factor**term.count
+            if number % _REVIEW == _REVIEW - 1:
+                # No factor exceeds 1 in magnitude, so what is negligible stays so.
+                kept = np.nonzero(np.abs(spectrum[:active]) > _NEGLIGIBLE)[0]
+                active = int(kept[-1]) + 1 if kept.size else 1
+                spectrum[active:] = 0.0
+        return spectrum, weakest
+
+
+def _aligned(pmfs: list[LossPmf], terms: list[Term], upper: bool) -> tuple[list[LossPmf], list[Term]]:
+    """Give the distributions of each term one grid: that of the term's heaviest one."""
+    result, moved = list(pmfs), []
+    known: dict[tuple[int, float], int] = {}
+    for term in terms:
+        offset = pmfs[max(term.weights, key=lambda pair: pair[1])[0]].offset
+        weights = []
+        for i, weight in term.weights:
+            if pmfs[i].offset != offset and (i, offset) not in known:
+                known[i, offset] = len(result)
+                result.append(pmfs[i].realigned(offset, upper))
+            weights.append((known.get((i, offset), i), weight))
+        moved.append(Term(tuple(weights), term.count))
+    return result, moved
+
+
+def _blended(term: Term, cumulants: Sequence[float]) -> float:
+    """log of the weighted sum of e^cumulant."""
+    if len(term.weights) == 1:
+        return cumulants[term.weights[0][0]] + math.log(term.weights[0][1])
+    largest = max(cumulants[i] for i, _ in term.weights)
+    return largest + math.log(math.fsum(w * math.exp(cumulants[i] - largest) for i, w in term.weights))
 
 
 def _sums_beyond(values: Array) -> Array:

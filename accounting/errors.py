@@ -14,3 +14,7 @@ def require(condition: bool, message: str) -> None:
 def require_delta(delta: float) -> None:
     """Refuse a failure probability outside [0, 1)."""
     require(0.0 <= delta < 1.0, f"delta={delta!r} is not a failure probability; give a number in [0, 1)")
+
+
+class Refused(Exception):
+    """The question cannot be answered within the limits of a method; the message says why."""

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import gammaln, logsumexp
+from scipy.special import gammaln
 
 Array = NDArray[np.floating[Any]]
 
@@ -33,33 +33,66 @@ def _binomial(rate: float, noise_multiplier: float, order: int) -> float:
 
     The same sum without the exponential is 1, and the terms k = 0, 1 vanish (arXiv 1908.10530, section 3.3).
     """
-    k = np.arange(2, order + 1, dtype=float)
-    choose = gammaln(order + 1) - gammaln(k + 1) - gammaln(order - k + 1)
+    k, choose = _log_binomials(order)
     growth = k * (k - 1) / (2 * noise_multiplier) / noise_multiplier
     log_growth = np.where(growth > 40, growth, np.log(np.expm1(np.minimum(growth, 40))))
     terms = choose + k * math.log(rate) + (order - k) * math.log1p(-rate) + log_growth
     rounding = 1e-15 * (8 + float(gammaln(order + 1)) + float(np.max(np.abs(terms))))
-    return float(logsumexp(terms)) + rounding
+    largest = float(np.max(terms))
+    return largest + math.log(float(np.sum(np.exp(terms - largest)))) + rounding
+
+
+@lru_cache(maxsize=256)
+def _log_binomials(order: int) -> tuple[Array, Array]:
+    """(k, log C(order, k)) for k = 2 .. order."""
+    k = np.arange(2, order + 1, dtype=float)
+    return k, gammaln(order + 1) - gammaln(k + 1) - gammaln(order - k + 1)
+
+
+@lru_cache(maxsize=65536)
+def log_replaced_excess(rate: float, noise_multiplier: float, order: float) -> float:
+    """log(A - 1) for (1-q) N(0) + q N(1) against (1-q) N(0) + q N(-1), rounded up; 0 < rate < 1, order > 1."""
+    edges = _panel_edges(rate, noise_multiplier, order, mirrored=True)
+    x, weights = _nodes(edges)
+    log_p, log_q = (_log_sampled(sign * x, rate, noise_multiplier) for sign in (1.0, -1.0))
+    return _log_integral(_log_normal(x, noise_multiplier) + log_q + _log_bend(log_p - log_q, order), weights)
 
 
 def _quadrature(rate: float, noise_multiplier: float, order: float) -> float:
     """A - 1 = E[(1+u)^a - 1 - a u], an integral of a non-negative function (derived: E[u] = 0)."""
-    edges = _panel_edges(rate, noise_multiplier, order)
+    x, weights = _nodes(_panel_edges(rate, noise_multiplier, order))
+    bend = _log_bend(_log_sampled(x, rate, noise_multiplier), order)
+    return _log_integral(_log_normal(x, noise_multiplier) + bend, weights)
+
+
+def _nodes(edges: Array) -> tuple[Array, Array]:
+    """Gauss-Legendre nodes and weights of every panel."""
     half = np.diff(edges)[:, None] / 2
-    x = (edges[:-1, None] + half) + half * _NODES[None, :]
-    log_density = -0.5 * (x / noise_multiplier) ** 2 - math.log(noise_multiplier * math.sqrt(2 * math.pi))
-    log_values = log_density + _log_bend(x, rate, noise_multiplier, order)
-    return float(logsumexp(log_values, b=half * _WEIGHTS[None, :])) + 1e-12
+    return (edges[:-1, None] + half) + half * _NODES[None, :], half * _WEIGHTS[None, :]
 
 
-def _log_bend(x: Array, rate: float, noise_multiplier: float, order: float) -> Array:
-    """log((1+u)^a - 1 - a u) at each x; the form is chosen by the size of u to keep all digits."""
+def _log_normal(x: Array, noise_multiplier: float) -> Array:
+    return -0.5 * (x / noise_multiplier) ** 2 - math.log(noise_multiplier * math.sqrt(2 * math.pi))
+
+
+def _log_integral(log_values: Array, weights: Array) -> float:
+    largest = float(np.max(log_values))
+    return largest + math.log(float(np.sum(np.exp(log_values - largest) * weights))) + 1e-12
+
+
+def _log_sampled(x: Array, rate: float, noise_multiplier: float) -> Array:
+    """log of the density ratio ((1-q) N(0, s^2) + q N(1, s^2)) / N(0, s^2)."""
     exponent = (x - 0.5) / noise_multiplier / noise_multiplier
     u = np.maximum(rate * np.expm1(np.minimum(exponent, 700.0)), -rate)
-    log_ratio = np.where(exponent > 700.0, math.log(rate) + exponent, np.log1p(u))  # log(1 + u)
+    return np.where(exponent > 700.0, math.log(rate) + exponent, np.log1p(u))
+
+
+def _log_bend(log_ratio: Array, order: float) -> Array:
+    """log((1+u)^a - 1 - a u) at log(1+u); the form is chosen by the size of u to keep all digits."""
+    u = np.expm1(np.minimum(log_ratio, 700.0))
     power = (order - 1) * log_ratio
-    share = (order - 1) * (u / (1 + u))
-    with np.errstate(divide="ignore", invalid="ignore"):
+    share = (order - 1) * -np.expm1(-log_ratio)
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         direct = log_ratio + np.log(np.expm1(np.minimum(power, 40.0)) - share)
         large = log_ratio + power + np.log1p(-(1 + share) * np.exp(-np.maximum(power, 40.0)))
         small = np.log(_bend_series(u, order))
@@ -75,22 +108,21 @@ def _bend_series(u: Array, order: float) -> Array:
     return order * (order - 1) / 2 * u * u * total
 
 
-def _panel_edges(rate: float, noise_multiplier: float, order: float) -> Array:
+def _panel_edges(rate: float, noise_multiplier: float, order: float, mirrored: bool = False) -> Array:
     """Panels about one standard deviation wide around every mode, finer around the crossover z0."""
     s = noise_multiplier
     z0 = s * s * (math.log1p(-rate) - math.log(rate)) + 0.5
-    top = max(order, 2.0)
+    top, bottom = (2 * max(order, 2.0), -1.0) if mirrored else (max(order, 2.0), 0.0)
     reach = _REACH * s
-    if top / s <= 400:
-        spans = [(-reach, top + reach)]
-    else:
-        # Between the modes a piece of the integrand is a Gaussian of width s cut off at z0.
-        spans = [(mode - reach, mode + reach) for mode in (0.0, 1.0, 2.0, order, z0)]
+    modes = (0.0, 1.0, 2.0, order, z0, *((-1.0, 2 * order - 1, -z0) if mirrored else ()))
+    # Between far-away modes a piece of the integrand is a Gaussian of width s cut off at z0.
+    one_span = top / s <= 400
+    spans = [(bottom - reach, top + reach)] if one_span else [(mode - reach, mode + reach) for mode in modes]
     edges: list[Array] = [np.linspace(low, high, max(2, math.ceil((high - low) / s) + 1)) for low, high in spans]
     # log(1 + u) bends over a width of s^2 at z0: panels grow from there.
     widths = s * s * 2.0 ** np.arange(-1, 40)
     widths = np.concatenate([[0.0], widths[widths < s]])
-    edges += [z0 - widths, z0 + widths]
+    edges += [bend + side for bend in ((z0, -z0) if mirrored else (z0,)) for side in (-widths, widths)]
     merged = np.unique(np.concatenate(edges))
     # A panel that bridges a gap between two spans sees only what is negligible at both of them.
     return merged[(merged >= min(low for low, _ in spans)) & (merged <= max(high for _, high in spans))]

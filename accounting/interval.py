@@ -1,8 +1,11 @@
-"""One accountant's opinion on an epsilon."""
+"""One accountant's opinion on an epsilon, and what may be promised on its strength."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
+
+Kind = Literal["worst-case", "filter budget", "conditional"]
 
 
 @dataclass(frozen=True)
@@ -14,3 +17,19 @@ class Interval:
     estimate: float | None
     upper: float
     note: str = ""
+
+
+@dataclass(frozen=True)
+class Guarantee:
+    """(epsilon, delta) with everything that it means nothing without.
+
+    kind: "worst-case" for parameters fixed in advance, "filter budget" for a preset budget that a filter enforced,
+    "conditional" if an assumption must be named with it. evidence: the accountant's interval.
+    """
+
+    epsilon: float
+    delta: float
+    kind: Kind
+    adjacency: str
+    accountant: str
+    evidence: Interval

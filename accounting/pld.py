@@ -1,9 +1,7 @@
-"""A certified upper bound on epsilon and delta by composing privacy-loss distributions.
+"""Certified bounds on epsilon and delta, from above and from below, by composing privacy-loss distributions.
 
-Both directions (remove a unit, add a unit) are composed and the larger result is taken after composition.
-The composition is an FFT of exponentially tilted masses (tilt: derived here; it makes the round-off relative
-to delta instead of absolute). Everything that is cut off or rounded is added to delta:
-truncated one-step tails, the composed tail beyond the window, and a bound on the FFT's round-off.
+Every direction of the dominating pairs (remove a unit, add a unit) is composed and the larger result is taken
+after composition. Everything that is cut off or rounded is charged; see `composition` and `cells`.
 """
 
 from __future__ import annotations
@@ -13,142 +11,119 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from accounting.composition import Composition
-from accounting.discretise import LossPmf, Refused, poisson_gaussian_pmfs
-from accounting.events import Composed, Event, Gaussian, PoissonGaussian, SelfComposed, obstacle
-from accounting.gaussian import gaussian_delta, gaussian_epsilon
+from accounting.errors import Refused
+from accounting.events import Composed, Event, Gaussian, SelfComposed, obstacle
+from accounting.gaussian import gaussian_delta, gaussian_epsilon, invert_profile
+from accounting.refinement import Bounds, Question, over_directions
 from accounting.renyi import COARSE_ORDERS, delta_from_curve, renyi_curve, renyi_epsilon
 
 Counted = Sequence[tuple[Event, int]]
-Steps = list[tuple[PoissonGaussian, int]]
-Parts = list[tuple[LossPmf, int]]
+Steps = list[tuple[Event, int]]
 
-Ask = Callable[[Composition], tuple[float, float]]  # (the answer, the epsilon it was read at)
-
-LARGEST_KINDS = 512
+_ABSOLUTE = 2e-6  # how wide the bounds on epsilon may be near 0
+_LARGE_EPSILON = 50.0  # a first guess where there is no other
 
 
-def pld_epsilon(events: Counted, delta: float) -> float:
-    """Upper bound on epsilon at delta in (0, 1) under add-remove (or zero-out) adjacency.
+def pld_epsilon(events: Counted, delta: float, adjacency: str) -> Bounds:
+    """Bounds on epsilon at delta in (0, 1).
 
-    events: (event, count) pairs, fixed in advance. Raises Refused, with the reason, where the
-    distribution cannot be computed; the bound is otherwise within about 0.1 % of the truth.
+    events: (event, count) pairs, fixed in advance. Raises Refused, with the reason, where the distribution cannot
+    be computed; otherwise the bounds are normally within 0.1 % of each other.
     """
     if delta <= 0.0:
         raise Refused("delta = 0 is out of reach of a discretised distribution")
-    mu, sampled = _parts(events)
+    mu, sampled = _parts(events, adjacency)
     if not sampled:
-        return gaussian_epsilon(delta, mu)
-    steps = _with_gaussian(mu, sampled)
-    rough, order = renyi_epsilon(_as_event(steps), delta, orders=COARSE_ORDERS)
-    if not rough < math.inf:
-        raise Refused("the Rényi bound is infinite")
+        return Bounds(gaussian_epsilon(delta, mu, upper=False), gaussian_epsilon(delta, mu))
+    steps = _with_gaussian(mu, sampled, adjacency)
+    rough, order = renyi_epsilon(_as_event(steps), delta, adjacency, orders=COARSE_ORDERS)
     if rough == 0.0:
-        return 0.0
+        return Bounds(0.0, 0.0)
+    single = _single(steps, adjacency)
+    if single is not None:
+        low, high = (_inverted(single, delta, rough, upper) for upper in (False, True))
+        return Bounds(low, min(high, rough))
+    if not rough < math.inf:
+        rough, order = _LARGE_EPSILON, 1.5  # no Rényi bound (a failure probability, say): start anywhere
+    found = over_directions(
+        Question(steps, adjacency, order - 1, delta, rough, lambda c: c.epsilon(delta), lambda e: e, _ABSOLUTE)
+    )
+    return Bounds(found.lower, min(rough, found.upper) if rough != _LARGE_EPSILON else found.upper)
 
-    def ask(composition: Composition) -> tuple[float, float]:
-        found = composition.epsilon(delta)
-        return found, found
 
-    return min(rough, _larger_side(steps, rough, order - 1, delta, ask))
-
-
-def pld_delta(events: Counted, epsilon: float) -> float:
-    """Upper bound on delta at epsilon >= 0 under add-remove (or zero-out) adjacency; may raise Refused."""
-    mu, sampled = _parts(events)
+def pld_delta(events: Counted, epsilon: float, adjacency: str) -> Bounds:
+    """Bounds on delta at epsilon >= 0; may raise Refused."""
+    mu, sampled = _parts(events, adjacency)
     if not sampled:
-        return gaussian_delta(epsilon, mu)
-    steps = _with_gaussian(mu, sampled)
-    orders, rho = renyi_curve(_as_event(steps), orders=COARSE_ORDERS)
+        return Bounds(gaussian_delta(epsilon, mu, upper=False), gaussian_delta(epsilon, mu))
+    steps = _with_gaussian(mu, sampled, adjacency)
+    single = _single(steps, adjacency)
+    if single is not None and epsilon < math.inf:
+        return Bounds(single(epsilon, False), single(epsilon, True))
+    orders, rho = renyi_curve(_as_event(steps), adjacency, orders=COARSE_ORDERS)
     rough = delta_from_curve(orders, rho, epsilon)
-    if not 0.0 < rough < 1.0 or not 0.0 < epsilon < math.inf:
-        return rough
-    order = float(orders[np.argmin((orders - 1) * (rho - epsilon) - np.log(orders))])
+    if rough <= 0.0 or not epsilon < math.inf:
+        return Bounds(0.0, rough)
+    with np.errstate(invalid="ignore"):
+        exponent = (orders - 1) * (rho - epsilon) - np.log(orders)
+    order = float(orders[np.argmin(np.where(np.isfinite(exponent), exponent, math.inf))])
+    near = max(epsilon, 1e-3)
+    found = over_directions(
+        Question(steps, adjacency, order - 1, 1e-2 * rough, near, lambda c: c.delta(epsilon), lambda _: epsilon)
+    )
+    return Bounds(found.lower, min(rough, found.upper))
 
-    def ask(composition: Composition) -> tuple[float, float]:
-        return composition.delta(epsilon), epsilon
 
-    return min(rough, _larger_side(steps, epsilon, order - 1, 1e-2 * rough, ask))
+def cheap_lower(events: Counted, delta: float, adjacency: str) -> float:
+    """A lower bound on epsilon without any grid: that of the costliest release with a closed form, alone."""
+    best = 0.0
+    for event, count in events:
+        mu = event.gaussian_mu(adjacency)
+        if count > 0 and mu is not None and mu < math.inf:
+            best = max(best, gaussian_epsilon(delta, mu * (1 - 1e-14), upper=False))
+        single = _single([(event, 1)], adjacency) if count > 0 and mu is None else None
+        if single is not None:
+            guess = renyi_epsilon(event, delta, adjacency, COARSE_ORDERS)[0]
+            alone = _inverted(single, delta, guess, upper=False)
+            best = max(best, alone if alone < math.inf else 0.0)
+    return best
 
 
-def _parts(events: Counted) -> tuple[float, Steps]:
-    """mu of all unsampled Gaussians together, and the sampled releases; Refused where there is no bound."""
+def _parts(events: Counted, adjacency: str) -> tuple[float, Steps]:
+    """mu of all unsampled Gaussians together, and the other releases; Refused where there is no bound."""
     squared, sampled = 0.0, []
     for event, count in events:
-        reason = obstacle(event)
+        reason = obstacle(event, adjacency)
         if reason is not None:
             raise Refused(reason)
-        if count == 0 or (isinstance(event, PoissonGaussian) and event.sample_rate == 0.0):
-            continue
-        assert isinstance(event, Gaussian | PoissonGaussian)
-        if event.noise_multiplier < 1e-100:
-            raise Refused(f"noise_multiplier={event.noise_multiplier!r} hides nothing")
-        if isinstance(event, PoissonGaussian) and event.sample_rate < 1.0:
+        mu = event.gaussian_mu(adjacency)
+        if mu is None:
             sampled.append((event, count))
-        else:
-            squared += count / event.noise_multiplier**2
-    if len(sampled) > LARGEST_KINDS:
-        raise Refused(f"{len(sampled)} different releases (limit {LARGEST_KINDS})")
-    return math.sqrt(squared) * (1 + 1e-15), sampled
+        elif count > 0:
+            squared += count * mu * mu
+    if not squared < math.inf:
+        raise Refused("a release has no noise, so it hides nothing")
+    return math.sqrt(squared) * (1 + 1e-15), [(event, count) for event, count in sampled if count > 0]
 
 
-def _with_gaussian(mu: float, sampled: Steps) -> Steps:
-    return [*sampled, (PoissonGaussian(1.0, 1 / mu * (1 - 1e-15)), 1)] if mu > 0 else sampled
+def _with_gaussian(mu: float, sampled: Steps, adjacency: str) -> Steps:
+    if mu == 0.0:
+        return sampled
+    reach = 2.0 if adjacency == "replace-one" else 1.0
+    return [*sampled, (Gaussian(reach / mu * (1 - 1e-15)), 1)]
+
+
+def _single(steps: Steps, adjacency: str) -> Callable[[float, bool], float] | None:
+    """The closed-form profile, if there is one release and it has one."""
+    (event, count), *others = steps
+    if others or count != 1 or event.delta(1.0, adjacency) is None:
+        return None
+    return lambda epsilon, upper: event.delta(epsilon, adjacency, upper) or 0.0
+
+
+def _inverted(profile: Callable[[float, bool], float], delta: float, guess: float, upper: bool) -> float:
+    return invert_profile(lambda epsilon: profile(epsilon, upper), delta, min(guess, 1e300), upper)
 
 
 def _as_event(steps: Steps) -> Event:
     return Composed(tuple(SelfComposed(event, count) for event, count in steps))
-
-
-def _larger_side(steps: Steps, epsilon: float, tilt: float, target: float, ask: Ask) -> float:
-    """The larger of the two directions' bounds; the add direction is refined only while it is the larger."""
-    remove = _converged(steps, 0, epsilon, tilt, target, ask, 0.0)
-    return max(remove, _converged(steps, 1, epsilon, tilt, target, ask, remove))
-
-
-def _converged(steps: Steps, side: int, epsilon: float, tilt: float, target: float, ask: Ask, enough: float) -> float:
-    """One direction's bound on finer and finer grids, until a finer grid gains too little (or is refused).
-
-    A grid of width v adds about T v^2 (t+1) / 12 to epsilon at tilt t (derived here: a split adds about
-    v^2/6 to the variance of one step's loss). The best tilt is the slope of -log delta at the answer.
-    """
-    total = sum(count for _, count in steps)
-    interval, best = _grid_width(epsilon, total, tilt), math.inf
-    for _attempt in range(14):
-        try:
-            composition = Composition(_discretised(steps, interval, target)[side], tilt, target)
-        except Refused:
-            if best < math.inf or interval > 1.0:
-                break
-            interval *= 2
-            continue
-        found, at = ask(composition)
-        if min(best, found) <= enough or best - found <= _tolerance(found):
-            return min(best, found)
-        best = min(best, found)
-        tilt = composition.slope(at) if at < math.inf else tilt / 2
-        interval = min(interval / 2, max(interval / 64, _grid_width(min(at, epsilon), total, tilt)))
-    if best == math.inf:
-        raise Refused("the distribution needs more grid points than the limit, or delta is too small for it")
-    return best
-
-
-def _grid_width(epsilon: float, total: int, tilt: float) -> float:
-    width = min(0.05, math.sqrt(6 * _tolerance(epsilon) / (total * (tilt + 1))))
-    return 2.0 ** math.floor(math.log2(width))  # few distinct values: neighbouring questions share their grid
-
-
-def _discretised(steps: Steps, interval: float, target: float) -> tuple[Parts, Parts]:
-    """One-step distributions of the (remove, add) direction."""
-    tail = 1e-7 * target / sum(count for _, count in steps)
-    if tail < 1e-280:
-        raise Refused(f"delta={target!r} is out of reach of double precision")
-    tail = 10.0 ** (3 * math.floor(math.log10(tail) / 3))  # few distinct values: neighbouring questions share
-    pairs = [
-        (poisson_gaussian_pmfs(step.sample_rate, step.noise_multiplier, interval, tail), count) for step, count in steps
-    ]
-    return [(pair[0], count) for pair, count in pairs], [(pair[1], count) for pair, count in pairs]
-
-
-def _tolerance(epsilon: float) -> float:
-    return 2e-4 * epsilon + 1e-6

@@ -26,7 +26,7 @@ _CHEAP_GRID = 120_000
 def prv_opinion(
     events: Sequence[tuple[Event, int]],
     delta: float,
-    adjacency: str = "add-remove",
+    adjacency: str,
     eps_error: float | None = None,
 ) -> Interval:
     """prv-accountant's interval for epsilon at delta, or an interval up to inf whose note says why not.
@@ -49,11 +49,14 @@ def prv_opinion(
 
 
 def _reason_against(events: Sequence[tuple[Event, int]], delta: float, adjacency: str) -> str | None:
-    reasons = [reason for event, _ in events if (reason := obstacle(event)) is not None]
+    reasons = [reason for event, _ in events if (reason := obstacle(event, adjacency)) is not None]
     if reasons:
         return reasons[0]
     if adjacency == "replace-one":
         return "it has no replace-one adjacency"
+    strange = sorted({event.kind for event, _ in events if not isinstance(event, Gaussian | PoissonGaussian)})
+    if strange:
+        return f"it has no events of kind {', '.join(strange)}"
     if not 0.0 < delta < 1.0:
         return f"delta={delta!r} is outside (0, 1)"
     if any(_rate(event) > 0.0 and _sigma(event) == 0.0 for event, _ in events):
@@ -78,9 +81,9 @@ def _affordable(parts: list[tuple[Event, int]], delta: float, asked: float | Non
     delta_error = delta / 1000
     total = sum(count for _, count in parts)
     whole = Composed(tuple(SelfComposed(event, count) for event, count in parts))
-    half = renyi_epsilon(whole, delta_error / 4, orders=COARSE_ORDERS)[0]
+    half = renyi_epsilon(whole, delta_error / 4, "add-remove", COARSE_ORDERS)[0]
     for event, _ in parts:
-        half = max(half, renyi_epsilon(event, delta_error / 8 / total, orders=COARSE_ORDERS)[0])
+        half = max(half, renyi_epsilon(event, delta_error / 8 / total, "add-remove", COARSE_ORDERS)[0])
     points_times_error = 2 * (half + 3) * math.sqrt(total / 2 * math.log(12 / delta_error))
     limit = _LARGEST_GRID / len(parts)
     if asked is not None:
@@ -138,4 +141,4 @@ class _AddDirection:
 
     def rdp(self, alpha: float) -> float:
         """An upper bound: the other direction's divergence is the larger one."""
-        return renyi_divergence(PoissonGaussian(self._rate, self._sigma), float(alpha))
+        return renyi_divergence(PoissonGaussian(self._rate, self._sigma), float(alpha), "add-remove")

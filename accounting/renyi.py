@@ -1,8 +1,6 @@
 """Rényi differential privacy of the events, and its conversion to (epsilon, delta).
 
-The dominating pair of a Poisson-sampled Gaussian under add-remove and zero-out adjacency is
-P = (1-q) N(0, s^2) + q N(1, s^2) against Q = N(0, s^2); the remove direction D(P || Q) is the larger one at
-every order (Mironov, Talwar and Zhang 2019, arXiv 1908.10530). Everything is rounded up.
+Every event knows its own divergence; here they are added up on a grid of orders. Everything is rounded up.
 """
 
 from __future__ import annotations
@@ -15,14 +13,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from accounting.blending import blended
 from accounting.errors import InvalidInput, require, require_delta
-from accounting.events import Event, Gaussian, PoissonGaussian, flatten, obstacle, require_adjacency
-from accounting.gaussian_moments import log_moment_excess
+from accounting.events import Event, flatten, obstacle, require_adjacency
 
 Array = NDArray[np.floating[Any]]
 
 _LARGEST_ORDER = 2.0**18
 _GROWTH = 1.12
+_CHUNK = 12  # orders computed between two looks at whether larger ones can matter
 
 
 def _integers_up(start: float, stop: float) -> list[float]:
@@ -57,7 +56,7 @@ COARSE_ORDERS: tuple[float, ...] = tuple(
 )
 
 
-def renyi_divergence(event: Event, order: float, adjacency: str = "add-remove") -> float:
+def renyi_divergence(event: Event, order: float, adjacency: str) -> float:
     """Rényi divergence of one event at one order > 1, rounded up.
 
     rho(a) = log E_Q[(P/Q)^a] / (a - 1); inf where there is no bound. Composite events add up.
@@ -65,15 +64,13 @@ def renyi_divergence(event: Event, order: float, adjacency: str = "add-remove") 
     """
     require_adjacency(adjacency)
     require(1.0 < order < math.inf, f"Rényi order {order!r} is not in (1, inf); give an order above 1")
-    if obstacle(event) is not None:
+    if obstacle(event, adjacency) is not None:
         return math.inf
-    total = math.fsum(count * _primitive(part, float(order), adjacency) for part, count in flatten(event))
+    total = math.fsum(count * part.renyi(float(order), adjacency) for part, count in flatten(event))
     return _up(total)
 
 
-def renyi_curve(
-    event: Event, adjacency: str = "add-remove", orders: Sequence[float] | None = None
-) -> tuple[Array, Array]:
+def renyi_curve(event: Event, adjacency: str, orders: Sequence[float] | None = None) -> tuple[Array, Array]:
     """(orders, rho) of an event on a grid of orders; rho is rounded up, inf where there is no bound."""
     require_adjacency(adjacency)
     grid = DEFAULT_ORDERS if orders is None else tuple(float(order) for order in orders)
@@ -82,11 +79,22 @@ def renyi_curve(
         "a Rényi curve needs orders in (1, inf); leave out orders for the default grid",
     )
     total = np.zeros(len(grid))
-    if obstacle(event) is not None:
+    if obstacle(event, adjacency) is not None:
         return np.asarray(grid), total + math.inf
-    for part, count in flatten(event):
-        total += count * np.asarray(_curve(part, grid, adjacency))
+    nodes, terms, _ = blended(flatten(event), adjacency, upper=True)
+    curves = [curve_of(node, grid, adjacency) for node in nodes]
+    for term in terms:
+        total += term.count * mixed_curve(np.asarray(grid), [(weight, curves[i]) for i, weight in term.weights])
     return np.asarray(grid), total * (1 + 1e-15)
+
+
+def mixed_curve(orders: Array, parts: Sequence[tuple[float, Array]]) -> Array:
+    """Rényi curve of a mechanism that tells which of several it is: the moments e^((a-1) rho) are averaged."""
+    if len(parts) == 1:
+        return parts[0][1]
+    logs = [math.log(weight) + (orders - 1) * rho for weight, rho in parts]
+    # The weights sum to 1 only up to rounding.
+    return np.logaddexp.reduce(logs) / (orders - 1) * (1 + 1e-15) + 1e-11 / (orders - 1)
 
 
 def epsilon_from_curve(orders: Array, rho: Array, delta: float) -> tuple[float, float]:
@@ -129,13 +137,13 @@ def delta_from_curve(orders: Array, rho: Array, epsilon: float) -> float:
 
 
 def renyi_epsilon(
-    event: Event, delta: float, adjacency: str = "add-remove", orders: Sequence[float] | None = None
+    event: Event, delta: float, adjacency: str, orders: Sequence[float] | None = None
 ) -> tuple[float, float]:
     """(epsilon, best order) of an event; the grid grows upwards while its last order is the best one.
 
     Without orders, a coarse grid is searched first and the default grid only around its best order.
     """
-    grid, rho = renyi_curve(event, adjacency, COARSE_ORDERS if orders is None else orders)
+    grid, rho = _searched(event, delta, adjacency, COARSE_ORDERS if orders is None else tuple(orders))
     epsilon, order = epsilon_from_curve(grid, rho, delta)
     if orders is None and 0.0 < epsilon < math.inf:
         best = int(np.searchsorted(grid, order))
@@ -151,6 +159,18 @@ def renyi_epsilon(
     return epsilon, order
 
 
+def _searched(event: Event, delta: float, adjacency: str, orders: tuple[float, ...]) -> tuple[Array, Array]:
+    """The part of the curve that can matter for epsilon: rho never falls, and epsilon(a) >= rho(a) - 1/(a-1)."""
+    grid, rho, best = np.zeros(0), np.zeros(0), math.inf
+    for start in range(0, len(orders), _CHUNK):
+        part, values = renyi_curve(event, adjacency, orders[start : start + _CHUNK])
+        grid, rho = np.append(grid, part), np.append(rho, values)
+        best = min(best, epsilon_from_curve(part, values, delta)[0])
+        if best == 0.0 or values[-1] - 1 / (part[-1] - 1) > best:
+            break
+    return grid, rho
+
+
 def _merged(orders: Array, rho: Array) -> tuple[Array, Array]:
     ascending = np.argsort(orders, kind="stable")
     return orders[ascending], rho[ascending]
@@ -164,44 +184,9 @@ def _checked_curve(orders: Array, rho: Array) -> tuple[Array, Array]:
 
 
 @lru_cache(maxsize=4096)
-def _curve(event: Gaussian | PoissonGaussian, orders: tuple[float, ...], adjacency: str) -> tuple[float, ...]:
-    return tuple(_primitive(event, order, adjacency) for order in orders)
-
-
-def _primitive(event: Event, order: float, adjacency: str) -> float:
-    if not isinstance(event, Gaussian | PoissonGaussian):
-        return math.inf
-    rate = event.sample_rate if isinstance(event, PoissonGaussian) else 1.0
-    if rate == 0.0:
-        return 0.0
-    if event.noise_multiplier == 0.0:
-        return math.inf
-    if adjacency == "replace-one":
-        return _replace_one(rate, event.noise_multiplier, order)
-    return _add_remove(rate, event.noise_multiplier, order)
-
-
-def _add_remove(rate: float, noise_multiplier: float, order: float) -> float:
-    if rate == 1.0:
-        return _up(order / (2 * noise_multiplier) / noise_multiplier)
-    log_excess = log_moment_excess(rate, noise_multiplier, order)
-    # log A = log(1 + (A - 1)); logaddexp keeps all digits of a tiny A - 1.
-    return _up(float(np.logaddexp(0.0, log_excess)) / (order - 1))
-
-
-def _replace_one(rate: float, noise_multiplier: float, order: float) -> float:
-    """Replacing a unit moves the sum by at most 2C when it is sampled.
-
-    Telling the adversary whether the unit was sampled gives, by joint convexity of e^((a-1) D_a),
-    A <= 1 - q + q exp(2 a (a-1) / s^2). Removing one unit and adding the other gives, by the weak triangle
-    inequality (Mironov 2017, Proposition 11), D_a <= (a-1/2)/(a-1) D_2a + D_(2a-1). The smaller one counts.
-    """
-    unsampled = 2 * order / noise_multiplier / noise_multiplier
-    if rate == 1.0:
-        return _up(unsampled)
-    told = np.logaddexp(math.log1p(-rate), math.log(rate) + (order - 1) * unsampled) / (order - 1)
-    first, second = (_add_remove(rate, noise_multiplier, a) for a in (2 * order, 2 * order - 1))
-    return _up(min(float(told) + 1e-15 / (order - 1), (order - 0.5) / (order - 1) * first + second))
+def curve_of(event: Event, orders: tuple[float, ...], adjacency: str) -> Array:
+    """Rényi divergences of one release of a primitive event at these orders; kept for the next question."""
+    return np.asarray([event.renyi(order, adjacency) for order in orders])
 
 
 def _up(value: float) -> float:

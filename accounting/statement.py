@@ -7,8 +7,10 @@ from collections.abc import Iterable, Sequence
 from decimal import ROUND_CEILING, Context, Decimal
 from typing import Any
 
-from accounting.accountant import Comparison, Interval, profile, spend_curve
+from accounting.accountant import profile, spend_curve
+from accounting.comparison import Comparison
 from accounting.events import Adjacency, Event
+from accounting.interval import Interval
 
 SCHEMA = 1
 PROFILE_DELTAS = (1e-4, 1e-5, 1e-6, 1e-7, 1e-8)

@@ -31,7 +31,7 @@ def not_above(name: str, smaller: float, larger: float) -> bool:
 
 
 def nothing_charged_costs_nothing(name: str) -> None:
-    book = make_accountant(name)
+    book = make_accountant(name, "add-remove")
     assert book.epsilon(1e-5).upper == 0.0
     assert book.epsilon(0.0).upper == 0.0
     assert book.delta(0.0) == 0.0
@@ -46,7 +46,7 @@ def unaccountable_events_cost_everything(name: str) -> None:
         (Unsupported("shuffled", "no amplification theorem"), "no amplification theorem"),
         (Composed((PoissonGaussian(0.1, 1.0), SelfComposed(NonPrivate("peeked"), 2))), "peeked"),
     ):
-        book = make_accountant(name)
+        book = make_accountant(name, "add-remove")
         book.charge(PoissonGaussian(0.01, 1.0), 5)
         assert book.supports(event) is not None
         book.charge(event)
@@ -62,7 +62,7 @@ def noiseless_releases_cost_everything(name: str) -> None:
 
 
 def quoting_changes_nothing(name: str) -> None:
-    book = make_accountant(name)
+    book = make_accountant(name, "add-remove")
     book.charge(PoissonGaussian(0.02, 1.0), 10)
     before = (book.events, book.steps, book.epsilon(1e-5))
     quoted = book.quote(PoissonGaussian(0.02, 1.0), 40, 1e-5)
@@ -73,7 +73,7 @@ def quoting_changes_nothing(name: str) -> None:
 
 
 def order_of_charges_is_irrelevant(name: str, events: list[Event]) -> None:
-    forward, backward = make_accountant(name), make_accountant(name)
+    forward, backward = make_accountant(name, "add-remove"), make_accountant(name, "add-remove")
     for event in events:
         forward.charge(event, 7)
     for event in reversed(events):
@@ -90,7 +90,7 @@ def more_exposure_never_costs_less(name: str, rate: float, sigma: float, count: 
 
 
 def delta_answers_epsilon(name: str, rate: float, sigma: float, count: int) -> None:
-    book: Accountant = make_accountant(name)
+    book: Accountant = make_accountant(name, "add-remove")
     book.charge(PoissonGaussian(rate, sigma), count)
     epsilon = book.epsilon(1e-5).upper
     assert book.delta(epsilon) <= 1.05e-5

@@ -34,11 +34,15 @@ def add_to(app: typer.Typer, errors: Callable[[], AbstractContextManager[None]])
             book.charge(event, check_steps(steps))
             found = book.epsilon(delta)
             if as_json:
+                # Without a certified lower end: 0 is always true, and the bound is the only estimate.
+                lower = 0.0 if found.lower is None else found.lower
+                estimate = found.upper if found.estimate is None else found.estimate
                 fields = {
-                    "epsilon": finite(found.upper), "estimate": finite(found.estimate), "lower": finite(found.lower),
+                    "epsilon": finite(found.upper), "estimate": finite(estimate), "lower": finite(lower),
                     "delta": delta, "accountant": accountant, "adjacency": adjacency, "note": found.note,
                 }  # fmt: skip
                 typer.echo(json.dumps(fields))
             else:
                 note = f" ({found.note})" if found.note else ""
-                typer.echo(f"epsilon {found.upper:.6g} at delta {delta:g}, {adjacency}, {accountant}{note}")
+                between = "" if found.lower is None else f" (certainly above {found.lower:.6g})"
+                typer.echo(f"epsilon {found.upper:.6g}{between} at delta {delta:g}, {adjacency}, {accountant}{note}")

@@ -35,7 +35,7 @@ def test_events_survive_json(event):
 def test_a_kind_of_the_future_is_unsupported_with_a_reason():
     event = event_from_json({"kind": "quantum", "qubits": 3})
     assert isinstance(event, Unsupported)
-    assert event.kind == "quantum"
+    assert event.name == "quantum"
     assert "quantum" in event.reason
 
 

@@ -1,0 +1,101 @@
+"""What every event is: a frozen record that knows its own Rényi divergence and its own privacy loss.
+
+Noise is always given as a noise multiplier: the scale of the noise (a standard deviation for Gaussian noise)
+divided by the sensitivity C of one unit, that is, the largest norm one unit can add to the released sum. It
+says nothing of the neighbouring relation: adjacency is an argument of every question asked of an event.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields
+from numbers import Integral, Real
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
+
+from accounting.errors import Refused, require
+
+if TYPE_CHECKING:
+    from accounting.cells import OnGrid
+    from accounting.interval import Interval
+
+Adjacency = Literal["add-remove", "zero-out", "replace-one"]
+ADJACENCIES: tuple[str, ...] = get_args(Adjacency)
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something that was released. A new kind is one file here and one line in the registry."""
+
+    kind: ClassVar[str]
+
+    def to_json(self) -> dict[str, Any]:
+        """The event as a JSON object: its kind and its fields."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        plain = {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+        return {"kind": self.kind, **plain}
+
+    @classmethod
+    def from_json(cls, record: dict[str, Any]) -> Event:
+        """The inverse of `to_json`; raises KeyError for a missing field."""
+        values = {field.name: record[field.name] for field in fields(cls)}
+        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+
+    def obstacle(self, adjacency: str) -> str | None:
+        """Why no finite epsilon exists under this adjacency, or None."""
+        return None
+
+    def gaussian_mu(self, adjacency: str) -> float | None:
+        """mu, if the release is exactly as revealing as N(0, 1) against N(mu, 1) (mu = 0: reveals nothing)."""
+        return None
+
+    def renyi(self, order: float, adjacency: str) -> float:
+        """Rényi divergence of one release at an order > 1 (the larger direction), rounded up; inf if unknown."""
+        return math.inf
+
+    def delta(self, epsilon: float, adjacency: str, upper: bool = True) -> float | None:
+        """delta of one release at epsilon >= 0 in closed form, rounded up (or down); None if there is none."""
+        return None
+
+    def verified_epsilon(self, count: int, delta: float, adjacency: str) -> Interval | None:
+        """Epsilon at delta of `count` releases by a method of the event's own; None if it has none."""
+        return None
+
+    def loss_cells(self, adjacency: str, interval: float, tail: float) -> tuple[OnGrid, ...]:
+        """The privacy loss of one release on a grid of this width, for each direction of the dominating pair.
+
+        Two directions (remove, add), or one if the pair is symmetric. tail: probability that may be cut off at
+        each end. Raises Refused where there is no such distribution or it is too large.
+        """
+        raise Refused(f"events of kind {self.kind!r} have no loss distribution here")
+
+
+def require_adjacency(adjacency: str) -> None:
+    """Refuse a neighbouring relation this package has no theorem for."""
+    require(
+        adjacency in ADJACENCIES,
+        f"adjacency {adjacency!r} is unknown, so nothing can be claimed; use one of {', '.join(ADJACENCIES)}",
+    )
+
+
+def require_noise_multiplier(value: float) -> None:
+    """Refuse anything but a finite number >= 0."""
+    require(
+        is_real(value) and 0.0 <= value < math.inf,
+        f"noise_multiplier={value!r} is not a finite number >= 0; give noise scale / sensitivity",
+    )
+
+
+def require_probability(name: str, value: float, remedy: str) -> None:
+    """Refuse anything but a number in [0, 1]."""
+    require(is_real(value) and 0.0 <= value <= 1.0, f"{name}={value!r} is not a probability; {remedy}")
+
+
+def require_count(value: int, name: str = "count", least: int = 0, remedy: str = "give the number of releases") -> None:
+    """Refuse anything but an integer >= least."""
+    integral = isinstance(value, Integral) and not isinstance(value, bool)
+    require(integral and value >= least, f"{name}={value!r} is not an integer >= {least}; {remedy}")
+
+
+def is_real(value: object) -> bool:
+    """A real number, and not a truth value."""
+    return isinstance(value, Real) and not isinstance(value, bool)

@@ -1,0 +1,40 @@
+"""Every kind of event by its name: a new kind is one line here."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from accounting.errors import InvalidInput, require
+from accounting.events.base import Event
+from accounting.events.composed import Composed, NonPrivate, SelfComposed, Unsupported
+from accounting.events.gaussian import Gaussian, PoissonGaussian
+
+EVENTS: dict[str, type[Event]] = {
+    kind.kind: kind
+    for kind in (
+        Gaussian,
+        PoissonGaussian,
+        SelfComposed,
+        Composed,
+        NonPrivate,
+        Unsupported,
+    )
+}
+
+
+def event_from_json(record: dict[str, Any]) -> Event:
+    """Read an event back; a kind this version does not know becomes `Unsupported` (epsilon = inf).
+
+    Raises InvalidInput when the record is not an object with a "kind", or a field is missing or out of range.
+    """
+    require(
+        isinstance(record, dict) and isinstance(record.get("kind"), str),
+        f"event record {str(record)[:80]!r} has no kind, so it cannot be accounted; write it with to_json()",
+    )
+    kind = record["kind"]
+    if kind not in EVENTS:
+        return Unsupported(kind, f"this version knows no event of kind {kind!r}; upgrade, or account for it by hand")
+    try:
+        return EVENTS[kind].from_json(record)
+    except (KeyError, TypeError) as error:
+        raise InvalidInput(f"event of kind {kind!r} is incomplete ({error}); write it with to_json()") from error

@@ -1,0 +1,162 @@
+"""Choosing the grid of losses: finer and finer, until the bounds from above and from below are close.
+
+A grid of width v adds about T v^2 (t+1) / 12 to epsilon at tilt t and takes twice that from the lower bound
+(derived here: a split adds about v^2/6 to the variance of one release's loss, the chords take v^2/3). The best
+tilt is the slope of -log delta at the answer.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from accounting.blending import Schedule, blended
+from accounting.cells import LossPmf, OnGrid
+from accounting.composition import LARGEST_WINDOW, Composition
+from accounting.errors import Refused
+from accounting.events import Event
+
+WIDTH = 8e-4  # how wide, relative to the answer, the bounds may be
+_TOLERANCE = 2e-4  # relative, of the pessimistic side alone: what the first grid aims at
+_LARGEST_TOTAL = 2**24  # points of all single releases together, each about 60 bytes
+_LARGEST_REFINED = 2**21  # points of a window that is only wanted for closer bounds
+
+
+class Bounds(NamedTuple):
+    """lower <= truth <= upper."""
+
+    lower: float
+    upper: float
+
+
+class Grid(NamedTuple):
+    """Width of the grid of losses, and the tilt of the transform."""
+
+    width: float
+    tilt: float
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is asked of the composition of some releases.
+
+    near: an epsilon close to (not below) where it is asked; target: the delta there, roughly; tilt: a first guess;
+    ask: reads the answer from a composition; epsilon_of: the epsilon that an answer belongs to; absolute: how wide
+    the bounds may always be.
+    """
+
+    steps: list[tuple[Event, int]]
+    adjacency: str
+    tilt: float
+    target: float
+    near: float
+    ask: Callable[[Composition], float]
+    epsilon_of: Callable[[float], float]
+    absolute: float = 0.0
+    above: Schedule = field(init=False)
+    below: Schedule = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "above", blended(self.steps, self.adjacency, upper=True))
+        object.__setattr__(self, "below", blended(self.steps, self.adjacency, upper=False))
+
+    @property
+    def releases(self) -> int:
+        """How many releases are composed."""
+        return sum(count for _, count in self.steps)
+
+
+def over_directions(question: Question) -> Bounds:
+    """The larger of the directions' bounds; a direction that is clearly the smaller one is not refined.
+
+    Raises Refused where no grid within the limits gives an answer.
+    """
+    start = Grid(_first_width(question), question.tilt)
+    first, grid = _converged(question, 0, 0.0, start)
+    second, _ = _converged(question, 1, first.upper, grid)
+    return Bounds(max(first.lower, second.lower), max(first.upper, second.upper))
+
+
+def _first_width(question: Question) -> float:
+    tolerance = _TOLERANCE * question.near + 1e-6
+    smooth = math.sqrt(6 * tolerance / (question.releases * (question.tilt + 1)))
+    return _power_of_two(min(max(0.05, 2e-5 * question.near), smooth))
+
+
+def _power_of_two(width: float) -> float:
+    return 2.0 ** math.floor(math.log2(width))  # few distinct values: neighbouring questions share their grid
+
+
+def _converged(question: Question, side: int, enough: float, grid: Grid) -> tuple[Bounds, Grid]:
+    """(one direction's bounds, the grid they came from); no effort is made below an upper end of `enough`."""
+    best, width, done = Bounds(0.0, math.inf), math.inf, None
+    for _attempt in range(20):
+        try:
+            found, slope = _on_grid(question, side, enough, grid, LARGEST_WINDOW if done is None else _LARGEST_REFINED)
+        except Refused:
+            easier = _easier(grid, done)
+            if easier is None:
+                break
+            grid = easier
+            continue
+        best = Bounds(max(best.lower, found.lower), min(best.upper, found.upper))
+        done, before, width = grid, width, best.upper - best.lower
+        close = width <= WIDTH * best.upper + question.absolute
+        # A finer grid hardly narrows the bounds of a schedule that is itself only bounded.
+        if close or found.upper <= enough or width > 0.8 * before or not question.above.exact:
+            break
+        wanted = grid.width * math.sqrt(0.7 * WIDTH * best.upper / width) if width < math.inf else grid.width / 2
+        grid = Grid(_power_of_two(min(grid.width / 2, max(grid.width / 64, wanted))), slope)
+    if done is None:
+        raise Refused("the distribution needs more grid points than the limit, or delta is too small for it")
+    return best, done
+
+
+def _easier(grid: Grid, done: Grid | None) -> Grid | None:
+    """What to try when a grid was refused: a tilt nearer to one that worked, then a wider grid; None to give up."""
+    if done is not None and grid.tilt != done.tilt:
+        return Grid(grid.width, math.sqrt(grid.tilt * done.tilt) if grid.tilt > 1.5 * done.tilt else done.tilt)
+    wider = 2 * grid.width
+    return None if wider > 1e6 or (done is not None and wider >= done.width) else Grid(wider, grid.tilt)
+
+
+def _on_grid(question: Question, side: int, enough: float, grid: Grid, largest: int) -> tuple[Bounds, float]:
+    """(bounds on one grid, the tilt that would be best there)."""
+    losses = _losses(question, question.above.nodes, side, grid)
+    if not losses:  # the pairs are symmetric: there is no second direction
+        return Bounds(0.0, 0.0), grid.tilt
+    pmfs = _within_limits([loss.pessimistic() for loss in losses])
+    upper = Composition(pmfs, question.above.terms, grid.tilt, question.target, True, largest)
+    found = question.ask(upper)
+    if found <= enough:
+        return Bounds(0.0, found), grid.tilt
+    at = question.epsilon_of(found)
+    if at == math.inf:
+        return Bounds(0.0, found), grid.tilt / 2
+    if not question.below.exact:
+        losses = _losses(question, question.below.nodes, side, grid)
+    pmfs = [loss.optimistic() for loss in losses]
+    lower = Composition(pmfs, question.below.terms, grid.tilt, question.target, False, largest)
+    return Bounds(question.ask(lower), found), upper.slope(at)
+
+
+def _losses(question: Question, nodes: list[Event], side: int, grid: Grid) -> list[OnGrid]:
+    """The privacy loss of each distinct release in one direction; none if there is no such direction."""
+    # Cutting this much adds 1e-5 to delta, relatively; keeping more would let rare losses dominate the tilted masses.
+    tail = 1e-5 * question.target / question.releases
+    if tail < 1e-280:
+        raise Refused(f"delta={question.target!r} is out of reach of double precision")
+    tail = 10.0 ** math.floor(math.log10(tail))
+    sides = [node.loss_cells(question.adjacency, grid.width, tail) for node in nodes]
+    if side >= max(len(directions) for directions in sides):
+        return []
+    return [directions[min(side, len(directions) - 1)] for directions in sides]
+
+
+def _within_limits(pmfs: list[LossPmf]) -> list[LossPmf]:
+    points = sum(pmf.masses.size for pmf in pmfs)
+    if points > _LARGEST_TOTAL:
+        raise Refused(f"single releases would need {points} grid points together (limit {_LARGEST_TOTAL})")
+    return pmfs
