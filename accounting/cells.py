@@ -25,8 +25,6 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.floating[Any]]
 
-_LOST_MASS_COSTS = 100.0  # order (order - 1), roughly: what losing mass costs against losing squared loss
-
 
 @dataclass(frozen=True)
 class LossPmf:
@@ -51,6 +49,8 @@ class LossPmf:
     def cumulant(self, tilt: float) -> float:
         """log E[exp(tilt * (loss - offset)); loss finite]."""
         index, log_mass = self.support
+        if not index.size:
+            return -math.inf
         exponent = log_mass + (tilt * self.interval) * index
         largest = float(np.max(exponent))
         return largest + math.log(float(np.sum(np.exp(exponent - largest))))
@@ -105,8 +105,11 @@ class Cells:
         masses[0] += self.below
         return LossPmf(self.first, masses, self.above + self.infinite + self.spare, self.interval, self.offset)
 
-    def optimistic(self) -> LossPmf:
-        """A distribution whose divergences, less `taken`, are nowhere larger, before and after composition."""
+    def optimistic(self, tilt: float = 1.0) -> LossPmf:
+        """A distribution whose divergences, less `taken`, are nowhere larger, before and after composition.
+
+        tilt: of two such distributions the one with the larger E[exp(tilt * loss)] is returned.
+        """
         mass = self.up + self.down
         moved = np.minimum(self.up, self.sliver * mass)
         up, down = self.up - moved, self.down + moved
@@ -114,11 +117,17 @@ class Cells:
         with np.errstate(divide="ignore", invalid="ignore"):
             raw = up * down * shrink / (up * math.exp(-self.interval) + down)
         height = np.where(mass > 0, raw, 0.0) * (1 + 1e-9) + 2 * self.sliver * mass * shrink
-        both = np.maximum(np.append(height, 0.0), np.append(0.0, height))
-        lowered = _following_first_tangent(up, down, both, self.interval)
+        lowered = np.maximum(np.append(height, 0.0), np.append(0.0, height))
+        along = _following_first_tangent(up, down, lowered, self.interval)
+        candidates = [self._lowered_by(heights, up, down) for heights in (lowered, along)]
+        least = min(pmf.taken for pmf in candidates)
+        return max(candidates, key=lambda pmf: (pmf.taken <= 2 * least, pmf.cumulant(tilt)))
+
+    def _lowered_by(self, lowered: Array, up: Array, down: Array) -> LossPmf:
+        """The distribution of the broken line that is this much below each grid point, made convex."""
         slope = np.diff(lowered)
         masses: Array = np.zeros(up.size + 1)
-        masses[1:] += up + slope / shrink
+        masses[1:] += up + slope / -math.expm1(-self.interval)
         masses[:-1] += down - slope / math.expm1(min(self.interval, 700.0))
         masses[-1] += self.above_least
         kept, taken = _convex(masses, self.interval)
@@ -132,8 +141,8 @@ class OnGrid(Protocol):
     def pessimistic(self) -> LossPmf:
         """A distribution whose divergences are nowhere smaller, before and after composition."""
 
-    def optimistic(self) -> LossPmf:
-        """A distribution whose divergences, less `taken`, are nowhere larger, before and after composition."""
+    def optimistic(self, tilt: float = 1.0) -> LossPmf:
+        """A distribution whose divergences, less `taken`, are nowhere larger; as good as possible at this tilt."""
 
 
 @dataclass(frozen=True)
@@ -149,9 +158,9 @@ class Mixture:
         """The weighted sum of the parts' pessimistic distributions."""
         return mixed([(weight, part.pessimistic()) for weight, part in self.parts], upper=True)
 
-    def optimistic(self) -> LossPmf:
+    def optimistic(self, tilt: float = 1.0) -> LossPmf:
         """The weighted sum of the parts' optimistic distributions."""
-        return mixed([(weight, part.optimistic()) for weight, part in self.parts], upper=False)
+        return mixed([(weight, part.optimistic(tilt)) for weight, part in self.parts], upper=False)
 
 
 def mixed(parts: Sequence[tuple[float, LossPmf]], upper: bool) -> LossPmf:
@@ -187,7 +196,7 @@ def cells_from_atoms(
 
 
 def _following_first_tangent(up: Array, down: Array, lowered: Array, interval: float) -> Array:
-    """The lowering at the lower end, where the broken line may not leave the first tangent downwards.
+    """Another lowering at the lower end, where the broken line may not leave the first tangent downwards.
 
     Lowering the first grid point itself loses that much mass. Or the line follows the first tangent until it is
     low enough, lower[j] = E_Q[(grid point j - P/Q)+], which loses no mass but more of the spread.
@@ -195,16 +204,14 @@ def _following_first_tangent(up: Array, down: Array, lowered: Array, interval: f
     growth = math.expm1(min(interval, 700.0))
     along, below = 0.0, 0.0  # E_Q[(z_j - P/Q)+] and z_j Q(P/Q < z_j), both with the mass on the grid only
     result = lowered.copy()
-    extra = 0.0
     for j in range(lowered.size):
         result[j] = along
-        extra += along - float(lowered[j])
         if j and along >= lowered[j] * (1 + 1e-12):
             break
         if j < up.size:
             along = (along + (below + float(down[j])) * growth) * (1 + 1e-12)
             below = (below + float(down[j])) * (1 + growth) + float(up[j])
-    return lowered if float(lowered[0]) <= _LOST_MASS_COSTS * interval * extra else result
+    return result
 
 
 def _convex(masses: Array, interval: float) -> tuple[Array, float]:

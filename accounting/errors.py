@@ -18,3 +18,7 @@ def require_delta(delta: float) -> None:
 
 class Refused(Exception):
     """The question cannot be answered within the limits of a method; the message says why."""
+
+
+class TooFine(Refused):
+    """One release alone needs more grid points than the limit, whatever is done with it afterwards."""

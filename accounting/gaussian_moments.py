@@ -91,12 +91,14 @@ def _log_bend(log_ratio: Array, order: float) -> Array:
     """log((1+u)^a - 1 - a u) at log(1+u); the form is chosen by the size of u to keep all digits."""
     u = np.expm1(np.minimum(log_ratio, 700.0))
     power = (order - 1) * log_ratio
-    share = (order - 1) * -np.expm1(-log_ratio)
-    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+    share = (order - 1) * -np.expm1(-np.maximum(log_ratio, 0.0))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        below = np.log(np.expm1(np.minimum(order * log_ratio, 0.0)) - order * np.minimum(u, 0.0))
         direct = log_ratio + np.log(np.expm1(np.minimum(power, 40.0)) - share)
         large = log_ratio + power + np.log1p(-(1 + share) * np.exp(-np.maximum(power, 40.0)))
         small = np.log(_bend_series(u, order))
-    return np.where(order * np.abs(u) < 0.1, small, np.where(power > 40.0, large, direct))
+    bent = np.where(log_ratio < 0.0, below, np.where(power > 40.0, large, direct))
+    return np.where(order * np.abs(u) < 0.1, small, bent)
 
 
 def _bend_series(u: Array, order: float) -> Array:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from scipy.special import log_ndtr, ndtr, ndtri
 
 from accounting.cells import Cells
-from accounting.errors import Refused
+from accounting.errors import TooFine
 
 Array = NDArray[np.floating[Any]]
 Mixture = tuple[tuple[float, float], ...]  # (weight, mean) of each component
@@ -71,7 +71,7 @@ class Pair:
         first = math.floor((float(low) - self.anchor) / interval)
         last = math.ceil((float(high) - self.anchor) / interval)
         if last - first > LARGEST_PMF:
-            raise Refused(f"one release would need {last - first} grid points (limit {LARGEST_PMF})")
+            raise TooFine(f"one release would need {last - first} grid points (limit {LARGEST_PMF})")
         return self.anchor + np.arange(first, last + 1) * interval, first
 
     def _masses(self, edges: Array) -> tuple[Array, Array, Array]:

@@ -45,9 +45,7 @@ def pld_epsilon(events: Counted, delta: float, adjacency: str) -> Bounds:
         return Bounds(low, min(high, rough))
     if not rough < math.inf:
         rough, order = _LARGE_EPSILON, 1.5  # no Rényi bound (a failure probability, say): start anywhere
-    found = over_directions(
-        Question(steps, adjacency, order - 1, delta, rough, lambda c: c.epsilon(delta), lambda e: e, _ABSOLUTE)
-    )
+    found = over_directions(Question(steps, adjacency, order - 1, delta, rough, delta=delta, absolute=_ABSOLUTE))
     return Bounds(found.lower, min(rough, found.upper) if rough != _LARGE_EPSILON else found.upper)
 
 
@@ -68,9 +66,7 @@ def pld_delta(events: Counted, epsilon: float, adjacency: str) -> Bounds:
         exponent = (orders - 1) * (rho - epsilon) - np.log(orders)
     order = float(orders[np.argmin(np.where(np.isfinite(exponent), exponent, math.inf))])
     near = max(epsilon, 1e-3)
-    found = over_directions(
-        Question(steps, adjacency, order - 1, 1e-2 * rough, near, lambda c: c.delta(epsilon), lambda _: epsilon)
-    )
+    found = over_directions(Question(steps, adjacency, order - 1, 1e-2 * rough, near, epsilon=epsilon))
     return Bounds(found.lower, min(rough, found.upper))
 
 

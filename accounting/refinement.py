@@ -8,19 +8,21 @@ tilt is the slope of -log delta at the answer.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from accounting.blending import Schedule, blended
 from accounting.cells import LossPmf, OnGrid
-from accounting.composition import LARGEST_WINDOW, Composition
-from accounting.errors import Refused
+from accounting.composition import LARGEST_WINDOW, Composition, chernoff_delta
+from accounting.errors import Refused, TooFine
 from accounting.events import Event
 
 WIDTH = 8e-4  # how wide, relative to the answer, the bounds may be
 _TOLERANCE = 2e-4  # relative, of the pessimistic side alone: what the first grid aims at
 _LARGEST_TOTAL = 2**24  # points of all single releases together, each about 60 bytes
+_SMALL = 1e-3  # epsilon below which little effort is made
+_LARGEST_EFFORT = 20  # grids, refused ones included
+_PATIENCE = 2  # grids in a row that may fail to narrow the bounds
 _LARGEST_REFINED = 2**21  # points of a window that is only wanted for closer bounds
 
 
@@ -42,9 +44,8 @@ class Grid(NamedTuple):
 class Question:
     """What is asked of the composition of some releases.
 
-    near: an epsilon close to (not below) where it is asked; target: the delta there, roughly; tilt: a first guess;
-    ask: reads the answer from a composition; epsilon_of: the epsilon that an answer belongs to; absolute: how wide
-    the bounds may always be.
+    Either epsilon at `delta`, or delta at `epsilon`. near: an epsilon close to (not below) where it is asked; target:
+    the delta there, roughly; tilt: a first guess; absolute: how wide the bounds may always be.
     """
 
     steps: list[tuple[Event, int]]
@@ -52,8 +53,8 @@ class Question:
     tilt: float
     target: float
     near: float
-    ask: Callable[[Composition], float]
-    epsilon_of: Callable[[float], float]
+    delta: float | None = None
+    epsilon: float | None = None
     absolute: float = 0.0
     above: Schedule = field(init=False)
     below: Schedule = field(init=False)
@@ -61,6 +62,18 @@ class Question:
     def __post_init__(self) -> None:
         object.__setattr__(self, "above", blended(self.steps, self.adjacency, upper=True))
         object.__setattr__(self, "below", blended(self.steps, self.adjacency, upper=False))
+
+    def ask(self, composition: Composition) -> float:
+        """The answer, read from a composition."""
+        return composition.epsilon(self.delta) if self.delta is not None else composition.delta(self.epsilon or 0.0)
+
+    def epsilon_of(self, answer: float) -> float:
+        """The epsilon that an answer belongs to."""
+        return answer if self.epsilon is None else self.epsilon
+
+    def point(self, answer: float) -> tuple[float, float]:
+        """(epsilon, delta) that an answer stands for."""
+        return (answer, self.delta) if self.delta is not None else (self.epsilon or 0.0, answer)
 
     @property
     def releases(self) -> int:
@@ -91,22 +104,30 @@ def _power_of_two(width: float) -> float:
 
 def _converged(question: Question, side: int, enough: float, grid: Grid) -> tuple[Bounds, Grid]:
     """(one direction's bounds, the grid they came from); no effort is made below an upper end of `enough`."""
-    best, width, done = Bounds(0.0, math.inf), math.inf, None
-    for _attempt in range(20):
+    best, width, done, stalls = Bounds(0.0, math.inf), math.inf, None, 0
+    tried: set[Grid] = set()
+    while grid not in tried and len(tried) < _LARGEST_EFFORT:
+        tried.add(grid)
         try:
             found, slope = _on_grid(question, side, enough, grid, LARGEST_WINDOW if done is None else _LARGEST_REFINED)
-        except Refused:
-            easier = _easier(grid, done)
+        except Refused as refusal:
+            easier = _easier(grid, done, isinstance(refusal, TooFine))
             if easier is None:
                 break
             grid = easier
             continue
         best = Bounds(max(best.lower, found.lower), min(best.upper, found.upper))
         done, before, width = grid, width, best.upper - best.lower
-        close = width <= WIDTH * best.upper + question.absolute
-        # A finer grid hardly narrows the bounds of a schedule that is itself only bounded.
-        if close or found.upper <= enough or width > 0.8 * before or not question.above.exact:
+        if best.upper <= enough or width <= WIDTH * best.upper + question.absolute < math.inf:
             break
+        stalls = stalls + 1 if width > 0.8 * before else 0
+        # A finer grid hardly narrows the bounds of a schedule that is itself only bounded.
+        if stalls > (1 if best.upper < _SMALL else _PATIENCE) or (best.upper < math.inf and not question.above.exact):
+            break
+        if stalls:
+            # Round-off rules, and then the slope is just the tilt: look on either side of it.
+            grid = Grid(grid.width, grid.tilt * (8.0 if stalls % 2 else 1 / 64))
+            continue
         wanted = grid.width * math.sqrt(0.7 * WIDTH * best.upper / width) if width < math.inf else grid.width / 2
         grid = Grid(_power_of_two(min(grid.width / 2, max(grid.width / 64, wanted))), slope)
     if done is None:
@@ -114,12 +135,13 @@ def _converged(question: Question, side: int, enough: float, grid: Grid) -> tupl
     return best, done
 
 
-def _easier(grid: Grid, done: Grid | None) -> Grid | None:
+def _easier(grid: Grid, done: Grid | None, too_fine: bool) -> Grid | None:
     """What to try when a grid was refused: a tilt nearer to one that worked, then a wider grid; None to give up."""
-    if done is not None and grid.tilt != done.tilt:
-        return Grid(grid.width, math.sqrt(grid.tilt * done.tilt) if grid.tilt > 1.5 * done.tilt else done.tilt)
+    if done is not None and grid.tilt != done.tilt and not too_fine:
+        nearer = math.sqrt(grid.tilt * done.tilt)
+        return Grid(grid.width, nearer if abs(math.log(grid.tilt / done.tilt)) > 0.4 else done.tilt)
     wider = 2 * grid.width
-    return None if wider > 1e6 or (done is not None and wider >= done.width) else Grid(wider, grid.tilt)
+    return None if wider > 1e6 or (done is not None and wider >= 2 * done.width) else Grid(wider, grid.tilt)
 
 
 def _on_grid(question: Question, side: int, enough: float, grid: Grid, largest: int) -> tuple[Bounds, float]:
@@ -128,6 +150,11 @@ def _on_grid(question: Question, side: int, enough: float, grid: Grid, largest: 
     if not losses:  # the pairs are symmetric: there is no second direction
         return Bounds(0.0, 0.0), grid.tilt
     pmfs = _within_limits([loss.pessimistic() for loss in losses])
+    if (
+        enough > 0.0
+        and chernoff_delta(pmfs, question.above.terms, question.point(enough)[0]) <= question.point(enough)[1]
+    ):
+        return Bounds(0.0, enough), grid.tilt
     upper = Composition(pmfs, question.above.terms, grid.tilt, question.target, True, largest)
     found = question.ask(upper)
     if found <= enough:
@@ -137,7 +164,7 @@ def _on_grid(question: Question, side: int, enough: float, grid: Grid, largest: 
         return Bounds(0.0, found), grid.tilt / 2
     if not question.below.exact:
         losses = _losses(question, question.below.nodes, side, grid)
-    pmfs = [loss.optimistic() for loss in losses]
+    pmfs = [loss.optimistic(grid.tilt) for loss in losses]
     lower = Composition(pmfs, question.below.terms, grid.tilt, question.target, False, largest)
     return Bounds(question.ask(lower), found), upper.slope(at)
 
@@ -158,5 +185,5 @@ def _losses(question: Question, nodes: list[Event], side: int, grid: Grid) -> li
 def _within_limits(pmfs: list[LossPmf]) -> list[LossPmf]:
     points = sum(pmf.masses.size for pmf in pmfs)
     if points > _LARGEST_TOTAL:
-        raise Refused(f"single releases would need {points} grid points together (limit {_LARGEST_TOTAL})")
+        raise TooFine(f"single releases would need {points} grid points together (limit {_LARGEST_TOTAL})")
     return pmfs

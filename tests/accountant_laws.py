@@ -14,6 +14,7 @@ from accounting import (
     Unsupported,
     make_accountant,
 )
+from accounting.pld import cheap_lower
 
 ACCOUNTANTS = ("rdp", "prv")
 # The discretised accountant is tight to about 2e-4: two of its answers may be off by that much.
@@ -95,6 +96,32 @@ def delta_answers_epsilon(name: str, rate: float, sigma: float, count: int) -> N
     epsilon = book.epsilon(1e-5).upper
     assert book.delta(epsilon) <= 1.05e-5
     assert book.delta(2 * epsilon) <= book.delta(epsilon) <= book.delta(epsilon / 2)
+
+
+def the_interval_is_in_order(name: str, rate: float, sigma: float, count: int, delta: float, adjacency: str) -> None:
+    """exact lower bounds <= certified lower <= estimate <= upper <= Rényi."""
+    event = PoissonGaussian(rate, sigma)
+    found = make_accountant(name, adjacency).quote(event, count, delta)
+    renyi = make_accountant("rdp", adjacency).quote(event, count, delta).upper
+    assert found.upper <= renyi * (1 + 1e-9)
+    assert cheap_lower([(event, count)], delta, adjacency) <= found.upper * (1 + 1e-9)
+    if found.lower is not None:
+        assert 0.0 <= found.lower <= found.estimate <= found.upper
+    book = make_accountant(name, adjacency)
+    book.charge(event, count)
+    promise = book.guarantee(delta)
+    assert (promise.epsilon, promise.delta, promise.adjacency) == (found.upper, delta, adjacency)
+    assert (promise.kind, promise.accountant) == ("worst-case", name)
+    assert found.upper <= book.running_epsilon(delta) * (1 + 1e-9) or name == "rdp"
+    assert renyi * 0.99 <= book.running_epsilon(delta)  # another grid of orders may do a little better
+
+
+def the_profile_is_what_epsilon_says(name: str) -> None:
+    book = make_accountant(name, "add-remove")
+    book.charge(PoissonGaussian(0.02, 1.2), 200)
+    points = book.profile([1e-3, 1e-6])
+    assert points == [(delta, book.epsilon(delta).upper) for delta in (1e-3, 1e-6)]
+    assert points[0][1] < points[1][1]
 
 
 def zero_out_costs_as_add_remove_and_replace_one_more(name: str) -> None:

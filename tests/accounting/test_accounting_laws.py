@@ -17,6 +17,7 @@ pytestmark = pytest.mark.parametrize("name", laws.ACCOUNTANTS)
         laws.unaccountable_events_cost_everything,
         laws.noiseless_releases_cost_everything,
         laws.quoting_changes_nothing,
+        laws.the_profile_is_what_epsilon_says,
         laws.zero_out_costs_as_add_remove_and_replace_one_more,
     ],
     ids=lambda law: law.__name__,
@@ -34,6 +35,18 @@ def test_law(name, law):
 )
 def test_more_exposure_never_costs_less(name, rate, sigma, count, log_delta):
     laws.more_exposure_never_costs_less(name, rate, sigma, count, 10.0**log_delta)
+
+
+@settings(max_examples=25, derandomize=True, deadline=None, database=None)
+@given(
+    rate=st.floats(1e-4, 1.0),
+    sigma=st.floats(0.3, 20.0),
+    count=st.integers(1, 3000),
+    log_delta=st.floats(-12.0, -2.0),
+    adjacency=st.sampled_from(["add-remove", "replace-one"]),
+)
+def test_the_interval_is_in_order(name, rate, sigma, count, log_delta, adjacency):
+    laws.the_interval_is_in_order(name, rate, sigma, count, 10.0**log_delta, adjacency)
 
 
 @settings(max_examples=6, derandomize=True, deadline=None, database=None)
