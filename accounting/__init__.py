@@ -6,53 +6,65 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from accounting.accountant import (
-        Accountant,
-        PRVAccountant,
-        RenyiAccountant,
-        make_accountant,
-        profile,
-        spend_curve,
-    )
+    from accounting.accountant import Accountant, PRVAccountant, RenyiAccountant, make_accountant, profile, spend_curve
     from accounting.calibration import Calibration, calibrate_noise_multiplier, most_steps
     from accounting.comparison import Comparison, compare
     from accounting.errors import InvalidInput, Refused
     from accounting.events import (
         Adjacency,
+        ApproximateDP,
         Composed,
         Event,
+        FixedBatchesGaussian,
         Gaussian,
+        Laplace,
         NonPrivate,
         PoissonGaussian,
+        PureDP,
         SelfComposed,
+        TruncatedPoissonGaussian,
         Unsupported,
+        WithoutReplacementGaussian,
         event_from_json,
         flatten,
     )
+    from accounting.filters import BudgetSpent, GdpFilter, PlugInFigure, RenyiFilter
     from accounting.interval import Guarantee, Interval
     from accounting.journal import Journal, JournalBusy, JournalCorrupt
+    from accounting.odometer import Odometer
 
 __all__ = [
     "Accountant",
     "Adjacency",
+    "ApproximateDP",
+    "BudgetSpent",
     "Calibration",
     "Comparison",
     "Composed",
     "Event",
+    "FixedBatchesGaussian",
     "Gaussian",
+    "GdpFilter",
     "Guarantee",
     "Interval",
     "InvalidInput",
     "Journal",
     "JournalBusy",
     "JournalCorrupt",
+    "Laplace",
     "NonPrivate",
+    "Odometer",
     "PRVAccountant",
+    "PlugInFigure",
     "PoissonGaussian",
+    "PureDP",
     "Refused",
     "RenyiAccountant",
+    "RenyiFilter",
     "SelfComposed",
+    "TruncatedPoissonGaussian",
     "Unsupported",
+    "WithoutReplacementGaussian",
     "calibrate_noise_multiplier",
     "compare",
     "event_from_json",
@@ -65,18 +77,61 @@ __all__ = [
 
 _HOMES = {
     "accountant": (
-        "Accountant", "PRVAccountant", "RenyiAccountant", "make_accountant", "profile", "spend_curve",
+        "Accountant",
+        "PRVAccountant",
+        "RenyiAccountant",
+        "make_accountant",
+        "profile",
+        "spend_curve",
     ),
-    "calibration": ("Calibration", "calibrate_noise_multiplier", "most_steps"),
-    "comparison": ("Comparison", "compare"),
-    "errors": ("InvalidInput", "Refused"),
+    "calibration": (
+        "Calibration",
+        "calibrate_noise_multiplier",
+        "most_steps",
+    ),
+    "comparison": (
+        "Comparison",
+        "compare",
+    ),
+    "errors": (
+        "InvalidInput",
+        "Refused",
+    ),
     "events": (
-        "Adjacency", "Composed", "Event", "Gaussian", "NonPrivate", "PoissonGaussian", "SelfComposed",
-        "Unsupported", "event_from_json", "flatten",
+        "Adjacency",
+        "ApproximateDP",
+        "Composed",
+        "Event",
+        "FixedBatchesGaussian",
+        "Gaussian",
+        "Laplace",
+        "NonPrivate",
+        "PoissonGaussian",
+        "PureDP",
+        "SelfComposed",
+        "TruncatedPoissonGaussian",
+        "Unsupported",
+        "WithoutReplacementGaussian",
+        "event_from_json",
+        "flatten",
     ),
-    "interval": ("Guarantee", "Interval"),
-    "journal": ("Journal", "JournalBusy", "JournalCorrupt"),
-}  # fmt: skip
+    "filters": (
+        "BudgetSpent",
+        "GdpFilter",
+        "PlugInFigure",
+        "RenyiFilter",
+    ),
+    "interval": (
+        "Guarantee",
+        "Interval",
+    ),
+    "journal": (
+        "Journal",
+        "JournalBusy",
+        "JournalCorrupt",
+    ),
+    "odometer": ("Odometer",),
+}
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 

@@ -26,8 +26,8 @@ from accounting.events import (
     require_count,
 )
 from accounting.interval import Guarantee, Interval
-from accounting.pld import cheap_lower, pld_delta, pld_epsilon
-from accounting.renyi import delta_from_curve, renyi_curve, renyi_epsilon
+from accounting.pld import attained_lower, cheap_lower, pld_delta, pld_epsilon
+from accounting.renyi import renyi_delta, renyi_epsilon
 from accounting.running import RunningCurve
 
 Counted = Sequence[tuple[Event, int]]
@@ -170,7 +170,7 @@ class RenyiAccountant(_Ledger):
         return Interval(self.name, None, None, renyi_epsilon(as_event(events), delta, self.adjacency)[0])
 
     def _delta(self, events: Counted, epsilon: float) -> float:
-        return delta_from_curve(*renyi_curve(as_event(events), self.adjacency), epsilon)
+        return renyi_delta(as_event(events), epsilon, self.adjacency)
 
 
 class PRVAccountant(_Ledger):
@@ -182,7 +182,8 @@ class PRVAccountant(_Ledger):
         renyi = renyi_epsilon(as_event(events), delta, self.adjacency)[0]
         verified = events[0][0].verified_epsilon(events[0][1], delta, self.adjacency) if len(events) == 1 else None
         if verified is not None:
-            return Interval(self.name, verified.lower, verified.estimate, min(verified.upper, renyi), verified.note)
+            ends = [None if end is None else min(end, renyi) for end in (verified.lower, verified.estimate)]
+            return Interval(self.name, ends[0], ends[1], min(verified.upper, renyi), verified.note)
         try:
             lower, upper = pld_epsilon(events, delta, self.adjacency)
         except Refused as refused:
@@ -190,11 +191,13 @@ class PRVAccountant(_Ledger):
             note = f"Rényi bound, because the loss distribution was refused: {refused}"
             return Interval(self.name, lower, renyi, renyi, note)
         upper = min(upper, renyi)
+        lower = min(upper, attained_lower(events, lower, delta, self.adjacency))
         # The optimistic grid is off by about twice as much as the pessimistic one, the other way.
-        return Interval(self.name, min(lower, upper), upper - (upper - min(lower, upper)) / 3, upper)
+        estimate = upper - (upper - lower) / 3 if upper < math.inf else upper
+        return Interval(self.name, lower, estimate, upper)
 
     def _delta(self, events: Counted, epsilon: float) -> float:
-        renyi = delta_from_curve(*renyi_curve(as_event(events), self.adjacency), epsilon)
+        renyi = renyi_delta(as_event(events), epsilon, self.adjacency)
         try:
             return min(renyi, pld_delta(events, epsilon, self.adjacency).upper)
         except Refused:

@@ -42,7 +42,7 @@ class Schedule(NamedTuple):
 
 def blended(steps: Sequence[tuple[Event, int]], adjacency: str, upper: bool) -> Schedule:
     """A schedule of few distinct releases that bounds the steps from above or from below."""
-    kinds = [event for event, _ in steps if isinstance(event, PoissonGaussian)]
+    kinds = [event for event, _ in steps if isinstance(event, PoissonGaussian) and can_blend(event)]
     if len(kinds) <= _FEW:
         alone = [Term(((i, 1.0),), count) for i, (_, count) in enumerate(steps)]
         return Schedule([event for event, _ in steps], alone, True)
@@ -63,11 +63,16 @@ def _on_nodes(
     counts: dict[tuple[tuple[int, float], ...], int] = {}
     for event, count in steps:
         corners = [(1.0, event)]
-        if isinstance(event, PoissonGaussian):
+        if isinstance(event, PoissonGaussian) and can_blend(event):
             corners = _corners(event, rates, sigmas, upper, adjacency != "replace-one")
         weights = tuple((index.setdefault(node, len(index)), weight) for weight, node in corners)
         counts[weights] = counts.get(weights, 0) + count
     return Schedule(list(index), [Term(weights, count) for weights, count in counts.items()], False)
+
+
+def can_blend(event: Event) -> bool:
+    """Whether the event is a sampled Gaussian with some noise."""
+    return isinstance(event, PoissonGaussian) and 0.0 < event.sample_rate < 1.0 and event.noise_multiplier > 1e-3
 
 
 def corners_on_lattice(event: PoissonGaussian, adjacency: str) -> list[tuple[float, Event]]:

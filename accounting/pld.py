@@ -15,7 +15,7 @@ from accounting.errors import Refused
 from accounting.events import Composed, Event, Gaussian, SelfComposed, obstacle
 from accounting.gaussian import gaussian_delta, gaussian_epsilon, invert_profile
 from accounting.refinement import Bounds, Question, over_directions
-from accounting.renyi import COARSE_ORDERS, delta_from_curve, renyi_curve, renyi_epsilon
+from accounting.renyi import COARSE_ORDERS, failures, renyi_curve, renyi_delta, renyi_epsilon
 
 Counted = Sequence[tuple[Event, int]]
 Steps = list[tuple[Event, int]]
@@ -33,6 +33,8 @@ def pld_epsilon(events: Counted, delta: float, adjacency: str) -> Bounds:
     if delta <= 0.0:
         raise Refused("delta = 0 is out of reach of a discretised distribution")
     mu, sampled = _parts(events, adjacency)
+    if failures(_as_event(sampled), adjacency) * (1 - 1e-9) > delta:
+        return Bounds(math.inf, math.inf)
     if not sampled:
         return Bounds(gaussian_epsilon(delta, mu, upper=False), gaussian_epsilon(delta, mu))
     steps = _with_gaussian(mu, sampled, adjacency)
@@ -59,7 +61,7 @@ def pld_delta(events: Counted, epsilon: float, adjacency: str) -> Bounds:
     if single is not None and epsilon < math.inf:
         return Bounds(single(epsilon, False), single(epsilon, True))
     orders, rho = renyi_curve(_as_event(steps), adjacency, orders=COARSE_ORDERS)
-    rough = delta_from_curve(orders, rho, epsilon)
+    rough = renyi_delta(_as_event(steps), epsilon, adjacency, orders=COARSE_ORDERS)
     if rough <= 0.0 or not epsilon < math.inf:
         return Bounds(0.0, rough)
     with np.errstate(invalid="ignore"):
@@ -70,10 +72,28 @@ def pld_delta(events: Counted, epsilon: float, adjacency: str) -> Bounds:
     return Bounds(found.lower, min(rough, found.upper))
 
 
+def attained_lower(events: Counted, lower: float, delta: float, adjacency: str) -> float:
+    """What is certain if some dominating pairs are not attained: the largest bound of a part that is.
+
+    lower: the bound on the epsilon of the dominating pairs.
+    """
+    strange = [(event, count) for event, count in events if event.attained(adjacency) != (event, adjacency)]
+    if not strange:
+        return lower
+    plain = [(event, count) for event, count in events if (event, count) not in strange]
+    best = pld_epsilon(plain, delta, adjacency).lower if plain else 0.0
+    for event, count in strange:
+        substitute, relation = event.attained(adjacency)
+        best = max(best, pld_epsilon([(substitute, count)], delta, relation).lower)
+    return min(best, lower)
+
+
 def cheap_lower(events: Counted, delta: float, adjacency: str) -> float:
     """A lower bound on epsilon without any grid: that of the costliest release with a closed form, alone."""
     best = 0.0
     for event, count in events:
+        if event.attained(adjacency) != (event, adjacency):
+            continue
         mu = event.gaussian_mu(adjacency)
         if count > 0 and mu is not None and mu < math.inf:
             best = max(best, gaussian_epsilon(delta, mu * (1 - 1e-14), upper=False))

@@ -37,10 +37,11 @@ def poisson_cells(rate: float, sigma: float, adjacency: str, interval: float, ta
         raise Refused(f"noise_multiplier={sigma!r} hides nothing")
     if adjacency == "replace-one":
         return (_replace_pair(rate, sigma).cells(interval, tail)[0],)
-    return _add_remove_pair(rate, sigma).cells(interval, tail)
+    return add_remove_pair(rate, sigma).cells(interval, tail)
 
 
-def _add_remove_pair(rate: float, sigma: float) -> Pair:
+def add_remove_pair(rate: float, sigma: float) -> Pair:
+    """(1-q) N(0) + q N(1) against N(0), with the infimum of the loss on the grid."""
     p = ((1.0 - rate, 0.0), (rate, 1.0)) if rate < 1.0 else ((1.0, 1.0),)
 
     def loss(x: Array) -> Array:

@@ -34,10 +34,11 @@ class Bounds(NamedTuple):
 
 
 class Grid(NamedTuple):
-    """Width of the grid of losses, and the tilt of the transform."""
+    """Width of the grid of losses, tilt of the transform, and the delta below which tails may be cut."""
 
     width: float
     tilt: float
+    target: float
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ def over_directions(question: Question) -> Bounds:
 
     Raises Refused where no grid within the limits gives an answer.
     """
-    start = Grid(_first_width(question), question.tilt)
+    start = Grid(_first_width(question), question.tilt, question.target)
     first, grid = _converged(question, 0, 0.0, start)
     second, _ = _converged(question, 1, first.upper, grid)
     return Bounds(max(first.lower, second.lower), max(first.upper, second.upper))
@@ -122,14 +123,17 @@ def _converged(question: Question, side: int, enough: float, grid: Grid) -> tupl
             break
         stalls = stalls + 1 if width > 0.8 * before else 0
         # A finer grid hardly narrows the bounds of a schedule that is itself only bounded.
-        if stalls > (1 if best.upper < _SMALL else _PATIENCE) or (best.upper < math.inf and not question.above.exact):
+        if stalls > (1 if question.epsilon_of(best.upper) < _SMALL else _PATIENCE) or (
+            best.upper < math.inf and not question.above.exact
+        ):
             break
         if stalls:
             # Round-off rules, and then the slope is just the tilt: look on either side of it.
-            grid = Grid(grid.width, grid.tilt * (8.0 if stalls % 2 else 1 / 64))
+            grid = grid._replace(tilt=grid.tilt * (8.0 if stalls % 2 else 1 / 64))
             continue
         wanted = grid.width * math.sqrt(0.7 * WIDTH * best.upper / width) if width < math.inf else grid.width / 2
-        grid = Grid(_power_of_two(min(grid.width / 2, max(grid.width / 64, wanted))), slope)
+        target = min(grid.target, question.point(best.upper)[1])
+        grid = Grid(_power_of_two(min(grid.width / 2, max(grid.width / 64, wanted))), slope, target)
     if done is None:
         raise Refused("the distribution needs more grid points than the limit, or delta is too small for it")
     return best, done
@@ -139,9 +143,9 @@ def _easier(grid: Grid, done: Grid | None, too_fine: bool) -> Grid | None:
     """What to try when a grid was refused: a tilt nearer to one that worked, then a wider grid; None to give up."""
     if done is not None and grid.tilt != done.tilt and not too_fine:
         nearer = math.sqrt(grid.tilt * done.tilt)
-        return Grid(grid.width, nearer if abs(math.log(grid.tilt / done.tilt)) > 0.4 else done.tilt)
+        return grid._replace(tilt=nearer if abs(math.log(grid.tilt / done.tilt)) > 0.4 else done.tilt)
     wider = 2 * grid.width
-    return None if wider > 1e6 or (done is not None and wider >= 2 * done.width) else Grid(wider, grid.tilt)
+    return None if wider > 1e6 or (done is not None and wider >= 2 * done.width) else grid._replace(width=wider)
 
 
 def _on_grid(question: Question, side: int, enough: float, grid: Grid, largest: int) -> tuple[Bounds, float]:
@@ -155,7 +159,7 @@ def _on_grid(question: Question, side: int, enough: float, grid: Grid, largest: 
         and chernoff_delta(pmfs, question.above.terms, question.point(enough)[0]) <= question.point(enough)[1]
     ):
         return Bounds(0.0, enough), grid.tilt
-    upper = Composition(pmfs, question.above.terms, grid.tilt, question.target, True, largest)
+    upper = Composition(pmfs, question.above.terms, grid.tilt, grid.target, True, largest)
     found = question.ask(upper)
     if found <= enough:
         return Bounds(0.0, found), grid.tilt
@@ -165,16 +169,16 @@ def _on_grid(question: Question, side: int, enough: float, grid: Grid, largest: 
     if not question.below.exact:
         losses = _losses(question, question.below.nodes, side, grid)
     pmfs = [loss.optimistic(grid.tilt) for loss in losses]
-    lower = Composition(pmfs, question.below.terms, grid.tilt, question.target, False, largest)
+    lower = Composition(pmfs, question.below.terms, grid.tilt, grid.target, False, largest)
     return Bounds(question.ask(lower), found), upper.slope(at)
 
 
 def _losses(question: Question, nodes: list[Event], side: int, grid: Grid) -> list[OnGrid]:
     """The privacy loss of each distinct release in one direction; none if there is no such direction."""
     # Cutting this much adds 1e-5 to delta, relatively; keeping more would let rare losses dominate the tilted masses.
-    tail = 1e-5 * question.target / question.releases
+    tail = 1e-5 * grid.target / question.releases
     if tail < 1e-280:
-        raise Refused(f"delta={question.target!r} is out of reach of double precision")
+        raise Refused(f"delta={grid.target!r} is out of reach of double precision")
     tail = 10.0 ** math.floor(math.log10(tail))
     sides = [node.loss_cells(question.adjacency, grid.width, tail) for node in nodes]
     if side >= max(len(directions) for directions in sides):

@@ -66,8 +66,17 @@ def renyi_divergence(event: Event, order: float, adjacency: str) -> float:
     require(1.0 < order < math.inf, f"Rényi order {order!r} is not in (1, inf); give an order above 1")
     if obstacle(event, adjacency) is not None:
         return math.inf
+    if failures(event, adjacency) > 0.0:
+        return math.inf
     total = math.fsum(count * part.renyi(float(order), adjacency) for part, count in flatten(event))
     return _up(total)
+
+
+def failures(event: Event, adjacency: str) -> float:
+    """Probability that some release gives everything away, rounded up."""
+    each = [(part.failure(adjacency), count) for part, count in flatten(event)]
+    log_kept = math.fsum(count * math.log1p(-min(failing, 1 - 2**-53)) for failing, count in each)
+    return min(1.0, -math.expm1(log_kept) * (1 + 1e-12))
 
 
 def renyi_curve(event: Event, adjacency: str, orders: Sequence[float] | None = None) -> tuple[Array, Array]:
@@ -81,11 +90,19 @@ def renyi_curve(event: Event, adjacency: str, orders: Sequence[float] | None = N
     total = np.zeros(len(grid))
     if obstacle(event, adjacency) is not None:
         return np.asarray(grid), total + math.inf
+    if failures(event, adjacency) > 0.0:
+        return np.asarray(grid), total + math.inf
+    return np.asarray(grid), _sum_of_curves(event, adjacency, grid)
+
+
+def _sum_of_curves(event: Event, adjacency: str, grid: tuple[float, ...]) -> Array:
+    """rho of all releases together, given that none gives everything away."""
+    total = np.zeros(len(grid))
     nodes, terms, _ = blended(flatten(event), adjacency, upper=True)
     curves = [curve_of(node, grid, adjacency) for node in nodes]
     for term in terms:
         total += term.count * mixed_curve(np.asarray(grid), [(weight, curves[i]) for i, weight in term.weights])
-    return np.asarray(grid), total * (1 + 1e-15)
+    return total * (1 + 1e-15)
 
 
 def mixed_curve(orders: Array, parts: Sequence[tuple[float, Array]]) -> Array:
@@ -133,7 +150,7 @@ def delta_from_curve(orders: Array, rho: Array, epsilon: float) -> float:
     rounding = 1e-14 * (orders - 1) * (rho + epsilon)
     log_delta = float(np.min(np.where(np.isfinite(rho), exponent + rounding, math.inf)))
     total_variation = math.sqrt(max(0.0, float(-np.expm1(-np.min(rho)))))
-    return min(1.0, _up(math.exp(min(log_delta, 0.0))), _up(total_variation))
+    return min(1.0, max(_up(math.exp(min(log_delta, 0.0))), 5e-324), _up(total_variation))
 
 
 def renyi_epsilon(
@@ -143,27 +160,53 @@ def renyi_epsilon(
 
     Without orders, a coarse grid is searched first and the default grid only around its best order.
     """
+    require_adjacency(adjacency)
+    require_delta(delta)
+    delta = given_success(delta, failures(event, adjacency))
+    if obstacle(event, adjacency) is not None or delta < 0.0:
+        return math.inf, DEFAULT_ORDERS[0]
     grid, rho = _searched(event, delta, adjacency, COARSE_ORDERS if orders is None else tuple(orders))
     epsilon, order = epsilon_from_curve(grid, rho, delta)
     if orders is None and 0.0 < epsilon < math.inf:
         best = int(np.searchsorted(grid, order))
         low, high = grid[max(0, best - 2)], grid[min(grid.size - 1, best + 2)]
-        near, values = renyi_curve(event, adjacency, [a for a in DEFAULT_ORDERS if low <= a <= high])
+        near = np.asarray([a for a in DEFAULT_ORDERS if low <= a <= high])
+        values = _sum_of_curves(event, adjacency, tuple(near.tolist()))
         grid, rho = _merged(np.append(grid, near), np.append(rho, values))
         epsilon, order = epsilon_from_curve(grid, rho, delta)
     while order == grid[-1] and 0.0 < epsilon < math.inf and delta > 0 and order < _LARGEST_ORDER:
         more = _integers_up(math.ceil(order * _GROWTH), min(order * 4, _LARGEST_ORDER * _GROWTH))
-        extension, extra = renyi_curve(event, adjacency, more)
-        grid, rho = _merged(np.append(grid, extension), np.append(rho, extra))
+        grid, rho = _merged(np.append(grid, more), np.append(rho, _sum_of_curves(event, adjacency, tuple(more))))
         epsilon, order = epsilon_from_curve(grid, rho, delta)
     return epsilon, order
+
+
+def renyi_delta(event: Event, epsilon: float, adjacency: str, orders: Sequence[float] | None = None) -> float:
+    """The smallest delta the event's Rényi curve implies at epsilon >= 0, failures included."""
+    failing = failures(event, adjacency)
+    if obstacle(event, adjacency) is not None or failing >= 1.0:
+        return 1.0
+    grid = DEFAULT_ORDERS if orders is None else tuple(orders)
+    rest = delta_from_curve(np.asarray(grid), _sum_of_curves(event, adjacency, grid), epsilon)
+    return min(1.0, (failing + (1 - failing) * rest) * (1 + 1e-12)) if failing > 0.0 else rest
+
+
+def given_success(delta: float, failing: float) -> float:
+    """The delta left if nothing is given away (with probability 1 - F); negative if F uses it up.
+
+    delta = F + (1 - F) delta'.
+    """
+    if failing <= 0.0:
+        return delta
+    return (delta - failing) / (1 - failing) * (1 - 1e-12) if failing < min(1.0, delta) else -1.0
 
 
 def _searched(event: Event, delta: float, adjacency: str, orders: tuple[float, ...]) -> tuple[Array, Array]:
     """The part of the curve that can matter for epsilon: rho never falls, and epsilon(a) >= rho(a) - 1/(a-1)."""
     grid, rho, best = np.zeros(0), np.zeros(0), math.inf
     for start in range(0, len(orders), _CHUNK):
-        part, values = renyi_curve(event, adjacency, orders[start : start + _CHUNK])
+        part = np.asarray(orders[start : start + _CHUNK])
+        values = _sum_of_curves(event, adjacency, orders[start : start + _CHUNK])
         grid, rho = np.append(grid, part), np.append(rho, values)
         best = min(best, epsilon_from_curve(part, values, delta)[0])
         if best == 0.0 or values[-1] - 1 / (part[-1] - 1) > best:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from typing import cast
 
 import numpy as np
 
-from accounting.blending import corners_on_lattice
+from accounting.blending import can_blend, corners_on_lattice
 from accounting.events import Event, PoissonGaussian, obstacle
-from accounting.renyi import curve_of, epsilon_from_curve, mixed_curve
+from accounting.renyi import curve_of, epsilon_from_curve, given_success, mixed_curve
 
 _MANY = 24  # different releases: further ones share the curves of a lattice of noises and rates
 _ORDERS = (
@@ -30,6 +31,7 @@ class RunningCurve:
         self._adjacency = adjacency
         self._orders = np.asarray(_ORDERS)
         self._rho = np.zeros(self._orders.size)
+        self._log_kept = 0.0  # of the probability that no release gives everything away
         self._kinds: set[Event] = set()
         self._pending: dict[Event, int] = {}
 
@@ -41,14 +43,16 @@ class RunningCurve:
         """Upper bound on epsilon at delta of everything charged."""
         for event, count in self._pending.items():
             self._rho = self._rho + count * self._curve(event) * (1 + 1e-15)
+            self._log_kept += count * math.log1p(-min(event.failure(self._adjacency), 1 - 2**-53))
         self._pending = {}
-        return epsilon_from_curve(self._orders, self._rho, delta)[0]
+        left = given_success(delta, -math.expm1(self._log_kept) * (1 + 1e-12))
+        return epsilon_from_curve(self._orders, self._rho, left)[0] if left >= 0.0 else math.inf
 
     def _curve(self, event: Event) -> np.ndarray:
         if obstacle(event, self._adjacency) is not None:
             return np.full(self._orders.size, math.inf)
-        if event not in self._kinds and len(self._kinds) >= _MANY and isinstance(event, PoissonGaussian):
-            corners = corners_on_lattice(event, self._adjacency)
+        if event not in self._kinds and len(self._kinds) >= _MANY and can_blend(event):
+            corners = corners_on_lattice(cast(PoissonGaussian, event), self._adjacency)
             return mixed_curve(self._orders, [(w, curve_of(node, _ORDERS, self._adjacency)) for w, node in corners])
         self._kinds.add(event)
         return curve_of(event, _ORDERS, self._adjacency)

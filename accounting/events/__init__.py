@@ -2,20 +2,31 @@
 
 from accounting.events.base import ADJACENCIES, Adjacency, Event, require_adjacency, require_count
 from accounting.events.composed import Composed, NonPrivate, SelfComposed, Unsupported, flatten, obstacle
+from accounting.events.fixed_batches import FixedBatchesGaussian
 from accounting.events.gaussian import Gaussian, PoissonGaussian
+from accounting.events.laplace import Laplace
 from accounting.events.registry import EVENTS, event_from_json
+from accounting.events.stated import ApproximateDP, PureDP
+from accounting.events.truncated_poisson import TruncatedPoissonGaussian
+from accounting.events.without_replacement import WithoutReplacementGaussian
 
 __all__ = [
     "ADJACENCIES",
     "EVENTS",
     "Adjacency",
+    "ApproximateDP",
     "Composed",
     "Event",
+    "FixedBatchesGaussian",
     "Gaussian",
+    "Laplace",
     "NonPrivate",
     "PoissonGaussian",
+    "PureDP",
     "SelfComposed",
+    "TruncatedPoissonGaussian",
     "Unsupported",
+    "WithoutReplacementGaussian",
     "event_from_json",
     "flatten",
     "obstacle",

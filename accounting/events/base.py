@@ -48,6 +48,17 @@ class Event:
         """mu, if the release is exactly as revealing as N(0, 1) against N(mu, 1) (mu = 0: reveals nothing)."""
         return None
 
+    def failure(self, adjacency: str) -> float:
+        """Probability that one release gives everything away; `renyi` then holds given that it does not."""
+        return 0.0
+
+    def attained(self, adjacency: str) -> tuple[Event, str]:
+        """An event (and adjacency) that is certainly no more revealing than this one: what bounds from below rest on.
+
+        Itself, where its dominating pair is reached by some data; bounds from below are exact then.
+        """
+        return self, adjacency
+
     def renyi(self, order: float, adjacency: str) -> float:
         """Rényi divergence of one release at an order > 1 (the larger direction), rounded up; inf if unknown."""
         return math.inf

@@ -7,13 +7,24 @@ from typing import Any
 from accounting.errors import InvalidInput, require
 from accounting.events.base import Event
 from accounting.events.composed import Composed, NonPrivate, SelfComposed, Unsupported
+from accounting.events.fixed_batches import FixedBatchesGaussian
 from accounting.events.gaussian import Gaussian, PoissonGaussian
+from accounting.events.laplace import Laplace
+from accounting.events.stated import ApproximateDP, PureDP
+from accounting.events.truncated_poisson import TruncatedPoissonGaussian
+from accounting.events.without_replacement import WithoutReplacementGaussian
 
 EVENTS: dict[str, type[Event]] = {
     kind.kind: kind
     for kind in (
         Gaussian,
         PoissonGaussian,
+        TruncatedPoissonGaussian,
+        WithoutReplacementGaussian,
+        FixedBatchesGaussian,
+        Laplace,
+        PureDP,
+        ApproximateDP,
         SelfComposed,
         Composed,
         NonPrivate,

@@ -88,3 +88,12 @@ def test_the_running_bound_follows_the_full_one_from_above():
         if index % 30 == 29:
             exact = full.epsilon(1e-5).upper
             assert exact * (1 - 1e-3) <= book.running_epsilon(1e-5) <= 1.02 * exact
+
+
+def test_a_noiseless_release_among_many_costs_everything():
+    book = make_accountant("prv", "add-remove")
+    for event in _schedule(40):
+        book.charge(event)
+    book.charge(PoissonGaussian(0.01, 0.0))
+    assert book.running_epsilon(1e-5) == math.inf
+    assert book.epsilon(1e-5).upper == math.inf

@@ -4,9 +4,10 @@ import json
 import math
 from pathlib import Path
 
-import numpy as np
 import pytest
-from scipy.special import ndtri
+from fourier_inversion import Inversion
+from hypothesis import Phase, assume, given, settings
+from hypothesis import strategies as st
 
 from accounting import Gaussian, NonPrivate, PoissonGaussian, Refused, SelfComposed
 from accounting.blending import Term
@@ -72,43 +73,45 @@ def test_replacing_a_unit_of_an_unsampled_release_doubles_mu():
     assert upper == pytest.approx(expected, rel=1e-3)
 
 
-def fourier_delta(epsilon: float, rate: float, sigma: float, steps: int, tilt: float) -> float:
-    """delta by inverting the exact moment generating function of the loss along Re z = tilt.
-
-    delta = (1/pi) Re of the integral over w > 0 of M(z)^T e^(-z eps) / (z (z+1)) with z = tilt + i w.
-    """
-    reach = -ndtri(1e-18)
-    nodes, weights = np.polynomial.legendre.leggauss(24)
-    edges = np.linspace(-reach * sigma, 1 + reach * sigma, 90)
-    half = np.diff(edges)[:, None] / 2
-    x = (edges[:-1, None] + half + half * nodes).ravel()
-    loss = np.log1p(rate * np.expm1((x - 0.5) / sigma**2))
-    mass = (half * weights).ravel() * np.exp(-0.5 * (x / sigma) ** 2 + loss) / (sigma * math.sqrt(2 * math.pi))
-
-    def log_moment(z: np.ndarray) -> np.ndarray:
-        return steps * np.log1p(np.expm1(z[:, None] * loss) @ mass)
-
-    around = log_moment(np.array([0.99, 1.0, 1.01]) * tilt + 0j).real
-    deviation = math.sqrt(around[0] - 2 * around[1] + around[2]) / (0.01 * tilt)
-    w = np.linspace(0.0, 12 / deviation, 1201)
-    z = tilt + 1j * w
-    values = np.exp(log_moment(z) - z * epsilon) / (z * (z + 1))
-    return float(np.trapezoid(values.real, w) / math.pi)
-
-
-@pytest.mark.parametrize(
-    ("rate", "sigma", "steps", "tilt"),
-    [(0.01, 1.0, 1000, 7.0), (0.05, 1.5, 400, 6.0), (0.3, 4.0, 100, 6.0)],
-)
-def test_the_interval_holds_what_fourier_inversion_finds(rate, sigma, steps, tilt):
-    lower, upper = pld_epsilon([(PoissonGaussian(rate, sigma), steps)], 1e-5, "add-remove")
-    assert fourier_delta(upper, rate, sigma, steps, tilt) <= 1e-5
-    assert fourier_delta(lower, rate, sigma, steps, tilt) >= 1e-5
+def check_against_fourier(rate: float, sigma: float, steps: int, delta: float, adjacency: str) -> None:
+    """delta at the lower end is at least the delta asked for, at the upper end at most."""
+    event = SelfComposed(PoissonGaussian(rate, sigma), steps)
+    tilt = renyi_epsilon(event, delta, adjacency)[1] - 1
+    truth = Inversion(rate, sigma, steps, replaced=adjacency == "replace-one")
+    lower, upper = pld_epsilon([(event.event, steps)], delta, adjacency)
+    assert truth.delta(upper, tilt) <= delta * (1 + 1e-7) <= truth.delta(lower, tilt) * (1 + 2e-7)
     assert upper - lower <= 1e-3 * upper
     middle = (lower + upper) / 2
-    least, most = pld_delta([(PoissonGaussian(rate, sigma), steps)], middle, "add-remove")
-    assert least <= fourier_delta(middle, rate, sigma, steps, tilt) <= most
-    assert most <= 1.02 * least
+    least, most = pld_delta([(event.event, steps)], middle, adjacency)
+    assert least * (1 - 1e-7) <= truth.delta(middle, tilt) <= most * (1 + 1e-7)
+    assert most <= 1.1 * least
+
+
+@pytest.mark.parametrize("adjacency", ["add-remove", "replace-one"])
+@pytest.mark.parametrize(
+    ("rate", "sigma", "steps", "delta"),
+    [(0.01, 1.0, 1000, 1e-5), (0.05, 1.5, 400, 1e-8), (0.3, 4.0, 100, 1e-5), (0.002, 0.8, 3000, 1e-6)],
+)
+def test_the_interval_holds_what_fourier_inversion_finds(rate, sigma, steps, delta, adjacency):
+    check_against_fourier(rate, sigma, steps, delta, adjacency)
+
+
+@pytest.mark.long
+@settings(max_examples=60, derandomize=True, deadline=None, database=None, phases=[Phase.generate])
+@given(
+    log_rate=st.floats(-3.5, -0.3),
+    sigma=st.floats(0.6, 5.0),
+    log_steps=st.floats(1.7, 4.3),
+    log_delta=st.floats(-11.0, -3.0),
+    adjacency=st.sampled_from(["add-remove", "replace-one"]),
+)
+def test_random_intervals_hold_what_fourier_inversion_finds(log_rate, sigma, log_steps, log_delta, adjacency):
+    rate, steps, delta = 10.0**log_rate, int(10.0**log_steps), 10.0**log_delta
+    assume(pld_epsilon([(PoissonGaussian(rate, sigma), steps)], delta, adjacency).upper > 2e-3)
+    try:
+        check_against_fourier(rate, sigma, steps, delta, adjacency)
+    except ArithmeticError:
+        assume(False)
 
 
 def test_a_wrong_tilt_costs_tightness_but_never_safety():

@@ -1,0 +1,95 @@
+"""A Gaussian release over a sample of fixed size."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from accounting.errors import require
+from accounting.events.base import Event, require_count, require_noise_multiplier
+from accounting.events.gaussian import PoissonGaussian, gaussian_renyi, unsampled_mu
+
+if TYPE_CHECKING:
+    from accounting.cells import OnGrid
+
+
+@dataclass(frozen=True)
+class WithoutReplacementGaussian(Event):
+    """One Gaussian release over batch_size of dataset_size units, drawn uniformly without replacement.
+
+    Only under replace-one: the data set size is public and stays. noise_multiplier: noise standard deviation / L2
+    sensitivity C of one unit, that is, the largest norm one unit adds (no unit itself); replaced units are 2C apart.
+    """
+
+    kind: ClassVar[str] = "without-replacement-gaussian"
+    dataset_size: int
+    batch_size: int
+    noise_multiplier: float
+
+    def __post_init__(self) -> None:
+        require_count(self.dataset_size, "dataset_size", 1, "give the number of units")
+        require_count(self.batch_size, "batch_size", 1, "give the number of units in each batch")
+        require(
+            self.batch_size <= self.dataset_size,
+            f"batch_size={self.batch_size!r} exceeds dataset_size={self.dataset_size!r}; draw at most all units",
+        )
+        require_noise_multiplier(self.noise_multiplier)
+        object.__setattr__(self, "dataset_size", int(self.dataset_size))
+        object.__setattr__(self, "batch_size", int(self.batch_size))
+
+    @property
+    def sample_rate(self) -> float:
+        """batch_size / dataset_size, rounded up."""
+        return min(1.0, math.nextafter(self.batch_size / self.dataset_size, 1.0))
+
+    def obstacle(self, adjacency: str) -> str | None:
+        """Everything but replace-one."""
+        if adjacency == "replace-one":
+            return None
+        return (
+            f"sampling a fixed number of units is accounted for under replace-one only, not under {adjacency}: "
+            "the data set size has to stay, and a unit that is left out makes room for another one"
+        )
+
+    def attained(self, adjacency: str) -> tuple[Event, str]:
+        """One half of the dominating pair: all other units at -C."""
+        if adjacency != "replace-one" or self.batch_size == self.dataset_size:
+            return self, adjacency
+        rate = math.nextafter(self.batch_size / self.dataset_size, 0.0)
+        return PoissonGaussian(rate, self.noise_multiplier / 2 * (1 + 1e-15)), "add-remove"
+
+    def gaussian_mu(self, adjacency: str) -> float | None:
+        """That of the unsampled Gaussian if the batch is the whole data set."""
+        whole = self.batch_size == self.dataset_size and adjacency == "replace-one"
+        return unsampled_mu(self.noise_multiplier, adjacency) if whole else None
+
+    def renyi(self, order: float, adjacency: str) -> float:
+        """The exact moment of the dominating pair; see `fixed_size_renyi`."""
+        from accounting.without_replacement import fixed_size_renyi
+
+        if adjacency != "replace-one":
+            return math.inf
+        if self.batch_size == self.dataset_size:
+            return gaussian_renyi(self.gaussian_mu(adjacency), order)
+        return fixed_size_renyi(self.sample_rate, self.noise_multiplier, order)
+
+    def delta(self, epsilon: float, adjacency: str, upper: bool = True) -> float | None:
+        """q d(log(1 + (e^epsilon - 1)/q)) with d the profile of a Gaussian with mu = 2 / noise_multiplier."""
+        from accounting.without_replacement import fixed_size_delta
+
+        if adjacency != "replace-one":
+            return None
+        return fixed_size_delta(self.sample_rate, self.noise_multiplier, epsilon, upper)
+
+    def loss_cells(self, adjacency: str, interval: float, tail: float) -> tuple[OnGrid, ...]:
+        """One direction: the dominating pair is symmetric (Zhu, Dong and Wang 2022, arXiv 2106.08567).
+
+        Bounds from below are bounds on this pair's epsilon, which no single data set is known to reach.
+        """
+        from accounting.errors import Refused
+        from accounting.without_replacement import fixed_size_cells
+
+        if adjacency != "replace-one":
+            raise Refused(str(self.obstacle(adjacency)))
+        return (fixed_size_cells(self.sample_rate, self.noise_multiplier, interval, tail),)
