@@ -55,13 +55,13 @@ def log_replaced_excess(rate: float, noise_multiplier: float, order: float) -> f
     edges = _panel_edges(rate, noise_multiplier, order, mirrored=True)
     x, weights = _nodes(edges)
     log_p, log_q = (_log_sampled(sign * x, rate, noise_multiplier) for sign in (1.0, -1.0))
-    return _log_integral(_log_normal(x, noise_multiplier) + log_q + _log_bend(log_p - log_q, order), weights)
+    return _log_integral(_log_normal(x, noise_multiplier) + log_q + log_bend(log_p - log_q, order), weights)
 
 
 def _quadrature(rate: float, noise_multiplier: float, order: float) -> float:
     """A - 1 = E[(1+u)^a - 1 - a u], an integral of a non-negative function (derived: E[u] = 0)."""
     x, weights = _nodes(_panel_edges(rate, noise_multiplier, order))
-    bend = _log_bend(_log_sampled(x, rate, noise_multiplier), order)
+    bend = log_bend(_log_sampled(x, rate, noise_multiplier), order)
     return _log_integral(_log_normal(x, noise_multiplier) + bend, weights)
 
 
@@ -87,7 +87,7 @@ def _log_sampled(x: Array, rate: float, noise_multiplier: float) -> Array:
     return np.where(exponent > 700.0, math.log(rate) + exponent, np.log1p(u))
 
 
-def _log_bend(log_ratio: Array, order: float) -> Array:
+def log_bend(log_ratio: Array, order: float) -> Array:
     """log((1+u)^a - 1 - a u) at log(1+u); the form is chosen by the size of u to keep all digits."""
     u = np.expm1(np.minimum(log_ratio, 700.0))
     power = (order - 1) * log_ratio

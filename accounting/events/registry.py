@@ -5,11 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from accounting.errors import InvalidInput, require
+from accounting.events.balls_in_bins import BallsInBinsGaussian
 from accounting.events.base import Event
 from accounting.events.composed import Composed, NonPrivate, SelfComposed, Unsupported
 from accounting.events.fixed_batches import FixedBatchesGaussian
 from accounting.events.gaussian import Gaussian, PoissonGaussian
 from accounting.events.laplace import Laplace
+from accounting.events.mixture import MixtureGaussian
 from accounting.events.stated import ApproximateDP, PureDP
 from accounting.events.truncated_poisson import TruncatedPoissonGaussian
 from accounting.events.without_replacement import WithoutReplacementGaussian
@@ -22,7 +24,9 @@ EVENTS: dict[str, type[Event]] = {
         TruncatedPoissonGaussian,
         WithoutReplacementGaussian,
         FixedBatchesGaussian,
+        BallsInBinsGaussian,
         Laplace,
+        MixtureGaussian,
         PureDP,
         ApproximateDP,
         SelfComposed,
