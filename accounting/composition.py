@@ -20,6 +20,8 @@ from scipy import fft
 from accounting.blending import Term
 from accounting.cells import LossPmf
 from accounting.errors import Refused
+from accounting.tails import discounted_beyond, sums_beyond
+from accounting.terms import aligned, blended_cumulant, infinite_mass
 
 Array = NDArray[np.floating[Any]]
 ComplexArray = NDArray[np.complexfloating[Any, Any]]
@@ -50,7 +52,7 @@ class Composition:
         upper: bool = True,
         largest: int = LARGEST_WINDOW,
     ) -> None:
-        self._pmfs, self._terms = _aligned(list(pmfs), list(terms), upper)
+        self._pmfs, self._terms = aligned(list(pmfs), list(terms), upper)
         self._offset = math.fsum(
             term.count * self._pmfs[term.weights[0][0]].offset for term in self._terms
         )  # of the sum; tilted quantities leave it out
@@ -62,6 +64,7 @@ class Composition:
         self._low, size = self._window(largest)
         self._lost = self._lost_mass()
         self._masses, self._roundoff = self._transform(size)
+        self._grid: Array | None = None
 
     def epsilon(self, delta: float) -> float:
         """A bound on the smallest epsilon >= 0 whose delta is within `delta`.
@@ -90,10 +93,18 @@ class Composition:
                 return self.delta(float(losses[0]))
             least = float(losses[0])
             return min(1.0, self.delta(least) - math.expm1(epsilon - least))
-        beyond = losses > epsilon
-        gap = epsilon - losses[beyond]
-        weights = np.exp(np.minimum(self._normaliser - self._tilt * (losses[beyond] - self._offset), 700.0))
-        total = float(np.sum(self._masses[beyond] * weights * -np.expm1(gap)))
+        weights, beyond = self._weights_beyond(epsilon)
+        return self._allowing(float(weights @ -np.expm1(epsilon - beyond)), epsilon)
+
+    def _weights_beyond(self, epsilon: float) -> tuple[Array, Array]:
+        """(untilted masses, losses) of all losses above epsilon."""
+        losses = self._losses()
+        start = int(np.searchsorted(losses, epsilon, side="right"))
+        exponent = self._normaliser - self._tilt * (losses[start:] - self._offset)
+        return self._masses[start:] * np.exp(np.minimum(exponent, 700.0)), losses[start:]
+
+    def _allowing(self, total: float, epsilon: float) -> float:
+        """delta with every allowance, from its sum."""
         roundoff = float(self._roundoff_at(np.array([epsilon]))[0])
         if self._upper:
             return min(1.0, total * _SLACK + self._lost + roundoff)
@@ -116,8 +127,8 @@ class Composition:
         start = int(usable[0]) if usable.size else losses.size - 1
         losses, masses = losses[start:], self._masses[start:]
         weights = masses * np.exp(self._normaliser - self._tilt * (losses - self._offset))
-        above = _sums_beyond(weights)
-        deltas = above - _discounted_beyond(weights, self._interval)
+        above = sums_beyond(weights)
+        deltas = above - discounted_beyond(weights, self._interval)
         sign = 1.0 if self._upper else -1.0
         return losses, deltas + self._lost + sign * (self._roundoff_at(losses) + 1e-12 * above)
 
@@ -125,25 +136,31 @@ class Composition:
         """The largest epsilon near losses[first] whose delta certainly exceeds `delta`."""
         for index in range(min(first, losses.size - 1), max(-1, first - 20), -1):
             if self.delta(float(losses[index])) > delta:
-                low, high = float(losses[index]), float(losses[min(index + 1, losses.size - 1)])
-                for _ in range(12):
-                    middle = (low + high) / 2
-                    low, high = (middle, high) if self.delta(middle) > delta else (low, middle)
-                return max(0.0, low)
+                return max(0.0, self._sharpened(losses, min(index + 1, losses.size - 1), delta, 0))
         return 0.0
 
     def _within_cell(self, losses: Array, index: int, delta: float) -> float:
-        """Sharpen the grid answer losses[index] by bisection inside the cell below it."""
-        if index == 0:
-            return float(losses[0])
-        low, high = float(losses[index - 1]), float(losses[index])
-        for _ in range(12):
-            middle = (low + high) / 2
-            low, high = (low, middle) if self.delta(middle) <= delta else (middle, high)
-        return high
+        return float(losses[0]) if index == 0 else self._sharpened(losses, index, delta, 1)
+
+    def _sharpened(self, losses: Array, index: int, delta: float, end: int) -> float:
+        """The crossing of `delta` in the cell below losses[index]: its lower (0) or upper (1) end by bisection.
+
+        No loss lies inside the cell, so that delta(eps) = A - e^(eps - losses[index]) B there.
+        """
+        top = float(losses[index])
+        weights, gaps = self._weights_beyond(top - 0.5 * self._interval)
+        whole, discounted = float(np.sum(weights)), float(np.sum(weights * np.exp(top - gaps)))
+        bracket = [float(losses[max(index - 1, 0)]), top]
+        for _ in range(24):
+            middle = (bracket[0] + bracket[1]) / 2
+            total = whole - math.exp(middle - top) * discounted + (1e-12 if self._upper else -1e-12) * whole
+            bracket[self._allowing(total, middle) <= delta] = middle
+        return bracket[end]
 
     def _losses(self) -> Array:
-        return self._offset + (self._low + np.arange(self._masses.size)) * self._interval
+        if self._grid is None:
+            self._grid = self._offset + (self._low + np.arange(self._masses.size)) * self._interval
+        return self._grid
 
     def _roundoff_at(self, losses: Array) -> Array:
         # e^(-t y) (1 - e^(-y)) <= 1 / (1 + t) for y >= 0.
@@ -156,7 +173,7 @@ class Composition:
 
     def _lost_mass(self) -> float:
         """What delta gains (from above: mass at +inf and the cut tail; from below: mass at +inf, less `taken`)."""
-        infinite = _infinite_mass(self._pmfs, self._terms)
+        infinite = infinite_mass(self._pmfs, self._terms)
         if self._upper:
             # The tail above the window is at most this by the choice of the window.
             return infinite + 1e-7 * self._target
@@ -167,7 +184,7 @@ class Composition:
 
     def _cumulant(self, tilt: float) -> float:
         each = [pmf.cumulant(tilt) for pmf in self._pmfs]
-        return math.fsum(term.count * _blended(term, each) for term in self._terms)
+        return math.fsum(term.count * blended_cumulant(term, each) for term in self._terms)
 
     def _window(self, largest: int) -> tuple[int, int]:
         """(first index, size) of a window outside which the tails are negligible, by Chernoff bounds."""
@@ -201,7 +218,7 @@ class Composition:
             moments.append((centre, float(masses @ (index - centre) ** 2)))
         variance = 0.0
         for term in self._terms:
-            total = _blended(term, each)
+            total = blended_cumulant(term, each)
             shares = [(math.exp(each[i] - total) * w, *moments[i]) for i, w in term.weights]
             centre = math.fsum(share * mean for share, mean, _ in shares)
             spread = math.fsum(share * (square + (mean - centre) ** 2) for share, mean, square in shares)
@@ -232,14 +249,20 @@ class Composition:
         weakest = np.ones(steps[0].size)
         active = spectrum.size
         for number, term in enumerate(self._terms):
-            total = _blended(term, cumulants)
+            total = blended_cumulant(term, cumulants)
             shares = [(i, w * math.exp(cumulants[i] - total)) for i, w in term.weights]
             factor = shares[0][1] * steps[shares[0][0]][:active]
             for i, share in shares[1:]:
                 factor += share * steps[i][:active]
-            np.minimum(weakest[:active], np.abs(factor), out=weakest[:active])
-            with np.errstate(under="ignore"):
-                spectrum[:active] *= factor if term.count == 1 else factor**term.count
+            magnitude = np.abs(factor)
+            np.minimum(weakest[:active], magnitude, out=weakest[:active])
+            if term.count == 1:
+                spectrum[:active] *= factor
+            else:
+                power = _power(factor, magnitude, term.count)
+                active = power.size
+                spectrum[:active] *= power
+                spectrum[active:] = 0.0
             if number % _REVIEW == _REVIEW - 1:
                 # No factor exceeds 1 in magnitude, so what is negligible stays so.
                 kept = np.nonzero(np.abs(spectrum[:active]) > _NEGLIGIBLE)[0]
@@ -248,66 +271,10 @@ class Composition:
         return spectrum, weakest
 
 
-def chernoff_delta(pmfs: Sequence[LossPmf], terms: Sequence[Term], epsilon: float) -> float:
-    """A quick upper bound on delta of a composition of pessimistic distributions, by their moments alone.
-
-    (1 - e^(eps - s))+ <= c e^(t (s - eps)) with a = t + 1 and c = (1/a) (1 - 1/a)^t.
-    """
-    infinite, best = _infinite_mass(pmfs, terms), 1.0
-    for tilt in np.geomspace(1e-3, 1e5, 33).tolist():
-        cumulants = [pmf.cumulant(tilt) + tilt * pmf.offset for pmf in pmfs]
-        total = math.fsum(term.count * _blended(term, cumulants) for term in terms)
-        log_bound = total - tilt * epsilon - math.log1p(tilt) - tilt * math.log1p(1 / tilt)
-        best = min(best, math.exp(min(log_bound + 1e-9 * (1 + abs(total)), 0.0)))
-    return min(1.0, best * _SLACK + infinite)
-
-
-def _infinite_mass(pmfs: Sequence[LossPmf], terms: Sequence[Term]) -> float:
-    each = [(math.fsum(w * pmfs[i].infinite for i, w in term.weights), term.count) for term in terms]
-    return -math.expm1(math.fsum(count * math.log1p(-mass) for mass, count in each))
-
-
-def _aligned(pmfs: list[LossPmf], terms: list[Term], upper: bool) -> tuple[list[LossPmf], list[Term]]:
-    """Give the distributions of each term one grid: that of the term's heaviest one."""
-    result, moved = list(pmfs), []
-    known: dict[tuple[int, float], int] = {}
-    for term in terms:
-        offset = pmfs[max(term.weights, key=lambda pair: pair[1])[0]].offset
-        weights = []
-        for i, weight in term.weights:
-            if pmfs[i].offset != offset and (i, offset) not in known:
-                known[i, offset] = len(result)
-                result.append(pmfs[i].realigned(offset, upper))
-            weights.append((known.get((i, offset), i), weight))
-        moved.append(Term(tuple(weights), term.count))
-    return result, moved
-
-
-def _blended(term: Term, cumulants: Sequence[float]) -> float:
-    """log of the weighted sum of e^cumulant."""
-    if len(term.weights) == 1:
-        return cumulants[term.weights[0][0]] + math.log(term.weights[0][1])
-    largest = max(cumulants[i] for i, _ in term.weights)
-    return largest + math.log(math.fsum(w * math.exp(cumulants[i] - largest) for i, w in term.weights))
-
-
-def _sums_beyond(values: Array) -> Array:
-    """At each position the sum of all later values."""
-    sums = np.zeros(values.size)
-    sums[:-1] = np.cumsum(values[:0:-1])[::-1]
-    return sums
-
-
-def _discounted_beyond(values: Array, interval: float) -> Array:
-    """At each position j the sum over later i of values[i] e^(-(i - j) interval), in blocks that cannot overflow."""
-    result = np.zeros(values.size)
-    block = max(1, int(500.0 / interval))
-    carried, end = 0.0, values.size  # carried: the sum over i >= end, discounted to position `end`
-    while end > 0:
-        start = max(0, end - block)
-        growth = np.exp(np.arange(end - start) * interval)
-        shrunk = values[start:end] / growth
-        ahead = carried / (growth[-1] * math.exp(interval))
-        result[start:end] = growth * (_sums_beyond(shrunk) + ahead)
-        carried, end = float(np.sum(shrunk)) + ahead, start
-    return result
+def _power(values: ComplexArray, magnitude: Array, count: int) -> ComplexArray:
+    """values**count, up to the last entry that is not negligible (magnitudes are at most 1)."""
+    with np.errstate(divide="ignore"):
+        log_size = count * np.log(magnitude)
+    kept = np.nonzero(log_size > math.log(_NEGLIGIBLE))[0]
+    last = int(kept[-1]) + 1 if kept.size else 1
+    return np.exp(np.maximum(log_size[:last], -700.0) + 1j * (count * np.angle(values[:last])))

@@ -13,9 +13,10 @@ from typing import NamedTuple
 
 from accounting.blending import Schedule, blended
 from accounting.cells import LossPmf, OnGrid
-from accounting.composition import LARGEST_WINDOW, Composition, chernoff_delta
+from accounting.composition import LARGEST_WINDOW, Composition
 from accounting.errors import Refused, TooFine
 from accounting.events import Event
+from accounting.terms import chernoff_delta
 
 WIDTH = 8e-4  # how wide, relative to the answer, the bounds may be
 _TOLERANCE = 2e-4  # relative, of the pessimistic side alone: what the first grid aims at
@@ -110,7 +111,8 @@ def _converged(question: Question, side: int, enough: float, grid: Grid) -> tupl
     while grid not in tried and len(tried) < _LARGEST_EFFORT:
         tried.add(grid)
         try:
-            found, slope = _on_grid(question, side, enough, grid, LARGEST_WINDOW if done is None else _LARGEST_REFINED)
+            largest = LARGEST_WINDOW if done is None else _LARGEST_REFINED
+            found, slope = _on_grid(question, side, enough, grid, largest, best)
         except Refused as refusal:
             easier = _easier(grid, done, isinstance(refusal, TooFine))
             if easier is None:
@@ -119,7 +121,7 @@ def _converged(question: Question, side: int, enough: float, grid: Grid) -> tupl
             continue
         best = Bounds(max(best.lower, found.lower), min(best.upper, found.upper))
         done, before, width = grid, width, best.upper - best.lower
-        if best.upper <= enough or width <= WIDTH * best.upper + question.absolute < math.inf:
+        if best.upper <= enough or _close(question, best):
             break
         stalls = stalls + 1 if width > 0.8 * before else 0
         # A finer grid hardly narrows the bounds of a schedule that is itself only bounded.
@@ -133,7 +135,8 @@ def _converged(question: Question, side: int, enough: float, grid: Grid) -> tupl
             continue
         wanted = grid.width * math.sqrt(0.7 * WIDTH * best.upper / width) if width < math.inf else grid.width / 2
         target = min(grid.target, question.point(best.upper)[1])
-        grid = Grid(_power_of_two(min(grid.width / 2, max(grid.width / 64, wanted))), slope, target)
+        step = round(math.log2(max(grid.width / 64, wanted) / grid.width))
+        grid = Grid(grid.width * 2.0 ** min(-1, step), slope, target)
     if done is None:
         raise Refused("the distribution needs more grid points than the limit, or delta is too small for it")
     return best, done
@@ -148,16 +151,19 @@ def _easier(grid: Grid, done: Grid | None, too_fine: bool) -> Grid | None:
     return None if wider > 1e6 or (done is not None and wider >= 2 * done.width) else grid._replace(width=wider)
 
 
-def _on_grid(question: Question, side: int, enough: float, grid: Grid, largest: int) -> tuple[Bounds, float]:
-    """(bounds on one grid, the tilt that would be best there)."""
+def _on_grid(
+    question: Question, side: int, enough: float, grid: Grid, largest: int, best: Bounds
+) -> tuple[Bounds, float]:
+    """(bounds on one grid, the tilt that would be best there); best: those of coarser grids."""
     losses = _losses(question, question.above.nodes, side, grid)
     if not losses:  # the pairs are symmetric: there is no second direction
         return Bounds(0.0, 0.0), grid.tilt
+    lower = _below(question, side, grid, largest) if best.upper < math.inf else None
+    if lower is not None and _close(question, Bounds(lower, best.upper)):
+        return Bounds(lower, best.upper), grid.tilt
     pmfs = _within_limits([loss.pessimistic() for loss in losses])
-    if (
-        enough > 0.0
-        and chernoff_delta(pmfs, question.above.terms, question.point(enough)[0]) <= question.point(enough)[1]
-    ):
+    epsilon, delta = question.point(enough)
+    if enough > 0.0 and chernoff_delta(pmfs, question.above.terms, epsilon) <= delta:
         return Bounds(0.0, enough), grid.tilt
     upper = Composition(pmfs, question.above.terms, grid.tilt, grid.target, True, largest)
     found = question.ask(upper)
@@ -166,11 +172,19 @@ def _on_grid(question: Question, side: int, enough: float, grid: Grid, largest: 
     at = question.epsilon_of(found)
     if at == math.inf:
         return Bounds(0.0, found), grid.tilt / 2
-    if not question.below.exact:
-        losses = _losses(question, question.below.nodes, side, grid)
-    pmfs = [loss.optimistic(grid.tilt) for loss in losses]
-    lower = Composition(pmfs, question.below.terms, grid.tilt, grid.target, False, largest)
-    return Bounds(question.ask(lower), found), upper.slope(at)
+    return Bounds(_below(question, side, grid, largest) if lower is None else lower, found), upper.slope(at)
+
+
+def _below(question: Question, side: int, grid: Grid, largest: int) -> float:
+    """The bound from below on one grid."""
+    losses = _losses(question, question.below.nodes, side, grid)
+    pmfs = _within_limits([loss.optimistic(grid.tilt) for loss in losses])
+    return question.ask(Composition(pmfs, question.below.terms, grid.tilt, grid.target, False, largest))
+
+
+def _close(question: Question, bounds: Bounds) -> bool:
+    """Whether no finer grid is needed."""
+    return bounds.upper - bounds.lower <= WIDTH * bounds.upper + question.absolute < math.inf
 
 
 def _losses(question: Question, nodes: list[Event], side: int, grid: Grid) -> list[OnGrid]:
