@@ -1,29 +1,109 @@
-"""The smallest noise, or the most steps, within a budget. The returned end is always the safe one."""
+"""The smallest noise, the largest sample or the most steps within a budget. The returned end is always the safe one.
+
+A result meets its target as the named accountant computes it, and would not if it were 1e-3 (or one step) less safe.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
-from numbers import Integral
+from typing import Protocol
 
-from accounting.accountant import make_accountant
-from accounting.errors import InvalidInput, require
-from accounting.events import PoissonGaussian, SelfComposed, require_adjacency
+from scipy.special import ndtri
+
+from accounting.accountant import Accountant, booked, make_accountant
+from accounting.errors import require
+from accounting.events import PoissonGaussian, SelfComposed, require_adjacency, require_count
 from accounting.renyi import COARSE_ORDERS, renyi_epsilon
+from accounting.search import Search
+from accounting.tradeoff import advantage, largest_true_positive_rate
 
-_SMALLEST, _LARGEST = 1e-3, 1e6
-_TOLERANCE = 2e-4  # how far below the target the achieved epsilon may stay, relative
+_SMALLEST, _LARGEST = 1e-3, 2e6  # noise multipliers
+_SMALLEST_RATE = 1e-15
+_LOOSENESS = 1.13  # of the Rényi bound, typically: where the search for a tight one starts
 _MOST_STEPS = 2**40
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """A noise multiplier whose epsilon, as achieved by the named accountant, is within the target."""
+    """A noise multiplier and a sample rate whose epsilon, as computed by the accountant, is within the target."""
 
     noise_multiplier: float
     epsilon: float
     delta: float
+    steps: int
+    sample_rate: float
+    accountant: str
+    adjacency: str
+
+
+class Target(Protocol):
+    """What a calibration may aim at: any figure that grows with what is revealed."""
+
+    @property
+    def value(self) -> float:
+        """What the figure must not exceed."""
+
+    def achieved(self, accountant: Accountant) -> float:
+        """An upper bound on the figure for everything charged."""
+
+    def as_mu(self, figure: float) -> float:
+        """mu of the Gaussian mechanism with this figure: nearly inverse to the noise."""
+
+
+@dataclass(frozen=True)
+class Advantage:
+    """No test's true positive rate exceeds its false positive rate by more than this. value: in (1e-9, 1)."""
+
+    value: float
+
+    def __post_init__(self) -> None:
+        valid = 1e-9 < self.value < 1.0
+        require(valid, f"advantage {self.value!r} is not in (1e-9, 1); 0.1 lets 55 % of guesses be right")
+
+    def achieved(self, accountant: Accountant) -> float:
+        """delta at epsilon 0."""
+        return advantage(accountant)
+
+    def as_mu(self, figure: float) -> float:
+        """2 Phi^-1((1 + advantage) / 2)."""
+        return 2 * float(ndtri((1 + figure) / 2))
+
+
+@dataclass(frozen=True)
+class TruePositiveRate:
+    """No test that accuses this share of non-members finds more than this share of members.
+
+    at_false_positive_rate, value: 0 < at_false_positive_rate < value < 1.
+    """
+
+    at_false_positive_rate: float
+    value: float
+
+    def __post_init__(self) -> None:
+        require(
+            0.0 < self.at_false_positive_rate < self.value < 1.0,
+            f"a true positive rate of {self.value!r} at a false positive rate of {self.at_false_positive_rate!r} is no "
+            "target: a blind test finds the same share of both; give 0 < false positive rate < value < 1",
+        )
+        require(self.as_mu(self.value) > 1e-9, f"a true positive rate of {self.value!r} is a blind guess; allow more")
+
+    def achieved(self, accountant: Accountant) -> float:
+        """The bound at that rate."""
+        return largest_true_positive_rate(accountant, self.at_false_positive_rate)
+
+    def as_mu(self, figure: float) -> float:
+        """Phi^-1(true positive rate) - Phi^-1(false positive rate)."""
+        return max(0.0, float(ndtri(min(1.0, figure))) - float(ndtri(self.at_false_positive_rate)))
+
+
+@dataclass(frozen=True)
+class TargetCalibration:
+    """A noise multiplier whose figure, as computed by the accountant, is within the target's value."""
+
+    noise_multiplier: float
+    target: Target
+    achieved: float
     steps: int
     sample_rate: float
     accountant: str
@@ -41,12 +121,12 @@ def calibrate_noise_multiplier(
 ) -> Calibration:
     """The smallest noise multiplier that keeps `steps` Poisson-sampled Gaussian releases within epsilon.
 
-    Bisection on log sigma; the upper end is returned, so the achieved epsilon never exceeds the target and is
-    normally within 1e-3 of it. Raises InvalidInput on impossible input or an unreachable budget.
+    Its epsilon never exceeds the target; 1e-3 less noise would exceed it. At least 0.001, however large the budget.
+    Raises InvalidInput on impossible input or an unreachable budget.
     """
-    _require_budget(epsilon, delta, sample_rate, adjacency)
-    integral = isinstance(steps, Integral) and not isinstance(steps, bool)
-    require(integral and steps >= 1, f"steps={steps!r} is not an integer >= 1; give the number of releases")
+    _require_budget(epsilon, delta, adjacency)
+    _require_rate(sample_rate)
+    require_count(steps, "steps", 1)
 
     def achieved(sigma: float) -> float:
         event = PoissonGaussian(sample_rate, sigma)
@@ -56,11 +136,66 @@ def calibrate_noise_multiplier(
         event = SelfComposed(PoissonGaussian(sample_rate, sigma), int(steps))
         return renyi_epsilon(event, delta, adjacency, COARSE_ORDERS)[0]
 
-    start = _renyi_bracket(cheap, epsilon, delta)
-    sigma, spent = _bisect(achieved, epsilon, start)
-    if not spent <= epsilon:
-        raise AssertionError(f"calibration returned epsilon {spent!r} above its target {epsilon!r}")
+    goal = epsilon if accountant == "rdp" else _LOOSENESS * epsilon
+    search = Search(1, _SMALLEST, _LARGEST)
+    sigma, spent = search.edge(achieved, epsilon, *search.roughly(cheap, goal, 1.0))
     return Calibration(sigma, spent, delta, int(steps), sample_rate, accountant, adjacency)
+
+
+def calibrate_sample_rate(
+    epsilon: float,
+    delta: float,
+    noise_multiplier: float,
+    steps: int,
+    *,
+    adjacency: str,
+    accountant: str = "prv",
+) -> Calibration:
+    """The largest sample rate, at most 1, that keeps `steps` Poisson-sampled Gaussian releases within epsilon.
+
+    Its epsilon never exceeds the target; a rate 1e-3 larger would exceed it.
+    """
+    _require_budget(epsilon, delta, adjacency)
+    require_count(steps, "steps", 1)
+    require(noise_multiplier > 0.0, f"noise_multiplier={noise_multiplier!r} hides nothing; give a number above 0")
+
+    def achieved(rate: float) -> float:
+        event = PoissonGaussian(rate, noise_multiplier)
+        return make_accountant(accountant, adjacency).quote(event, int(steps), delta).upper
+
+    def cheap(rate: float) -> float:
+        event = SelfComposed(PoissonGaussian(rate, noise_multiplier), int(steps))
+        return renyi_epsilon(event, delta, adjacency, COARSE_ORDERS)[0]
+
+    whole = achieved(1.0)
+    if whole <= epsilon:
+        return Calibration(noise_multiplier, whole, delta, int(steps), 1.0, accountant, adjacency)
+    goal = epsilon if accountant == "rdp" else _LOOSENESS * epsilon
+    search = Search(-1, _SMALLEST_RATE, 1.0)
+    rate, spent = search.edge(achieved, epsilon, *search.roughly(cheap, goal, min(1.0, 1 / math.sqrt(steps))))
+    return Calibration(noise_multiplier, spent, delta, int(steps), rate, accountant, adjacency)
+
+
+def calibrate_noise_multiplier_for(
+    target: Target, sample_rate: float, steps: int, *, adjacency: str, accountant: str = "prv"
+) -> TargetCalibration:
+    """The smallest noise multiplier that keeps `steps` Poisson-sampled Gaussian releases within a target.
+
+    target: `Advantage`, `TruePositiveRate` or anything like them. 1e-3 less noise would miss it.
+    """
+    require_adjacency(adjacency)
+    _require_rate(sample_rate)
+    require_count(steps, "steps", 1)
+
+    def figure(sigma: float) -> float:
+        return target.achieved(booked([(PoissonGaussian(sample_rate, sigma), int(steps))], adjacency, accountant))
+
+    # A first guess: q sqrt(T (e^(1/sigma^2) - 1)) is mu in the limit of many steps (Bu et al. 2020, arXiv 1911.11607).
+    mu = target.as_mu(target.value) / (2.0 if adjacency == "replace-one" else 1.0)
+    guess = math.sqrt(steps) / mu if sample_rate == 1.0 else math.log1p((mu / sample_rate) ** 2 / steps) ** -0.5
+    search = Search(1, _SMALLEST, _LARGEST, target.as_mu)
+    sigma, achieved = search.edge(figure, target.value, min(_LARGEST, max(_SMALLEST, guess)), 1.0)
+    return TargetCalibration(sigma, target, achieved, int(steps), sample_rate, accountant, adjacency)
 
 
 def most_steps(
@@ -73,75 +208,28 @@ def most_steps(
     accountant: str = "prv",
 ) -> int:
     """The largest number of Poisson-sampled Gaussian releases that stays within epsilon; 0 if none does."""
-    _require_budget(epsilon, delta, sample_rate, adjacency)
+    _require_budget(epsilon, delta, adjacency)
+    _require_rate(sample_rate)
     event = PoissonGaussian(sample_rate, noise_multiplier)
 
-    def fits(count: int) -> bool:
-        return make_accountant(accountant, adjacency).quote(event, count, delta).upper <= epsilon
+    def spent(count: int) -> float:
+        return make_accountant(accountant, adjacency).quote(event, count, delta).upper
 
-    low, high = 0, 1
-    while fits(high):
-        low, high = high, 4 * high
-        if high > _MOST_STEPS:
-            raise InvalidInput(f"more than {low} steps fit into epsilon={epsilon!r}; set the number of steps yourself")
-    while high - low > 1:
-        middle = math.isqrt(low * high) if low > 0 and high > 2 * low else (low + high) // 2
-        middle = min(max(middle, low + 1), high - 1)
-        low, high = (middle, high) if fits(middle) else (low, middle)
-    return low
+    def cheap(count: float) -> float:
+        return renyi_epsilon(SelfComposed(event, round(count)), delta, adjacency, COARSE_ORDERS)[0]
+
+    if spent(1) > epsilon:
+        return 0
+    search = Search(-1, 1.0, float(_MOST_STEPS))
+    start, slope = search.roughly(cheap, epsilon, 16.0)
+    return search.last_count(spent, epsilon, start, slope)
 
 
-def _require_budget(epsilon: float, delta: float, sample_rate: float, adjacency: str) -> None:
+def _require_budget(epsilon: float, delta: float, adjacency: str) -> None:
     require(0.0 < epsilon < math.inf, f"epsilon={epsilon!r} is no budget; give a finite number above 0")
     require(0.0 < delta < 1.0, f"delta={delta!r} is not in (0, 1); give less than 1 / data set size")
-    require(0.0 < sample_rate <= 1.0, f"sample_rate={sample_rate!r} is not in (0, 1]; give batch / data set size")
     require_adjacency(adjacency)
 
 
-def _renyi_bracket(cheap: Callable[[float], float], epsilon: float, delta: float) -> float:
-    """A noise multiplier near, and normally just above, the answer, by the Rényi bound alone."""
-    low, high = _SMALLEST, 1.0
-    while cheap(high) > epsilon:
-        low, high = high, 4 * high
-        if high > _LARGEST:
-            raise InvalidInput(
-                f"epsilon={epsilon!r} at delta={delta!r} needs a noise multiplier above {_LARGEST:g}; "
-                "allow a larger epsilon, fewer steps or a smaller sample rate"
-            )
-    while high > 1.02 * low and high > _SMALLEST:
-        middle = math.sqrt(low * high)
-        low, high = (middle, high) if cheap(middle) > epsilon else (low, middle)
-    return high
-
-
-def _bisect(achieved: Callable[[float], float], epsilon: float, start: float) -> tuple[float, float]:
-    """(a noise multiplier within epsilon and hardly larger than needed, its epsilon).
-
-    A bracket is kept throughout: low always exceeds epsilon, high never does. The next point is where log
-    epsilon would meet the target on a straight line in log sigma, kept well inside the bracket.
-    """
-    high, spent = start, achieved(start)
-    while spent > epsilon:
-        high *= 1.05
-        require(high <= 2 * _LARGEST, f"epsilon={epsilon!r} is not reachable; allow a larger epsilon")
-        spent = achieved(high)
-    low, excess = high / 1.1, achieved(high / 1.1)
-    while excess <= epsilon and low > _SMALLEST:
-        high, spent = low, excess
-        low /= 1.2
-        excess = achieved(low)
-    while high > (1 + 1e-7) * low and spent < epsilon * (1 - _TOLERANCE):
-        middle = low * (high / low) ** _fraction(excess, spent, epsilon * (1 - _TOLERANCE / 2))
-        found = achieved(middle)
-        if found > epsilon:
-            low, excess = middle, found
-        else:
-            high, spent = middle, found
-    return high, spent
-
-
-def _fraction(excess: float, spent: float, aim: float) -> float:
-    """Where between low (0) and high (1) epsilon should meet the aim."""
-    if spent <= 0.0 or not excess < math.inf or excess <= spent:
-        return 0.5
-    return min(0.95, max(0.05, math.log(excess / aim) / math.log(excess / spent)))
+def _require_rate(sample_rate: float) -> None:
+    require(0.0 < sample_rate <= 1.0, f"sample_rate={sample_rate!r} is not in (0, 1]; give batch / data set size")

@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 
 from accounting.errors import InvalidInput
 
-_ORIGIN = "0" * 64
+ORIGIN = "0" * 64  # what the header's line follows
 
 
 class JournalCorrupt(Exception):
@@ -35,8 +35,8 @@ class Journal:
         self._path = path
         self._file: BinaryIO | None = file
         self._bodies: list[dict[str, Any]] = []
-        self._head = _ORIGIN
-        self._hashes: set[str] = set()
+        self._head = ORIGIN
+        self._hashes: dict[str, None] = {}  # ordered: one a line
         self.recovered_torn_line = False
 
     @classmethod
@@ -77,6 +77,30 @@ class Journal:
             raise
         return journal
 
+    @classmethod
+    def read(cls, path: str | Path) -> Journal:
+        """Verify a journal without writing to it; what comes back is closed and cannot be appended to.
+
+        A torn last line is left out: its charge was never confirmed. Raises as `open` does.
+        """
+        path = Path(path)
+        try:
+            file = open(path, "rb")  # noqa: SIM115
+        except FileNotFoundError:
+            raise InvalidInput(f"journal {path} does not exist; give the right path") from None
+        journal = cls(path, file)
+        try:
+            journal._lock(fcntl.LOCK_SH)
+            journal._replay(repair=False)
+        finally:
+            journal.close()
+        return journal
+
+    @property
+    def path(self) -> Path:
+        """Where the file is."""
+        return self._path
+
     @property
     def header(self) -> dict[str, Any]:
         """The record the journal was created with."""
@@ -86,6 +110,16 @@ class Journal:
     def records(self) -> list[dict[str, Any]]:
         """All records after the header, oldest first."""
         return copy.deepcopy(self._bodies[1:])
+
+    @property
+    def entries(self) -> list[dict[str, Any]]:
+        """All lines as they are on disk (seq, prev, body, hash), the header first."""
+        hashes = list(self._hashes)
+        lines = zip([ORIGIN, *hashes], self._bodies, hashes, strict=False)
+        return [
+            {"seq": number, "prev": previous, "body": copy.deepcopy(body), "hash": line}
+            for number, (previous, body, line) in enumerate(lines)
+        ]
 
     @property
     def head(self) -> str:
@@ -103,7 +137,7 @@ class Journal:
         """
         if self._file is None:
             raise InvalidInput(f"journal {self._path} is closed, so nothing can be charged; open it again")
-        entry = _entry(len(self._bodies), self._head, record)
+        entry = sealed(len(self._bodies), self._head, record)
         line = _canonical(entry) + b"\n"
         start = self._file.seek(0, os.SEEK_END)
         try:
@@ -115,7 +149,7 @@ class Journal:
             raise
         self._bodies.append(json.loads(line)["body"])
         self._head = entry["hash"]
-        self._hashes.add(self._head)
+        self._hashes[self._head] = None
         return self._head
 
     def close(self) -> None:
@@ -132,15 +166,15 @@ class Journal:
     ) -> None:
         self.close()
 
-    def _lock(self) -> None:
+    def _lock(self, kind: int = fcntl.LOCK_EX) -> None:
         assert self._file is not None
         try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(self._file, kind | fcntl.LOCK_NB)
         except OSError:
             self.close()
             raise JournalBusy(f"journal {self._path} is held by another writer; wait for it, or stop it") from None
 
-    def _replay(self) -> None:
+    def _replay(self, repair: bool = True) -> None:
         assert self._file is not None
         content = self._file.read()
         lines = content.split(b"\n")
@@ -152,9 +186,10 @@ class Journal:
         if not self._bodies:
             raise JournalCorrupt(f"journal {self._path} has no header; start a new one at another path")
         if torn:
-            self._file.truncate(len(content) - len(torn))
-            os.fsync(self._file.fileno())
             self.recovered_torn_line = True
+            if repair:
+                self._file.truncate(len(content) - len(torn))
+                os.fsync(self._file.fileno())
 
     def _accept(self, number: int, line: bytes) -> None:
         def corrupt(what: str) -> JournalCorrupt:
@@ -167,14 +202,15 @@ class Journal:
             raise corrupt("does not have exactly seq, prev, body and hash")
         if entry["seq"] != number or entry["prev"] != self._head:
             raise corrupt("does not follow the line before it")
-        if entry != _entry(number, self._head, entry["body"]) or line != _canonical(entry):
+        if entry != sealed(number, self._head, entry["body"]) or line != _canonical(entry):
             raise corrupt("does not match its hash")
         self._bodies.append(entry["body"])
         self._head = entry["hash"]
-        self._hashes.add(self._head)
+        self._hashes[self._head] = None
 
 
-def _entry(number: int, previous: str, body: dict[str, Any]) -> dict[str, Any]:
+def sealed(number: int, previous: str, body: dict[str, Any]) -> dict[str, Any]:
+    """A line of a journal: the record, its place, the hash of the line before and the hash of all three."""
     unsigned = {"seq": number, "prev": previous, "body": body}
     return {**unsigned, "hash": hashlib.sha256(_canonical(unsigned)).hexdigest()}
 

@@ -141,3 +141,65 @@ def test_records_are_copies(tmp_path):
     with Journal.create(tmp_path / "j", {"a": [1]}) as journal:
         journal.header["a"].append(2)
         assert journal.header == {"a": [1]}
+
+
+def test_a_journal_contains_every_head_it_ever_had_and_no_other(tmp_path):
+    with Journal.create(tmp_path / "j", {"plan": "p"}) as journal:
+        heads = [journal.head] + [journal.append({"step": number}) for number in range(4)]
+        assert len(set(heads)) == 5
+        assert all(journal.contains(head) for head in heads)
+    whole = (tmp_path / "j").read_bytes().splitlines(keepends=True)
+    with Journal.open(tmp_path / "j") as again:
+        assert all(again.contains(head) for head in heads)
+        assert not again.contains("")
+        assert not again.contains("0" * 64)
+        assert not again.contains(heads[-1][:-1])
+    (tmp_path / "j").write_bytes(b"".join(whole[:3]))
+    with Journal.open(tmp_path / "j") as shortened:
+        assert [shortened.contains(head) for head in heads] == [True, True, True, False, False]
+        shortened.append({"step": "another"})
+        assert not shortened.contains(heads[3]), "a line that was replaced is found out, too"
+
+
+def test_equal_records_after_different_ones_have_different_heads(tmp_path):
+    heads = []
+    for first in (0, 1):
+        with Journal.create(tmp_path / f"j{first}", {"plan": "p"}) as journal:
+            journal.append({"step": first})
+            heads.append(journal.append({"step": 2}))
+    assert heads[0] != heads[1]
+
+
+def test_entries_are_the_lines_on_disk(tmp_path):
+    write(tmp_path / "j")
+    with Journal.open(tmp_path / "j") as journal:
+        assert journal.entries == [json.loads(line) for line in (tmp_path / "j").read_bytes().splitlines()]
+        assert journal.path == tmp_path / "j"
+
+
+def test_reading_writes_nothing_and_leaves_a_torn_line_out(tmp_path):
+    head = write(tmp_path / "j")
+    torn = (tmp_path / "j").read_bytes() + b'{"body": {"st'
+    (tmp_path / "j").write_bytes(torn)
+    (tmp_path / "j").chmod(0o400)
+    journal = Journal.read(tmp_path / "j")
+    assert journal.recovered_torn_line
+    assert (journal.head, len(journal.records)) == (head, 3)
+    assert (tmp_path / "j").read_bytes() == torn
+    with pytest.raises(InvalidInput, match="closed"):
+        journal.append({"step": 3})
+
+
+def test_reading_refuses_what_opening_refuses(tmp_path):
+    with pytest.raises(InvalidInput, match="does not exist"):
+        Journal.read(tmp_path / "other")
+    (tmp_path / "empty").write_bytes(b"")
+    with pytest.raises(JournalCorrupt, match="header"):
+        Journal.read(tmp_path / "empty")
+    with Journal.create(tmp_path / "j", {}), pytest.raises(JournalBusy):
+        Journal.read(tmp_path / "j")
+    write(tmp_path / "edited")
+    edited = (tmp_path / "edited").read_bytes().replace(b"1.1", b"9.1", 1)
+    (tmp_path / "edited").write_bytes(edited)
+    with pytest.raises(JournalCorrupt, match="line 2:"):
+        Journal.read(tmp_path / "edited")
