@@ -82,7 +82,6 @@ def test_accounting_is_imported_by_the_bridges_only() -> None:
         "dpclip.ledger",
         "dpclip.plan",
         "dpclip.private",
-        "dpclip.report.odds",
         "dpclip.statement",
         "dpclip.training",
     }

@@ -25,6 +25,7 @@ class AccountantAdapter(PrivacyAccountant):
 
     def __init__(self, name: str, relation: NeighboringRelation = NeighboringRelation.ADD_OR_REMOVE_ONE) -> None:
         super().__init__(relation)
+        self.name = name
         self._book = make_accountant(name, ADJACENCY[relation])
 
     def _maybe_compose(

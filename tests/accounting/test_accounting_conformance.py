@@ -52,11 +52,8 @@ def test_counts_are_honoured_however_they_are_nested(accountant):
     step = dp_event.PoissonSampledDpEvent(0.01, dp_event.GaussianDpEvent(1.0))
     nested = dp_event.ComposedDpEvent([dp_event.SelfComposedDpEvent(step, 5), step, dp_event.NoOpDpEvent()])
     accountant.compose(dp_event.SelfComposedDpEvent(nested, 4), 10).compose(step, 60)
-    other = AccountantAdapter("prv", accountant.neighboring_relation)
-    other._book = type(accountant._book)(accountant._book.adjacency)
-    other.compose(training(300))
+    other = AccountantAdapter(accountant.name, accountant.neighboring_relation).compose(training(300))
     assert accountant.get_epsilon(1e-6) == other.get_epsilon(1e-6)
-    assert accountant.ledger != dp_event.NoOpDpEvent()
 
 
 def test_delta_and_epsilon_are_inverse_up_to_the_accountants_width(accountant):
