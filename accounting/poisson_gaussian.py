@@ -11,7 +11,7 @@ derivative is negative), for every a > 0; so it is largest at |v| = |u| = 1, v =
 from __future__ import annotations
 
 import math
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -44,13 +44,6 @@ def add_remove_pair(rate: float, sigma: float) -> Pair:
     """(1-q) N(0) + q N(1) against N(0), with the infimum of the loss on the grid."""
     p = ((1.0 - rate, 0.0), (rate, 1.0)) if rate < 1.0 else ((1.0, 1.0),)
 
-    def loss(x: Array) -> Array:
-        exponent = (x - 0.5) / sigma / sigma
-        if rate == 1.0:
-            return exponent
-        inside = np.log1p(rate * np.expm1(np.minimum(exponent, 600.0)))
-        return np.where(exponent > 600.0, math.log(rate) + exponent, inside)
-
     def where(values: Array) -> Array:
         if rate == 1.0:
             return sigma * sigma * values + 0.5
@@ -62,19 +55,22 @@ def add_remove_pair(rate: float, sigma: float) -> Pair:
         exponent = np.where(values <= math.log1p(-rate), -math.inf, exponent)
         return sigma * sigma * exponent + 0.5
 
+    loss = partial(_sampled_loss, rate=rate, sigma=sigma)
     return Pair(sigma, p, ((1.0, 0.0),), loss, where, anchor=math.log1p(-rate) if rate < 1.0 else 0.0)
 
 
-def _replace_pair(rate: float, sigma: float) -> Pair:
-    def side(x: Array) -> Array:
-        exponent = (x - 0.5) / sigma / sigma
-        if rate == 1.0:
-            return exponent
-        inside = np.log1p(rate * np.expm1(np.minimum(exponent, 600.0)))
-        return np.where(exponent > 600.0, math.log(rate) + exponent, inside)
+def _sampled_loss(x: Array, rate: float, sigma: float) -> Array:
+    """log of the density ratio ((1-q) N(0, s^2) + q N(1, s^2)) / N(0, s^2) at each x."""
+    exponent = (x - 0.5) / sigma / sigma
+    if rate == 1.0:
+        return exponent
+    inside = np.log1p(rate * np.expm1(np.minimum(exponent, 600.0)))
+    return np.where(exponent > 600.0, math.log(rate) + exponent, inside)
 
+
+def _replace_pair(rate: float, sigma: float) -> Pair:
     def loss(x: Array) -> Array:
-        return side(x) - side(-x)
+        return _sampled_loss(x, rate, sigma) - _sampled_loss(-x, rate, sigma)
 
     def where(values: Array) -> Array:
         # With y = e^(x/s^2) and A = e^(-1/(2 s^2)) the loss is that of a quadratic in y, whose root is

@@ -97,7 +97,7 @@ def test_the_interval_holds_what_fourier_inversion_finds(rate, sigma, steps, del
 
 
 @pytest.mark.long
-@settings(max_examples=60, derandomize=True, deadline=None, database=None, phases=[Phase.generate])
+@settings(max_examples=25, derandomize=True, deadline=None, database=None, phases=[Phase.generate])
 @given(
     log_rate=st.floats(-3.5, -0.3),
     sigma=st.floats(0.6, 5.0),
