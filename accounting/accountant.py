@@ -27,10 +27,11 @@ from accounting.events import (
 )
 from accounting.interval import Guarantee, Interval
 from accounting.pld import attained_lower, cheap_lower, pld_delta, pld_epsilon
-from accounting.renyi import renyi_delta, renyi_epsilon
+from accounting.renyi import COARSE_ORDERS, renyi_delta, renyi_epsilon
 from accounting.running import RunningCurve
 
 Counted = Sequence[tuple[Event, int]]
+_FINER = 0.9  # the default orders hardly ever lower a bound of the coarse ones by more than this factor
 PROFILE_DELTAS = (1e-4, 1e-5, 1e-6, 1e-7, 1e-8, 1e-9, 1e-10)
 
 
@@ -179,22 +180,27 @@ class PRVAccountant(_Ledger):
     name = "prv"
 
     def _bound(self, events: Counted, delta: float) -> Interval:
-        renyi = renyi_epsilon(as_event(events), delta, self.adjacency)[0]
         verified = events[0][0].verified_epsilon(events[0][1], delta, self.adjacency) if len(events) == 1 else None
         if verified is not None:
+            renyi = self._renyi(events, delta)
             ends = [None if end is None else min(end, renyi) for end in (verified.lower, verified.estimate)]
             return Interval(self.name, ends[0], ends[1], min(verified.upper, renyi), verified.note)
         try:
             lower, upper = pld_epsilon(events, delta, self.adjacency)
         except Refused as refused:
+            renyi = self._renyi(events, delta)
             lower = min(renyi, cheap_lower(events, delta, self.adjacency))
             note = f"Rényi bound, because the loss distribution was refused: {refused}"
             return Interval(self.name, lower, renyi, renyi, note)
-        upper = min(upper, renyi)
+        if upper > _FINER * renyi_epsilon(as_event(events), delta, self.adjacency, COARSE_ORDERS)[0]:
+            upper = min(upper, self._renyi(events, delta))
         lower = min(upper, attained_lower(events, lower, delta, self.adjacency))
         # The optimistic grid is off by about twice as much as the pessimistic one, the other way.
         estimate = upper - (upper - lower) / 3 if upper < math.inf else upper
         return Interval(self.name, lower, estimate, upper)
+
+    def _renyi(self, events: Counted, delta: float) -> float:
+        return renyi_epsilon(as_event(events), delta, self.adjacency)[0]
 
     def _delta(self, events: Counted, epsilon: float) -> float:
         renyi = renyi_delta(as_event(events), epsilon, self.adjacency)

@@ -31,6 +31,7 @@ _UNIT = 2.0**-53
 _SLACK = 1 + 1e-6  # covers the rounding of sums of at most LARGEST_WINDOW positive terms
 _WRAPPED = 23.0  # -log of the tilted mass that may lie beyond either end of the window
 _NEGLIGIBLE = 1e-30  # frequencies this weak are left out of further products
+_REACHES = (12.0, 600.0)  # further below, weights overflow and delta is above any target
 _REVIEW = 8  # terms between two looks for such frequencies
 
 
@@ -72,9 +73,12 @@ class Composition:
         From above: with every allowance it is within (inf if none is). From below: with every allowance it is
         not within yet (0 if it already is there).
         """
-        losses, deltas = self._deltas_on_grid(delta)
-        if not self._upper:
+        for reach in _REACHES:
+            losses, deltas = self._deltas_on_grid(delta, reach)
             beyond = np.nonzero(deltas > delta)[0]
+            if beyond.size:
+                break
+        if not self._upper:
             return self._last_beyond(losses, int(beyond[-1]) + 1, delta) if beyond.size else 0.0
         within = np.nonzero(deltas <= delta)[0]
         first = int(within[0]) if within.size else losses.size
@@ -110,27 +114,29 @@ class Composition:
             return min(1.0, total * _SLACK + self._lost + roundoff)
         return max(0.0, total / _SLACK + self._lost - roundoff)
 
-    def slope(self, epsilon: float) -> float:
-        """-d log delta / d epsilon near epsilon: the tilt that would be sharpest there."""
-        step = 0.05 / max(self._tilt, 1e-3)
-        here, there = self.delta(epsilon), self.delta(epsilon + step)
-        if not 0.0 < there < here:
-            return self._tilt
-        return min(max(math.log(here / there) / step, self._tilt / 100), 100 * self._tilt)
+    def sharpest_tilt(self, epsilon: float) -> float:
+        """The tilt at which the round-off of delta at epsilon would be smallest: that of the Chernoff bound."""
+        best = self._tilt
+        for reach, count in ((64.0, 25), (1.41, 9)):
+            tilts = (best * np.geomspace(1 / reach, reach, count)).tolist()
+            best = min(tilts, key=lambda t: self._cumulant(t) - t * (epsilon - self._offset) - math.log1p(t))
+        return best
 
-    def _deltas_on_grid(self, delta: float) -> tuple[Array, Array]:
-        """Losses around the answer, and the bound on delta at each by running sums (which cancel a little)."""
+    def _deltas_on_grid(self, delta: float, reach: float) -> tuple[Array, Array]:
+        """Losses around the answer, and the bound on delta at each by running sums (which cancel a little).
+
+        reach: how far to look below the Chernoff bound, in units of 1 / tilt.
+        """
         losses = self._losses()
-        # Only losses that can matter: below, the weights overflow and delta is above the target anyway.
         reference = self._offset + (self._normaliser - math.log(delta)) / self._tilt
-        usable = np.nonzero(self._tilt * (reference - losses) < 600.0)[0]
-        start = int(usable[0]) if usable.size else losses.size - 1
+        start = min(int(np.searchsorted(losses, reference - reach / self._tilt)), losses.size - 1)
         losses, masses = losses[start:], self._masses[start:]
-        weights = masses * np.exp(self._normaliser - self._tilt * (losses - self._offset))
+        scale = np.exp(self._normaliser - self._tilt * (losses - self._offset))
+        weights = masses * scale
         above = sums_beyond(weights)
         deltas = above - discounted_beyond(weights, self._interval)
         sign = 1.0 if self._upper else -1.0
-        return losses, deltas + self._lost + sign * (self._roundoff_at(losses) + 1e-12 * above)
+        return losses, deltas + self._lost + sign * (scale * (self._roundoff / (1 + self._tilt)) + 1e-12 * above)
 
     def _last_beyond(self, losses: Array, first: int, delta: float) -> float:
         """The largest epsilon near losses[first] whose delta certainly exceeds `delta`."""

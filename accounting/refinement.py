@@ -2,7 +2,7 @@
 
 A grid of width v adds about T v^2 (t+1) / 12 to epsilon at tilt t and takes twice that from the lower bound
 (derived here: a split adds about v^2/6 to the variance of one release's loss, the chords take v^2/3). The best
-tilt is the slope of -log delta at the answer.
+tilt is that of the Chernoff bound at the answer.
 """
 
 from __future__ import annotations
@@ -19,11 +19,12 @@ from accounting.events import Event
 from accounting.terms import chernoff_delta
 
 WIDTH = 8e-4  # how wide, relative to the answer, the bounds may be
-_TOLERANCE = 2e-4  # relative, of the pessimistic side alone: what the first grid aims at
+_TOLERANCE = 3e-4  # relative, of the pessimistic side alone: what the first grid aims at
 _LARGEST_TOTAL = 2**24  # points of all single releases together, each about 60 bytes
 _SMALL = 1e-3  # epsilon below which little effort is made
 _LARGEST_EFFORT = 20  # grids, refused ones included
 _PATIENCE = 2  # grids in a row that may fail to narrow the bounds
+_COARSER = 4.0  # how much coarser the first look at the second direction is
 _LARGEST_REFINED = 2**21  # points of a window that is only wanted for closer bounds
 
 
@@ -90,8 +91,23 @@ def over_directions(question: Question) -> Bounds:
     """
     start = Grid(_first_width(question), question.tilt, question.target)
     first, grid = _converged(question, 0, 0.0, start)
+    if _stays_below(question, first.upper, grid):
+        return first
     second, _ = _converged(question, 1, first.upper, grid)
     return Bounds(max(first.lower, second.lower), max(first.upper, second.upper))
+
+
+def _stays_below(question: Question, enough: float, grid: Grid) -> bool:
+    """Whether there is no second direction, or a coarse look bounds it by `enough`."""
+    try:
+        if not _losses(question, question.above.nodes, 1, grid):
+            return True
+        coarse = grid._replace(width=_COARSER * grid.width)
+        pmfs = _within_limits([loss.pessimistic() for loss in _losses(question, question.above.nodes, 1, coarse)])
+        composition = Composition(pmfs, question.above.terms, grid.tilt, grid.target, True, _LARGEST_REFINED)
+    except Refused:
+        return False
+    return question.ask(composition) <= enough
 
 
 def _first_width(question: Question) -> float:
@@ -112,7 +128,7 @@ def _converged(question: Question, side: int, enough: float, grid: Grid) -> tupl
         tried.add(grid)
         try:
             largest = LARGEST_WINDOW if done is None else _LARGEST_REFINED
-            found, slope = _on_grid(question, side, enough, grid, largest, best)
+            found, tilt = _on_grid(question, side, enough, grid, largest, best)
         except Refused as refusal:
             easier = _easier(grid, done, isinstance(refusal, TooFine))
             if easier is None:
@@ -130,13 +146,13 @@ def _converged(question: Question, side: int, enough: float, grid: Grid) -> tupl
         ):
             break
         if stalls:
-            # Round-off rules, and then the slope is just the tilt: look on either side of it.
+            # Round-off rules: look on either side of the tilt.
             grid = grid._replace(tilt=grid.tilt * (8.0 if stalls % 2 else 1 / 64))
             continue
         wanted = grid.width * math.sqrt(0.7 * WIDTH * best.upper / width) if width < math.inf else grid.width / 2
         target = min(grid.target, question.point(best.upper)[1])
         step = round(math.log2(max(grid.width / 64, wanted) / grid.width))
-        grid = Grid(grid.width * 2.0 ** min(-1, step), slope, target)
+        grid = Grid(grid.width * 2.0 ** min(-1, step), tilt, target)
     if done is None:
         raise Refused("the distribution needs more grid points than the limit, or delta is too small for it")
     return best, done
@@ -172,7 +188,8 @@ def _on_grid(
     at = question.epsilon_of(found)
     if at == math.inf:
         return Bounds(0.0, found), grid.tilt / 2
-    return Bounds(_below(question, side, grid, largest) if lower is None else lower, found), upper.slope(at)
+    bounds = Bounds(_below(question, side, grid, largest) if lower is None else lower, found)
+    return bounds, grid.tilt if _close(question, bounds) else upper.sharpest_tilt(at)
 
 
 def _below(question: Question, side: int, grid: Grid, largest: int) -> float:
