@@ -8,24 +8,30 @@ from functools import partial
 from torch import nn
 
 from dpclip.errors import BadInput
-from dpclip.per_sample.hooks import BatchDimensionError, HooksBackend
-from dpclip.per_sample.view import Backend, MaterialisedView, PerSampleView
+from dpclip.per_sample.bookkeeping import BookkeepingBackend
+from dpclip.per_sample.errors import BatchDimensionError
+from dpclip.per_sample.hooks import HooksBackend
+from dpclip.per_sample.layers import register_factoring
+from dpclip.per_sample.view import Backend, FactoredView, PerSampleView
 
 __all__ = [
     "Backend",
     "BatchDimensionError",
+    "BookkeepingBackend",
+    "FactoredView",
     "HooksBackend",
-    "MaterialisedView",
     "PerSampleView",
     "backend_names",
     "make_backend",
+    "register_factoring",
 ]
 
 _BACKENDS: dict[str, Callable[..., Backend]] = {
+    "bookkeeping": BookkeepingBackend,
     "hooks": HooksBackend,
     "functorch": partial(HooksBackend, force_functorch=True),
 }
-_AUTO = "hooks"
+_AUTO = "bookkeeping"
 
 
 def backend_names() -> list[str]:

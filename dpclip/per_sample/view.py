@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from dpclip.gradient_sum import GradientSum, wide
+from dpclip.per_sample.factored import Factored, joined
 
 
 class PerSampleView(Protocol):
@@ -41,31 +42,78 @@ class Backend(Protocol):
         ...
 
 
-class MaterialisedView:
-    """A view backed by per-sample gradients in memory, one tensor [B, *shape] a parameter (None: no gradient)."""
+class FactoredView:
+    """A view made of each parameter's gradients in factored form.
 
-    def __init__(self, groups: Sequence[int], units: int) -> None:
-        self.groups = list(groups)
-        self.units = units
-        self.samples: list[Tensor | None] = [None] * len(groups)
+    Args:
+        groups: the group of each parameter.
+        units: privacy units in the micro-batch.
+        owners: the unit of each row, or None where rows are units.
+        scale: what the recorded gradients are to be multiplied by (B, if the loss was a mean).
+    """
+
+    def __init__(self, groups: Sequence[int], units: int, owners: Tensor | None, scale: float) -> None:
+        self.groups, self.units, self.owners, self.scale = list(groups), units, owners, scale
+        self._uses: list[list[Factored]] = [[] for _ in self.groups]
+        self._norms: list[Tensor | None] = [None] * len(self.groups)
+
+    def add(self, slot: int, use: Factored) -> None:
+        """Take in the gradients of one use of a parameter."""
+        self._uses[slot].append(use)
+
+    def saw(self, slot: int) -> bool:
+        """Whether the parameter was used."""
+        return bool(self._uses[slot])
 
     def squared_norms(self) -> Tensor:
-        # Sums of squares: `norm` and `einsum` over long float32 rows read low on CPU, by up to 5 %.
-        present = [(g, s) for g, s in zip(self.groups, self.samples, strict=True) if s is not None]
-        dtype = torch.float64 if any(s.dtype == torch.float64 for _, s in present) else torch.float32
-        device = present[0][1].device if present else torch.device("cpu")
+        norms = [(k, self._squared(slot)) for slot, k in enumerate(self.groups) if self.saw(slot)]
+        dtype = torch.float64 if any(n.dtype == torch.float64 for _, n in norms) else torch.float32
+        device = norms[0][1].device if norms else torch.device("cpu")
         squares = torch.zeros(max(self.groups) + 1, self.units, dtype=dtype, device=device)
-        for group, sample in present:
-            flat = sample.reshape(self.units, -1).to(wide(sample.dtype))
-            squares[group] += flat.square().sum(1).to(device)
-        return squares
+        for group, norm in norms:
+            squares[group] += norm.to(squares)
+        return squares * self.scale**2
 
     def weighted_sum(self, factors: Tensor, into: GradientSum) -> None:
-        for group, sample, total in zip(self.groups, self.samples, into.tensors, strict=True):
-            if sample is None:
-                continue
-            row = factors[group].to(sample.device, total.dtype)
-            read = row != 0
-            if not bool(read.all()):  # 0 * inf is not 0: rows without weight stay unread
-                row, sample = row[read], sample[read]
-            total += (row @ sample.reshape(len(row), -1).to(total.dtype)).view_as(total)
+        read = (factors != 0).any(0)
+        keep = None if bool(read.all()) else read
+        for slot, (group, total) in enumerate(zip(self.groups, into.tensors, strict=True)):
+            if self.saw(slot):
+                self._add(slot, factors[group] * self.scale, total, keep)
+
+    def size_of(self, slot: int) -> float:
+        """Root of the summed squared norms of one parameter's gradients; samples that are not finite left out."""
+        if not self.saw(slot):
+            return 0.0
+        return self.scale * float(self._squared(slot).nan_to_num(0.0, 0.0, 0.0).sum().sqrt())
+
+    def sum_of(self, slot: int, like: Tensor) -> Tensor:
+        """The plain sum of one parameter's gradients."""
+        total = torch.zeros_like(like, dtype=wide(like.dtype))
+        ones = torch.full((self.units,), float(self.scale), dtype=total.dtype, device=like.device)
+        self._add(slot, ones, total, None)
+        return total
+
+    def samples(self, slot: int) -> Tensor | None:
+        """One parameter's gradients written out, [units, *shape], for rules that reshape coordinates."""
+        if not self.saw(slot):
+            return None
+        return self._by_unit(slot).written_out().samples * self.scale
+
+    def _by_unit(self, slot: int) -> Factored:
+        whole = joined(self._uses[slot])
+        return whole if self.owners is None else whole.by_unit(self.owners.to(whole.device), self.units)
+
+    def _squared(self, slot: int) -> Tensor:
+        known = self._norms[slot]
+        if known is None:
+            known = self._norms[slot] = self._by_unit(slot).squared_norms()
+        return known
+
+    def _add(self, slot: int, factors: Tensor, total: Tensor, keep: Tensor | None) -> None:
+        factors = factors.to(total.device)
+        if self.owners is not None:
+            owners = self.owners.to(total.device)
+            factors, keep = factors[owners], None if keep is None else keep.to(total.device)[owners]
+        for use in self._uses[slot]:
+            use.add_weighted(factors, total, keep)

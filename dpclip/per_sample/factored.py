@@ -1,0 +1,323 @@
+"""Per-sample gradients of one parameter, kept in the form that is cheapest to measure and to sum.
+
+A linear layer's gradient for sample i is a sum of outer products over positions, an embedding's is a few rows of a
+table; neither needs to be written out to know its norm or to be added up with weights:
+
+- `OuterProducts`: g_i = sum_t left[i, t] (x) right[i, t]. Its squared norm is the sum over position pairs of the
+  product of two Gram matrices (the ghost norm of Li et al. 2022), or the sum of squares of the gradient itself,
+  whichever takes less arithmetic (the mixed ghost norm of Bu et al. 2022).
+- `Lookups`: row ids[i, t] of g_i gets values[i, t].
+- `Dense`: the gradient itself.
+
+Norms are sums of squares in float32 or wider. A Gram matrix can lose digits where the outer products cancel, so its
+rounding error is bounded and added: no norm is ever read low.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dpclip.gradient_sum import wide
+
+_PIECE = 1024  # float32 sums of squares are taken over pieces this long: long rows read low on CPU
+GRAM_ELEMENTS = 1 << 24  # most elements of a Gram matrix at once
+# Relative to (sum_t |left_t| |right_t|)^2: twice the rounding of two Gram entries of any length met in practice.
+_GRAM_SLACK = {torch.float32: 2.0**-19, torch.float64: 2.0**-46}
+
+
+class Factored(ABC):
+    """The gradients of one parameter for `rows` samples."""
+
+    shape: torch.Size
+
+    @property
+    @abstractmethod
+    def rows(self) -> int:
+        """Number of samples."""
+
+    @property
+    @abstractmethod
+    def device(self) -> torch.device:
+        """Where the gradients are."""
+
+    @abstractmethod
+    def squared_norms(self) -> Tensor:
+        """Squared L2 norms, shape [rows], float32 or wider, never below the exact value by more than rounding."""
+
+    @abstractmethod
+    def add_weighted(self, factors: Tensor, into: Tensor, keep: Tensor | None = None) -> None:
+        """into += sum_i factors[i] g_i.
+
+        Args:
+            factors: shape [rows].
+            into: the parameter's shape, float32 or wider.
+            keep: mask of the samples that are read at all (0 * inf is not 0); None reads all.
+        """
+
+    @abstractmethod
+    def written_out(self) -> Dense:
+        """The gradients themselves, [rows, *shape]."""
+
+    @abstractmethod
+    def by_unit(self, owners: Tensor, units: int) -> Factored:
+        """The gradients of units, each the sum of the samples it owns.
+
+        Args:
+            owners: the unit of each sample, shape [rows].
+            units: number of units.
+        """
+
+
+@dataclass
+class Dense(Factored):
+    """Gradients written out, [rows, *shape]."""
+
+    samples: Tensor
+
+    def __post_init__(self) -> None:
+        self.shape = self.samples.shape[1:]
+
+    @property
+    def rows(self) -> int:
+        return len(self.samples)
+
+    @property
+    def device(self) -> torch.device:
+        return self.samples.device
+
+    def squared_norms(self) -> Tensor:
+        return sums_of_squares(self.samples.reshape(self.rows, self.shape.numel()))
+
+    def add_weighted(self, factors: Tensor, into: Tensor, keep: Tensor | None = None) -> None:
+        samples, factors = _kept(keep, self.samples, factors)
+        flat = samples.reshape(len(samples), self.shape.numel()).to(into.dtype)
+        if into.is_contiguous():
+            into.view(-1).addmv_(flat.t(), factors.to(into.dtype))
+        else:
+            into += torch.mv(flat.t(), factors.to(into.dtype)).view_as(into)
+
+    def written_out(self) -> Dense:
+        return self
+
+    def by_unit(self, owners: Tensor, units: int) -> Dense:
+        dtype = wide(self.samples.dtype)
+        summed = self.samples.new_zeros(units, *self.shape, dtype=dtype)
+        return Dense(summed.index_add_(0, owners, self.samples.to(dtype)))
+
+
+@dataclass
+class OuterProducts(Factored):
+    """g_i = sum_t left[i, t] (x) right[i, t] for left [rows, T, p] and right [rows, T, d]."""
+
+    left: Tensor
+    right: Tensor
+
+    def __post_init__(self) -> None:
+        self.shape = torch.Size((self.left.shape[-1], self.right.shape[-1]))
+
+    @property
+    def rows(self) -> int:
+        return len(self.left)
+
+    @property
+    def device(self) -> torch.device:
+        return self.left.device
+
+    @property
+    def prefers_gram(self) -> bool:
+        """Whether two Gram matrices take less arithmetic (and memory) than the gradient itself."""
+        p, d = self.shape
+        return self.left.shape[1] * (p + d) < p * d
+
+    def squared_norms(self) -> Tensor:
+        if self.left.shape[1] == 1:
+            return sums_of_squares(self.left[:, 0]) * sums_of_squares(self.right[:, 0])
+        if not self.prefers_gram:
+            return self.written_out().squared_norms()
+        length = self.left.shape[1]
+        step = max(1, GRAM_ELEMENTS // length**2)
+        pieces = [slice(i, i + step) for i in range(0, self.rows, step)]
+        return torch.cat([_gram_norms(self.left[piece], self.right[piece]) for piece in pieces])
+
+    def add_weighted(self, factors: Tensor, into: Tensor, keep: Tensor | None = None) -> None:
+        left, factors = _kept(keep, self.left, factors)
+        right = self.right if keep is None else self.right[keep]
+        scale = factors.to(into.dtype).view(-1, 1, 1)
+        p, d = self.shape
+        left, right = left.to(into.dtype), right.to(into.dtype)
+        if p <= d:  # scale whichever side is narrower
+            left = left * scale
+        else:
+            right = right * scale
+        into.addmm_(left.reshape(-1, p).t(), right.reshape(-1, d))
+
+    def written_out(self) -> Dense:
+        dtype = wide(torch.promote_types(self.left.dtype, self.right.dtype))
+        return Dense(torch.bmm(self.left.to(dtype).transpose(1, 2), self.right.to(dtype)))
+
+    def by_unit(self, owners: Tensor, units: int) -> OuterProducts:
+        rows, holes = _rows_of_units(owners, units)
+        left = self.left[rows].masked_fill_(holes[..., None, None], 0.0).flatten(1, 2)
+        return OuterProducts(left, self.right[rows].masked_fill_(holes[..., None, None], 0.0).flatten(1, 2))
+
+
+@dataclass
+class Lookups(Factored):
+    """Row ids[i, t] of g_i gets values[i, t]; ids [rows, T], values [rows, T, d], a table of `count` rows."""
+
+    ids: Tensor
+    values: Tensor
+    count: int
+
+    def __post_init__(self) -> None:
+        self.shape = torch.Size((self.count, self.values.shape[-1]))
+
+    @property
+    def rows(self) -> int:
+        return len(self.ids)
+
+    @property
+    def device(self) -> torch.device:
+        return self.values.device
+
+    def squared_norms(self) -> Tensor:
+        rows, length = self.ids.shape
+        dtype = wide(self.values.dtype)
+        keys = (self.ids + torch.arange(rows, device=self.ids.device).unsqueeze(1) * self.count).reshape(-1)
+        found, position = keys.unique(return_inverse=True)
+        table = self.values.new_zeros(len(found), self.shape[1], dtype=dtype)
+        table.index_add_(0, position, self.values.reshape(rows * length, -1).to(dtype))
+        squares = sums_of_squares(table)
+        return squares.new_zeros(rows).index_add_(0, found // self.count, squares)
+
+    def add_weighted(self, factors: Tensor, into: Tensor, keep: Tensor | None = None) -> None:
+        ids, factors = _kept(keep, self.ids, factors)
+        values = self.values if keep is None else self.values[keep]
+        scaled = values.to(into.dtype) * factors.to(into.dtype).view(-1, 1, 1)
+        into.index_add_(0, ids.reshape(-1), scaled.reshape(ids.numel(), self.shape[1]))
+
+    def written_out(self) -> Dense:
+        dtype = wide(self.values.dtype)
+        table = self.values.new_zeros(self.rows, *self.shape, dtype=dtype)
+        where = self.ids.unsqueeze(-1).expand(-1, -1, self.shape[1])
+        return Dense(table.scatter_add_(1, where, self.values.to(dtype)))
+
+    def by_unit(self, owners: Tensor, units: int) -> Lookups:
+        rows, holes = _rows_of_units(owners, units)
+        values = self.values[rows].masked_fill_(holes[..., None, None], 0.0).flatten(1, 2)
+        return Lookups(self.ids[rows].flatten(1, 2), values, self.count)
+
+
+@dataclass
+class Tied(Factored):
+    """A table used both to look rows up and as a linear layer's weight: g_i = outer_i + lookups_i.
+
+    The squared norm has the exact cross term 2 sum_{s, t} left[s, ids[t]] <right[s], values[t]>.
+    """
+
+    outer: OuterProducts
+    lookups: Lookups
+
+    def __post_init__(self) -> None:
+        self.shape = self.outer.shape
+
+    @property
+    def rows(self) -> int:
+        return self.outer.rows
+
+    @property
+    def device(self) -> torch.device:
+        return self.outer.device
+
+    def squared_norms(self) -> Tensor:
+        outer, lookups = self.outer.squared_norms(), self.lookups.squared_norms()
+        dtype = outer.dtype
+        products = torch.bmm(self.outer.right.to(dtype), self.lookups.values.to(dtype).transpose(1, 2))
+        where = self.lookups.ids.unsqueeze(1).expand(-1, products.shape[1], -1)
+        cross = (products * self.outer.left.gather(2, where)).sum((1, 2))
+        # |2 <a, b>| <= |a|^2 + |b|^2: the rounding of the cross term is small beside both.
+        slack = _GRAM_SLACK[dtype] * (outer + lookups)
+        return (outer + lookups + 2 * cross).clamp(min=0) + slack
+
+    def add_weighted(self, factors: Tensor, into: Tensor, keep: Tensor | None = None) -> None:
+        self.outer.add_weighted(factors, into, keep)
+        self.lookups.add_weighted(factors, into, keep)
+
+    def written_out(self) -> Dense:
+        return Dense(self.outer.written_out().samples + self.lookups.written_out().samples)
+
+    def by_unit(self, owners: Tensor, units: int) -> Tied:
+        return Tied(self.outer.by_unit(owners, units), self.lookups.by_unit(owners, units))
+
+
+def joined(uses: Sequence[Factored]) -> Factored:
+    """The sum of several uses of one parameter in one forward pass."""
+    if len(uses) == 1:
+        return uses[0]
+    outers = [use for use in uses if isinstance(use, OuterProducts)]
+    lookups = [use for use in uses if isinstance(use, Lookups)]
+    if len(outers) + len(lookups) < len(uses):
+        total = uses[0].written_out().samples
+        for use in uses[1:]:
+            total = total + use.written_out().samples
+        return Dense(total)
+    outer = _concatenated(outers)
+    if not lookups:
+        return outer
+    looked_up = Lookups(
+        torch.cat([use.ids for use in lookups], 1), torch.cat([use.values for use in lookups], 1), lookups[0].count
+    )
+    return Tied(outer, looked_up) if outers else looked_up
+
+
+def _concatenated(uses: Sequence[OuterProducts]) -> OuterProducts:
+    if len(uses) == 1:
+        return uses[0]
+    return OuterProducts(torch.cat([use.left for use in uses], 1), torch.cat([use.right for use in uses], 1))
+
+
+def sums_of_squares(rows: Tensor) -> Tensor:
+    """Sum of squares of each row of [n, m], in float32 or wider, right to a few units in the last place."""
+    rows = rows.to(wide(rows.dtype))
+    length = rows.shape[1]
+    if length <= _PIECE:
+        return rows.square().sum(1)
+    whole = length - length % _PIECE
+    pieces = torch.linalg.vector_norm(rows[:, :whole].unflatten(1, (-1, _PIECE)), dim=2).square().sum(1)
+    return pieces + rows[:, whole:].square().sum(1)
+
+
+def product_of_grams(left: Tensor, right: Tensor) -> Tensor:
+    """Squared norms of sum_t l[t] (x) r[t] from the Gram matrices of l and r, [n, T, T]; `left` is overwritten.
+
+    Their rounding error is added, so that the result is not below the exact value.
+    """
+    product = left.mul_(right)
+    reach = product.diagonal(dim1=1, dim2=2).clamp(min=0).sqrt().sum(1).square()
+    return product.sum((1, 2)).clamp(min=0) + _GRAM_SLACK[product.dtype] * reach
+
+
+def _gram_norms(left: Tensor, right: Tensor) -> Tensor:
+    dtype = wide(torch.promote_types(left.dtype, right.dtype))
+    left, right = left.to(dtype), right.to(dtype)
+    return product_of_grams(torch.bmm(left, left.transpose(1, 2)), torch.bmm(right, right.transpose(1, 2)))
+
+
+def _kept(keep: Tensor | None, first: Tensor, factors: Tensor) -> tuple[Tensor, Tensor]:
+    return (first, factors) if keep is None else (first[keep], factors[keep])
+
+
+def _rows_of_units(owners: Tensor, units: int) -> tuple[Tensor, Tensor]:
+    """The samples of each unit, padded to the largest unit: indices and a mask of the padding, [units, most]."""
+    order = owners.argsort(stable=True)
+    counts = owners.bincount(minlength=units)
+    most = int(counts.max()) if len(owners) else 0
+    column = torch.arange(most, device=owners.device).unsqueeze(0)
+    holes = column >= counts.unsqueeze(1)
+    starts = counts.cumsum(0) - counts
+    return order[(starts.unsqueeze(1) + column).clamp(max=max(0, len(order) - 1))], holes

@@ -1,0 +1,146 @@
+"""Convolutions in one, two and three dimensions.
+
+Writing per-sample weight gradients out takes the same arithmetic as the batch's own weight gradient: one call a sample
+keeps the vendor's convolution kernels in use, where unfolded patches take k^n times the memory. Late layers, with few
+positions and many channels, are measured through Gram matrices instead. Patches need not be unfolded for that: the
+Gram matrix of the patches of an image is a sum of shifted blocks of the Gram matrix of its pixels (derived here).
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.modules.conv import _ConvNd
+
+from dpclip.gradient_sum import wide
+from dpclip.per_sample.factored import GRAM_ELEMENTS, Dense, Factored, product_of_grams
+
+_GRAM_ADVANTAGE = 3  # how much less arithmetic Gram matrices must take: they come on top of the weighted sum
+
+
+def convolution(layer: _ConvNd, activations: list[Tensor], backprops: Tensor) -> dict[nn.Parameter, Factored]:
+    """Conv1d, Conv2d and Conv3d with any stride, padding, dilation and groups."""
+    weight, bias = cast(nn.Parameter, layer.weight), layer.bias
+    dtype = wide(torch.promote_types(activations[0].dtype, backprops.dtype))
+    inputs, padding = activations[0].to(dtype), layer.padding
+    if isinstance(padding, str) or layer.padding_mode != "zeros":
+        mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
+        inputs = F.pad(inputs, layer._reversed_padding_repeated_twice, mode=mode)
+        padding = (0,) * (inputs.dim() - 2)
+    geometry = Geometry(
+        tuple(weight.shape[2:]), tuple(layer.stride), tuple(padding), tuple(layer.dilation), layer.groups
+    )
+    use = Convolved(inputs, backprops.to(dtype), geometry)
+    found: dict[nn.Parameter, Factored] = {weight: use if use.prefers_gram else use.written_out()}
+    if bias is not None:
+        found[cast(nn.Parameter, bias)] = Dense(use.grads.flatten(2).sum(2))
+    return found
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """How a kernel moves over its input; one entry a spatial dimension."""
+
+    kernel: tuple[int, ...]
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    dilation: tuple[int, ...]
+    groups: int
+
+
+@dataclass
+class Convolved(Factored):
+    """The weight's gradients from inputs [B, C_in, *size] and output gradients [B, C_out, *positions]."""
+
+    inputs: Tensor
+    grads: Tensor
+    geometry: Geometry
+
+    def __post_init__(self) -> None:
+        channels = (self.grads.shape[1], self.inputs.shape[1] // self.geometry.groups)
+        self.shape = torch.Size((*channels, *self.geometry.kernel))
+
+    @property
+    def rows(self) -> int:
+        return len(self.inputs)
+
+    @property
+    def device(self) -> torch.device:
+        return self.inputs.device
+
+    @property
+    def prefers_gram(self) -> bool:
+        """Whether Gram matrices are so much cheaper that they may come on top of the weighted sum."""
+        if self.geometry.groups > 1:
+            return False
+        pixels, positions = self._pixels, math.prod(self.grads.shape[2:])
+        shifts = math.prod(self.geometry.kernel)
+        gram = pixels**2 * self.inputs.shape[1] + positions**2 * (self.grads.shape[1] + shifts)
+        return _GRAM_ADVANTAGE * gram < positions * self.shape.numel()
+
+    @property
+    def _pixels(self) -> int:
+        return math.prod(n + 2 * p for n, p in zip(self.inputs.shape[2:], self.geometry.padding, strict=True))
+
+    def squared_norms(self) -> Tensor:
+        if not self.prefers_gram:
+            return self.written_out().squared_norms()
+        step = max(1, GRAM_ELEMENTS // self._pixels**2)
+        pieces = [slice(i, i + step) for i in range(0, self.rows, step)]
+        return torch.cat([self._gram_norms(self.inputs[piece], self.grads[piece]) for piece in pieces])
+
+    def _gram_norms(self, inputs: Tensor, grads: Tensor) -> Tensor:
+        geometry, positions = self.geometry, grads.shape[2:]
+        padded = F.pad(inputs, [p for n in reversed(geometry.padding) for p in (n, n)])
+        pixels, size = padded.flatten(2), padded.shape[2:]
+        gram = torch.bmm(pixels.transpose(1, 2), pixels).view(len(inputs), *size, *size)
+        patches = gram.new_zeros(len(inputs), *positions, *positions)
+        for offset in itertools.product(*(range(k) for k in geometry.kernel)):
+            steps = zip(offset, geometry.dilation, geometry.stride, positions, strict=True)
+            window = tuple(slice(o * d, o * d + s * (n - 1) + 1, s) for o, d, s, n in steps)
+            patches += gram[(slice(None), *window, *window)]
+        flat = grads.flatten(2)
+        count = flat.shape[2]
+        return product_of_grams(patches.view(-1, count, count), torch.bmm(flat.transpose(1, 2), flat))
+
+    def add_weighted(self, factors: Tensor, into: Tensor, keep: Tensor | None = None) -> None:
+        inputs, grads = self.inputs, self.grads
+        if keep is not None:
+            inputs, grads, factors = inputs[keep], grads[keep], factors[keep]
+        into += self._weight_gradient(inputs, grads * factors.to(grads.dtype).view(-1, *[1] * (grads.dim() - 1)))
+
+    def written_out(self) -> Dense:
+        if self.device.type != "cpu":
+            return Dense(self._by_groups())
+        samples = self.inputs.new_empty(self.rows, *self.shape)
+        for row in range(self.rows):
+            samples[row] = self._weight_gradient(self.inputs[row : row + 1], self.grads[row : row + 1])
+        return Dense(samples)
+
+    def by_unit(self, owners: Tensor, units: int) -> Dense:
+        return self.written_out().by_unit(owners, units)
+
+    def _weight_gradient(self, inputs: Tensor, grads: Tensor, groups: int | None = None) -> Tensor:
+        g = self.geometry
+        groups = groups or g.groups
+        shape = (grads.shape[1], inputs.shape[1] // groups, *g.kernel)
+        like = inputs.new_empty(1).expand(shape)  # only its shape is looked at
+        no_shift: list[Any] = [0] * len(g.kernel)
+        wanted = [False, True, False]
+        result: Tensor = torch.ops.aten.convolution_backward(
+            grads, inputs, like, None, g.stride, g.padding, g.dilation, False, no_shift, groups, wanted
+        )[1]
+        return result
+
+    def _by_groups(self) -> Tensor:
+        """All samples in one launch, as the groups of one wide convolution."""
+        inputs = self.inputs.reshape(1, -1, *self.inputs.shape[2:])
+        grads = self.grads.reshape(1, -1, *self.grads.shape[2:])
+        found = self._weight_gradient(inputs, grads, self.rows * self.geometry.groups)
+        return found.view(self.rows, *self.shape)

@@ -1,0 +1,46 @@
+"""Linear layers and embeddings."""
+
+from __future__ import annotations
+
+from typing import cast
+
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from dpclip.gradient_sum import wide
+from dpclip.per_sample.factored import Dense, Factored, Lookups, OuterProducts
+
+
+def linear(layer: nn.Linear, activations: list[Tensor], backprops: Tensor) -> dict[nn.Parameter, Factored]:
+    """y = x W^T + b: the weight's gradient is the sum over positions of backprop (x) input."""
+    grads = _positions(backprops)
+    found: dict[nn.Parameter, Factored] = {
+        cast(nn.Parameter, layer.weight): OuterProducts(grads, _positions(activations[0]))
+    }
+    if layer.bias is not None:
+        found[layer.bias] = _bias(grads)
+    return found
+
+
+def conv1d(layer: Conv1D, activations: list[Tensor], backprops: Tensor) -> dict[nn.Parameter, Factored]:
+    """GPT-2's projection y = x W + b, with W of shape [in, out]."""
+    grads = _positions(backprops)
+    return {layer.weight: OuterProducts(_positions(activations[0]), grads), layer.bias: _bias(grads)}
+
+
+def embedding(layer: nn.Embedding, activations: list[Tensor], backprops: Tensor) -> dict[nn.Parameter, Factored]:
+    """Rows of the table; the padding row gets no gradient, as in autograd."""
+    values = _positions(backprops)
+    ids = activations[0].reshape(len(backprops), -1)
+    if layer.padding_idx is not None:
+        values = values.masked_fill((ids == layer.padding_idx).unsqueeze(-1), 0.0)
+    return {cast(nn.Parameter, layer.weight): Lookups(ids, values, layer.num_embeddings)}
+
+
+def _positions(tensor: Tensor) -> Tensor:
+    """[B, ..., d] as [B, T, d]."""
+    return tensor.reshape(len(tensor), -1, tensor.shape[-1])
+
+
+def _bias(grads: Tensor) -> Dense:
+    return Dense(grads[:, 0] if grads.shape[1] == 1 else grads.sum(1, dtype=wide(grads.dtype)))

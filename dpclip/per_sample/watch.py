@@ -1,0 +1,306 @@
+"""Watches every layer with trainable parameters through one forward and backward pass, without wrapping the model.
+
+Built on Opacus' hooks. Differences, each of which decides whether a model runs, or runs rightly: inputs are bound by
+signature, so keyword and non-tensor inputs are welcome; an input of batch 1 (GPT-2's and BERT's position ids) is
+expanded ahead of the layer, so that its gradient stays per-sample; the batch size is given, not guessed, and every
+layer is held to it; gradients are caught on the output tensor, so layers called several times and tied weights match
+each call with its own inputs; inputs are kept as autograd keeps them, so activation checkpointing still frees them;
+layers that are given [batch * length, features] (OPT) get their batch dimension back.
+"""
+
+from __future__ import annotations
+
+import inspect
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from opacus.grad_sample.grad_sample_module import GradSampleHooks
+from opacus.layers.dp_rnn import DPGRU, DPLSTM, DPRNN
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from dpclip.per_sample.completeness import SumCheck, unseen
+from dpclip.per_sample.errors import BatchDimensionError
+from dpclip.per_sample.factored import Factored
+from dpclip.per_sample.layers.substitutes import substitute_for
+from dpclip.per_sample.operations import Operations
+from dpclip.per_sample.view import FactoredView
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of a watched layer in one forward pass.
+
+    Attributes:
+        layer: the module.
+        kind: the layer type whose arithmetic it was: the module's own, or the one that it refines (`operations.py`).
+        args, kwargs: what it was called with; tensors have one row a sample.
+    """
+
+    layer: nn.Module
+    kind: type[nn.Module]
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """The tensors in the order of the layer's signature, which is what samplers expect."""
+        bound = inspect.signature(self.kind.forward).bind(self.layer, *self.args, **self.kwargs)
+        return [value for value in bound.arguments.values() if isinstance(value, Tensor)]
+
+
+class Watcher(GradSampleHooks):
+    """Calls `record` with every watched call and the gradient of the loss by its output.
+
+    Args:
+        model: not wrapped and not changed, apart from hooks that `close` removes.
+        parameters: the trainable parameters, in order.
+        groups: the group of each parameter.
+        loss_reduction: how the loss was reduced over the units of a micro-batch, "mean" or "sum".
+        force_functorch: recompute every layer under torch.func instead of using registered samplers.
+    """
+
+    freezes = False  # whether autograd is kept from computing the parameters' own gradients
+
+    def __init__(
+        self,
+        model: nn.Module,
+        parameters: Sequence[nn.Parameter],
+        groups: Sequence[int],
+        *,
+        loss_reduction: str = "mean",
+        force_functorch: bool = False,
+    ) -> None:
+        self.parameters = list(parameters)
+        self.slots = {p: i for i, p in enumerate(self.parameters)}
+        self.groups = list(groups)
+        self.rows = 0
+        self._view: FactoredView | None = None
+        self._names = {module: name for name, module in model.named_modules()}
+        self._checked = False
+        self._operations = Operations(self)
+        self._substituted: list[nn.Module] = []
+        super().__init__(model, loss_reduction=loss_reduction, strict=False, force_functorch=force_functorch)
+
+    @abstractmethod
+    def record(self, view: FactoredView, call: Call, grad: Tensor) -> None:
+        """Take in one call: `grad` is the gradient of the user's loss by the call's output, one row a sample."""
+
+    def take(self, view: FactoredView, call: Call, parameter: nn.Parameter, use: Factored) -> None:
+        """Add one use of a parameter to the view, held to the batch size; parameters that are not trained are left."""
+        slot = self.slots.get(parameter)
+        if slot is None:
+            return
+        if use.rows != self.rows or use.shape != parameter.shape:
+            raise BatchDimensionError(
+                f"{self.name(call.layer)} gave {use.rows} per-sample gradients of shape {tuple(use.shape)} for "
+                f"{self.rows} rows and a parameter of shape {tuple(parameter.shape)}"
+            )
+        view.add(slot, use)
+
+    @contextmanager
+    def capture(self, units: int, owners: Tensor | None = None) -> Iterator[FactoredView]:
+        """Watch one forward and backward pass of `units` privacy units; the view is complete on exit."""
+        scale = units if self.loss_reduction == "mean" else 1
+        view = FactoredView(self.groups, units, owners, scale)
+        check = None if self._checked else SumCheck(self.parameters)
+        self._view = view
+        self.rows = units if owners is None else len(owners)
+        self.anchor = torch.zeros((), requires_grad=True)
+        freeze = self.freezes and check is None
+        for parameter in self.parameters:
+            parameter.grad = None
+            parameter.requires_grad_(not freeze)
+        for module in self._substituted:
+            self._substitute(module, view)
+        try:
+            yield view
+            self._check_unseen(view)
+            if check is not None:
+                self._checked = True
+                check.compare(view, self.parameter_name)
+        finally:
+            self._view = None
+            self._operations.clear()
+            for module in self._substituted:
+                module.__dict__.pop("forward", None)
+            if check is not None:
+                check.close()
+            for parameter in self.parameters:
+                parameter.grad = None
+                parameter.requires_grad_(True)
+
+    def refines(self, module: nn.Module) -> type[nn.Module] | None:
+        """The layer type that a module's type refines, if the operation inside is to be watched instead of the call."""
+        return None
+
+    def close(self) -> None:
+        """Remove the hooks and every attribute they left on the model."""
+        self.cleanup()
+
+    def name(self, module: nn.Module) -> str:
+        """The layer's name and type, for messages."""
+        return f"layer {self._names.get(module, '?')!r} ({type(module).__name__})"
+
+    def parameter_name(self, parameter: nn.Parameter) -> str:
+        """The parameter's name, for messages."""
+        names = [name for name, p in self._module.named_parameters() if p is parameter]
+        return f"parameter {names[0] if names else '?'!r}"
+
+    # --- Opacus' extension points -------------------------------------------------------------------------------
+
+    def add_hooks(self, **_: Any) -> None:
+        handles = []
+        for module in self.iterate_submodules(self._module):
+            if type(module) in (DPRNN, DPLSTM, DPGRU):  # their RNNLinear children carry the hooks
+                continue
+            if substitute_for(module) is not None:
+                self._substituted.append(module)
+                continue
+            refined = self.refines(module)
+            if refined is not None:
+                handles += self._operations.attach(module, refined)
+            else:
+                handles.append(module.register_forward_pre_hook(self.expand, with_kwargs=True))
+                handles.append(module.register_forward_hook(self.watch, with_kwargs=True))
+        self._module.autograd_grad_sample_hooks = self.autograd_grad_sample_hooks = handles
+        self.enable_hooks()
+
+    @classmethod
+    def validate(cls, module: nn.Module, *, strict: bool = False) -> list[NotImplementedError]:
+        """Nothing is refused by name here: the neighbour-invariance pre-flight decides."""
+        return []
+
+    # --- forward ------------------------------------------------------------------------------------------------
+
+    @property
+    def active(self) -> bool:
+        """Whether calls are being watched now."""
+        return self._view is not None and self.hooks_enabled and torch.is_grad_enabled()
+
+    def expand(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any] | None:
+        """Forward pre-hook: an input shared by all rows becomes one copy a row: its gradient stays per-sample."""
+        if not self.active or self.rows == 1:
+            return None
+        tensors = _tensors(args, kwargs)
+        if not tensors or any(t.dim() == 0 or len(t) != 1 for t in tensors):
+            return None
+        return pytree.tree_map_only(Tensor, lambda t: t.expand(self.rows, *t.shape[1:]).contiguous(), (args, kwargs))
+
+    def watch(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+        """Forward hook: keep what the layer was called with, and record the call when its gradient arrives."""
+        return self.watch_as(type(module), module, args, kwargs, output) if self.active else None
+
+    def watch_as(
+        self, kind: type[nn.Module], module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
+    ) -> Any:
+        """`watch`, for a call that is the arithmetic of another layer type."""
+        out = output[0] if isinstance(output, (tuple, list)) else output
+        if not isinstance(out, Tensor):
+            raise BatchDimensionError(
+                f"{self.name(module)} returns {type(output).__name__}, not a tensor, and owns parameters of its "
+                "own: freeze them or move them into a layer that returns a tensor"
+            )
+        self._check_rows(module, [*_tensors(args, kwargs)[:1], out])
+        if not out.requires_grad:  # no trainable layer below and no gradient for this layer's own weights
+            out = out + self.anchor.to(out)
+            output = out if isinstance(output, Tensor) else type(output)((out, *output[1:]))
+        leaves, spec = pytree.tree_flatten((args, kwargs))
+        tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+        kept = _Keep.apply(self.anchor, *(t.detach() for t in tensors)).grad_fn
+        constants = [None if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+        places = [isinstance(leaf, Tensor) for leaf in leaves]
+
+        def caught(grad: Tensor) -> None:
+            if self._view is None:
+                return
+            saved = iter(kept.saved_tensors)
+            again = [self._rows_first(next(saved)) if t else c for t, c in zip(places, constants, strict=True)]
+            inputs, named = pytree.tree_unflatten(again, spec)
+            self._record(Call(module, kind, inputs, named), self._rows_first(grad.detach()))
+
+        out.register_hook(caught)
+        return output
+
+    def _record(self, call: Call, grad: Tensor) -> None:
+        assert self._view is not None
+        self.disable_hooks()  # recomputing the layer must not be watched
+        try:
+            self.record(self._view, call, grad)
+        finally:
+            self.enable_hooks()
+
+    def _substitute(self, module: nn.Module, view: FactoredView) -> None:
+        substitute = substitute_for(module)
+        assert substitute is not None
+        plain = module.forward
+        watched = substitute(module, _Recorder(self, module, view))
+        module.forward = lambda *args, **kwargs: (watched if self.active else plain)(*args, **kwargs)
+
+    def _rows_first(self, tensor: Tensor) -> Tensor:
+        """[rows * n, ...] activations as [rows, n, ...]; anything else as it is."""
+        if _is_flattened(tensor, self.rows):
+            return tensor.reshape(self.rows, -1, *tensor.shape[1:])
+        return tensor
+
+    # --- checks -------------------------------------------------------------------------------------------------
+
+    def _check_rows(self, module: nn.Module, tensors: list[Tensor]) -> None:
+        for tensor in tensors:
+            if tensor.dim() == 0 or (len(tensor) != self.rows and not _is_flattened(tensor, self.rows)):
+                raise BatchDimensionError(
+                    f"{self.name(module)} sees a tensor of shape {tuple(tensor.shape)} in a batch of "
+                    f"{self.rows} rows: every layer with trainable parameters needs one row a sample; "
+                    "freeze this layer, or give it "
+                    "inputs with a batch dimension (position ids of shape [batch, length], say)"
+                )
+
+    def _check_unseen(self, view: FactoredView) -> None:
+        for slot, parameter in enumerate(self.parameters):
+            if parameter.grad is not None and not view.saw(slot):
+                raise unseen(self.parameter_name(parameter))
+
+
+class _Recorder:
+    """Takes what a substitute forward records (`layers/substitutes.py`)."""
+
+    def __init__(self, watcher: Watcher, module: nn.Module, view: FactoredView) -> None:
+        self._watcher, self._view = watcher, view
+        self._call = Call(module, type(module), (), {})
+
+    @property
+    def rows(self) -> int:
+        return self._watcher.rows
+
+    @property
+    def anchor(self) -> Tensor:
+        return self._watcher.anchor
+
+    def __call__(self, parameter: nn.Parameter, use: Factored) -> None:
+        self._watcher.take(self._view, self._call, parameter, use)
+
+
+class _Keep(torch.autograd.Function):
+    """Keeps tensors as autograd does: version-checked, offloaded or recomputed where checkpointing says so."""
+
+    @staticmethod
+    def forward(ctx: Any, anchor: Tensor, *tensors: Tensor) -> Tensor:
+        ctx.save_for_backward(*tensors)
+        return anchor.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:  # the token leads nowhere
+        return (None,) * (1 + len(ctx.saved_tensors))
+
+
+def _is_flattened(tensor: Tensor, rows: int) -> bool:
+    """Whether batch and length may have been merged; index tensors never are (a table of positions is no batch)."""
+    return tensor.dim() > 1 and tensor.is_floating_point() and len(tensor) != rows and len(tensor) % rows == 0
+
+
+def _tensors(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Tensor]:
+    return [leaf for leaf in pytree.tree_leaves((args, dict(kwargs))) if isinstance(leaf, Tensor)]
