@@ -10,6 +10,7 @@ from torch import nn
 from dpclip.errors import BadInput
 from dpclip.per_sample.bookkeeping import BookkeepingBackend
 from dpclip.per_sample.errors import BatchDimensionError
+from dpclip.per_sample.ghost import GhostBackend
 from dpclip.per_sample.hooks import HooksBackend
 from dpclip.per_sample.layers import register_factoring
 from dpclip.per_sample.view import Backend, FactoredView, PerSampleView
@@ -19,6 +20,7 @@ __all__ = [
     "BatchDimensionError",
     "BookkeepingBackend",
     "FactoredView",
+    "GhostBackend",
     "HooksBackend",
     "PerSampleView",
     "backend_names",
@@ -27,6 +29,7 @@ __all__ = [
 ]
 
 _BACKENDS: dict[str, Callable[..., Backend]] = {
+    "ghost": GhostBackend,
     "bookkeeping": BookkeepingBackend,
     "hooks": HooksBackend,
     "functorch": partial(HooksBackend, force_functorch=True),

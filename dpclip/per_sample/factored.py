@@ -4,8 +4,8 @@ A linear layer's gradient for sample i is a sum of outer products over positions
 table; neither needs to be written out to know its norm or to be added up with weights:
 
 - `OuterProducts`: g_i = sum_t left[i, t] (x) right[i, t]. Its squared norm is the sum over position pairs of the
-  product of two Gram matrices (the ghost norm of Li et al. 2022), or the sum of squares of the gradient itself,
-  whichever takes less arithmetic (the mixed ghost norm of Bu et al. 2022).
+  product of two Gram matrices (the ghost norm of Li et al. 2022), or the sum of squares of the gradient itself where
+  that is not much larger than its factors (mixed, as in Bu et al. 2022; the rule is our own).
 - `Lookups`: row ids[i, t] of g_i gets values[i, t].
 - `Dense`: the gradient itself.
 
@@ -26,6 +26,8 @@ from dpclip.gradient_sum import wide
 
 _PIECE = 1024  # float32 sums of squares are taken over pieces this long: long rows read low on CPU
 GRAM_ELEMENTS = 1 << 24  # most elements of a Gram matrix at once
+_LEAF = 64  # Gram matrices this long are computed whole
+_LARGER = 2  # how much larger than its factors a gradient may be written out
 # Relative to (sum_t |left_t| |right_t|)^2: twice the rounding of two Gram entries of any length met in practice.
 _GRAM_SLACK = {torch.float32: 2.0**-19, torch.float64: 2.0**-46}
 
@@ -130,14 +132,21 @@ class OuterProducts(Factored):
 
     @property
     def prefers_gram(self) -> bool:
-        """Whether two Gram matrices take less arithmetic (and memory) than the gradient itself."""
-        p, d = self.shape
-        return self.left.shape[1] * (p + d) < p * d
+        """Whether the gradient itself would be too large beside its factors.
+
+        Gram matrices come on top of the weighted sum; a gradient written out replaces it, so it takes less arithmetic
+        (about the batch's own weight gradient) whatever the shapes, and is preferred while memory allows.
+        """
+        return _LARGER * self._gram_cost < self.shape.numel()
+
+    @property
+    def _gram_cost(self) -> int:
+        return self.left.shape[1] * sum(self.shape)
 
     def squared_norms(self) -> Tensor:
         if self.left.shape[1] == 1:
             return sums_of_squares(self.left[:, 0]) * sums_of_squares(self.right[:, 0])
-        if not self.prefers_gram:
+        if self._gram_cost > self.shape.numel():
             return self.written_out().squared_norms()
         length = self.left.shape[1]
         step = max(1, GRAM_ELEMENTS // length**2)
@@ -292,20 +301,31 @@ def sums_of_squares(rows: Tensor) -> Tensor:
     return pieces + rows[:, whole:].square().sum(1)
 
 
-def product_of_grams(left: Tensor, right: Tensor) -> Tensor:
-    """Squared norms of sum_t l[t] (x) r[t] from the Gram matrices of l and r, [n, T, T]; `left` is overwritten.
+def norms_from_grams(total: Tensor, lengths: Tensor) -> Tensor:
+    """Squared norms from the summed product of two Gram matrices, with their rounding error added.
 
-    Their rounding error is added, so that the result is not below the exact value.
+    Args:
+        total: sum_{s, t} <l_s, l_t> <r_s, r_t>, shape [n].
+        lengths: sum_t |l_t| |r_t|, shape [n].
     """
-    product = left.mul_(right)
-    reach = product.diagonal(dim1=1, dim2=2).clamp(min=0).sqrt().sum(1).square()
-    return product.sum((1, 2)).clamp(min=0) + _GRAM_SLACK[product.dtype] * reach
+    return total.clamp(min=0) + _GRAM_SLACK[total.dtype] * lengths.square()
 
 
 def _gram_norms(left: Tensor, right: Tensor) -> Tensor:
     dtype = wide(torch.promote_types(left.dtype, right.dtype))
-    left, right = left.to(dtype), right.to(dtype)
-    return product_of_grams(torch.bmm(left, left.transpose(1, 2)), torch.bmm(right, right.transpose(1, 2)))
+    return norms_from_grams(*_gram_sums(left.to(dtype), right.to(dtype)))
+
+
+def _gram_sums(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
+    """Both arguments of `norms_from_grams`; Gram matrices are symmetric, so one of the outer blocks is enough."""
+    length = left.shape[1]
+    if length <= _LEAF:
+        product = torch.bmm(left, left.transpose(1, 2)).mul_(torch.bmm(right, right.transpose(1, 2)))
+        return product.sum((1, 2)), product.diagonal(dim1=1, dim2=2).clamp(min=0).sqrt().sum(1)
+    (l1, l2), (r1, r2) = left.tensor_split(2, 1), right.tensor_split(2, 1)
+    outer = torch.bmm(l1, l2.transpose(1, 2)).mul_(torch.bmm(r1, r2.transpose(1, 2))).sum((1, 2))
+    (sum1, lengths1), (sum2, lengths2) = _gram_sums(l1, r1), _gram_sums(l2, r2)
+    return sum1 + sum2 + 2 * outer, lengths1 + lengths2
 
 
 def _kept(keep: Tensor | None, first: Tensor, factors: Tensor) -> tuple[Tensor, Tensor]:

@@ -55,6 +55,7 @@ class FactoredView:
     def __init__(self, groups: Sequence[int], units: int, owners: Tensor | None, scale: float) -> None:
         self.groups, self.units, self.owners, self.scale = list(groups), units, owners, scale
         self._uses: list[list[Factored]] = [[] for _ in self.groups]
+        self.forgotten = False
         self._norms: list[Tensor | None] = [None] * len(self.groups)
 
     def add(self, slot: int, use: Factored) -> None:
@@ -65,8 +66,25 @@ class FactoredView:
         """Whether the parameter was used."""
         return bool(self._uses[slot])
 
+    def settle(self) -> None:
+        """Called when the pass is complete and checked."""
+        return None
+
+    def forget(self) -> None:
+        """Keep the norms alone."""
+        for slot in range(len(self.groups)):
+            if self.saw(slot):
+                self._squared(slot)
+        self.forgotten = True
+        for uses in self._uses:
+            uses.clear()
+
     def squared_norms(self) -> Tensor:
-        norms = [(k, self._squared(slot)) for slot, k in enumerate(self.groups) if self.saw(slot)]
+        norms = [
+            (k, self._squared(slot))
+            for slot, k in enumerate(self.groups)
+            if self.saw(slot) or self._norms[slot] is not None
+        ]
         dtype = torch.float64 if any(n.dtype == torch.float64 for _, n in norms) else torch.float32
         device = norms[0][1].device if norms else torch.device("cpu")
         squares = torch.zeros(max(self.groups) + 1, self.units, dtype=dtype, device=device)

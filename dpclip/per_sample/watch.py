@@ -102,11 +102,19 @@ class Watcher(GradSampleHooks):
             )
         view.add(slot, use)
 
+    def new_view(self, units: int, owners: Tensor | None, scale: float) -> FactoredView:
+        """An empty view of a micro-batch."""
+        return FactoredView(self.groups, units, owners, scale)
+
+    def complete(self, view: FactoredView) -> None:
+        """Called when the user's backward pass is over."""
+        return None
+
     @contextmanager
     def capture(self, units: int, owners: Tensor | None = None) -> Iterator[FactoredView]:
         """Watch one forward and backward pass of `units` privacy units; the view is complete on exit."""
         scale = units if self.loss_reduction == "mean" else 1
-        view = FactoredView(self.groups, units, owners, scale)
+        view = self.new_view(units, owners, scale)
         check = None if self._checked else SumCheck(self.parameters)
         self._view = view
         self.rows = units if owners is None else len(owners)
@@ -119,10 +127,12 @@ class Watcher(GradSampleHooks):
             self._substitute(module, view)
         try:
             yield view
+            self.complete(view)
             self._check_unseen(view)
             if check is not None:
                 self._checked = True
                 check.compare(view, self.parameter_name)
+            view.settle()
         finally:
             self._view = None
             self._operations.clear()

@@ -13,7 +13,7 @@ from dpclip.errors import BadInput
 from dpclip.gradient_sum import GradientSum
 from dpclip.per_sample import BatchDimensionError, make_backend
 
-MODES = ["bookkeeping", "hooks", "functorch"]
+MODES = ["bookkeeping", "ghost", "hooks", "functorch"]
 
 
 def captured(
@@ -192,5 +192,5 @@ def test_closing_leaves_no_trace_on_the_model() -> None:
 
 
 def test_unknown_mode_lists_the_known_ones() -> None:
-    with pytest.raises(BadInput, match=r"'magic'.*auto, bookkeeping, functorch, hooks"):
+    with pytest.raises(BadInput, match=r"'magic'.*auto, bookkeeping, functorch, ghost, hooks"):
         make_backend("magic", nn.Linear(1, 1), [], [])

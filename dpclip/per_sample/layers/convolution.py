@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from torch.nn.modules.conv import _ConvNd
 
 from dpclip.gradient_sum import wide
-from dpclip.per_sample.factored import GRAM_ELEMENTS, Dense, Factored, product_of_grams
+from dpclip.per_sample.factored import GRAM_ELEMENTS, Dense, Factored, norms_from_grams
 
 _GRAM_ADVANTAGE = 3  # how much less arithmetic Gram matrices must take: they come on top of the weighted sum
 
@@ -107,7 +107,9 @@ class Convolved(Factored):
             patches += gram[(slice(None), *window, *window)]
         flat = grads.flatten(2)
         count = flat.shape[2]
-        return product_of_grams(patches.view(-1, count, count), torch.bmm(flat.transpose(1, 2), flat))
+        product = patches.view(-1, count, count).mul_(torch.bmm(flat.transpose(1, 2), flat))
+        lengths = product.diagonal(dim1=1, dim2=2).clamp(min=0).sqrt().sum(1)
+        return norms_from_grams(product.sum((1, 2)), lengths)
 
     def add_weighted(self, factors: Tensor, into: Tensor, keep: Tensor | None = None) -> None:
         inputs, grads = self.inputs, self.grads

@@ -1,0 +1,122 @@
+"""Ghost clipping (Li et al. 2022, arXiv 2110.05679): one backward pass for the norms, a second for the clipped sum.
+
+The model's output is cut from the loss: the loss's gradient by it is kept, sent through the model once while layers
+are watched, and a second time with each row scaled by its factor. It costs a backward pass more than book-keeping and
+keeps no layer's factors; it is there as an independent road to the same sums.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from dpclip.errors import BadInput
+from dpclip.gradient_sum import GradientSum, wide
+from dpclip.per_sample.bookkeeping import BookkeepingBackend
+from dpclip.per_sample.errors import BatchDimensionError
+from dpclip.per_sample.view import FactoredView
+
+
+class GhostBackend(BookkeepingBackend):
+    """Two backward passes through the model."""
+
+    freezes = False
+
+    def __init__(
+        self,
+        model: nn.Module,
+        parameters: Sequence[nn.Parameter],
+        groups: Sequence[int],
+        *,
+        loss_reduction: str = "mean",
+    ) -> None:
+        narrow = {str(p.dtype) for p in parameters if p.dtype != wide(p.dtype)}
+        if narrow:
+            raise BadInput(
+                f"gradient mode ghost sums in the parameters' dtype, and {', '.join(sorted(narrow))} is too narrow for "
+                "a sum: choose bookkeeping, or keep the parameters in float32"
+            )
+        self._cuts: list[tuple[Tensor, Tensor]] = []
+        super().__init__(model, parameters, groups, loss_reduction=loss_reduction)
+
+    def add_hooks(self, **kwargs: Any) -> None:
+        super().add_hooks(**kwargs)
+        self.autograd_grad_sample_hooks.append(self._module.register_forward_hook(self._cut))
+
+    def new_view(self, units: int, owners: Tensor | None, scale: float) -> FactoredView:
+        self._cuts = []
+        return GhostView(self.groups, units, owners, scale, self.parameters, self._cuts)
+
+    def _cut(self, module: nn.Module, args: Any, output: Any) -> Any:
+        """Let the loss's gradient stop at the model's output."""
+        if not self.active:
+            return None
+
+        def leaf(tensor: Tensor) -> Tensor:
+            if not tensor.requires_grad:
+                return tensor
+            if tensor.dim() == 0 or len(tensor) != self.rows:
+                raise BatchDimensionError(
+                    f"the model returns a tensor of shape {tuple(tensor.shape)} for {self.rows} rows; gradient mode "
+                    "ghost needs one row a sample: compute the loss outside the model, or choose bookkeeping"
+                )
+            self._cuts.append((tensor, tensor.detach().requires_grad_()))
+            return self._cuts[-1][1]
+
+        return pytree.tree_map_only(Tensor, leaf, output)
+
+    def complete(self, view: FactoredView) -> None:
+        """The first pass through the model: norms."""
+        assert isinstance(view, GhostView)
+        view.cuts = [(out, end.grad) for out, end in self._cuts if end.grad is not None]
+        if not view.cuts:
+            raise BatchDimensionError(
+                "gradient mode ghost saw no output of the model that the loss depends on: call the model itself, "
+                "not a part of it, and let it return tensors"
+            )
+        torch.autograd.backward([out for out, _ in view.cuts], [g for _, g in view.cuts], retain_graph=True)
+
+
+class GhostView(FactoredView):
+    """Norms from the first pass; each weighted sum is a backward pass."""
+
+    def __init__(
+        self,
+        groups: Sequence[int],
+        units: int,
+        owners: Tensor | None,
+        scale: float,
+        parameters: Sequence[nn.Parameter],
+        cuts: list[tuple[Tensor, Tensor]],
+    ) -> None:
+        super().__init__(groups, units, owners, scale)
+        self.cuts: list[tuple[Tensor, Tensor]] = cuts
+        self._parameters = list(parameters)
+
+    def settle(self) -> None:
+        """Forget the layers' factors, unless a sample is not finite: a backward pass could not leave it unread."""
+        if bool(self.squared_norms().isfinite().all()):
+            self.forget()
+
+    def weighted_sum(self, factors: Tensor, into: GradientSum) -> None:
+        if not self.forgotten:
+            return super().weighted_sum(factors, into)
+        for group in sorted(set(self.groups)):
+            slots = [i for i, k in enumerate(self.groups) if k == group and self._parameters[i].requires_grad]
+            rows = factors[group] if self.owners is None else factors[group][self.owners.to(factors.device)]
+            ends = [grad * self._like(rows * self.scale, grad) for _, grad in self.cuts]
+            found = torch.autograd.grad(
+                [out for out, _ in self.cuts], [self._parameters[i] for i in slots], ends,
+                retain_graph=True, allow_unused=True,
+            )  # fmt: skip
+            for slot, gradient in zip(slots, found, strict=True):
+                if gradient is not None:
+                    into.tensors[slot] += gradient.to(into.tensors[slot].dtype)
+
+    @staticmethod
+    def _like(rows: Tensor, grad: Tensor) -> Tensor:
+        return rows.to(grad).view(-1, *[1] * (grad.dim() - 1))
