@@ -33,6 +33,7 @@ class _Open:
     scale: noise.NoiseScale
     sums: dict[str, GradientSum]
     sides: dict[str, Tensor] = field(default_factory=dict)
+    doubts: list[str] = field(default_factory=list)
 
 
 class Engine:
@@ -96,14 +97,21 @@ class Engine:
         for side in self.rule.side_queries():
             statistics = side.per_sample(norms) * finite
             step.sides[side.name] += statistics.sum(1).to("cpu", torch.float64)
+        step.doubts = view.doubts()
 
     def finish(self) -> Released[StepRelease]:
         """Release the step's noisy sum and update the model with it.
 
         Raises:
             ReplayDiverged: this noise was already given to another gradient.
+            PrivacyError: the per-sample gradients are in doubt.
         """
         step = self._current()
+        if step.doubts:
+            raise noise.PrivacyError(
+                f"{step.doubts[0]} was only seen in batches of one size, so its rows cannot be told from positions; "
+                "nothing was released: begin with a micro-batch of one row"
+            )
         total = self.rule.combine(step.sums)
         if self.plan.private and not self.commitments.confirm(step.receipt, total.digest(step.sides.values())):
             raise ReplayDiverged(f"step {step.receipt.step} did not replay bit for bit")

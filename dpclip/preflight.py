@@ -45,7 +45,8 @@ def check_model(
     with _untouched(model):
         _check_invariance(model, losses, collate, list(examples))
         try:
-            _check_gradients(model, losses, collate, list(examples)[:3], grad_sample_mode)
+            for count in (1, 3):  # two sizes: rows must be told from positions
+                _check_gradients(model, losses, collate, list(examples)[:count], grad_sample_mode)
         except BatchDimensionError as error:
             raise BadInput(str(error)) from error
 

@@ -132,7 +132,7 @@ class PrivateTraining:
                 observer.begins(step, generation)
             rows = {int(u): self._rows_of(int(u), step, generation) for u in drawn}
             order = self._by_cost(rows)
-            chunks = list(micro_batches(order, [len(rows[u]) for u in order], self._physical_batch_size))
+            chunks = self._split(order, {unit: len(rows[unit]) for unit in order})
             for position, chunk in enumerate(chunks):
                 yield self._hand_out([rows[u] for u in chunk], last=position == len(chunks) - 1)
                 if self._pending is not None:
@@ -141,6 +141,12 @@ class PrivateTraining:
                 self._finish()
             elif self._ready:
                 raise RuntimeError("the logical batch is complete: call step() after each micro-batch")
+
+    def _split(self, order: list[int], counts: dict[int, int]) -> list[list[int]]:
+        """Micro-batches; the first of a run is a single unit, so that rows can be told from positions."""
+        alone = order[:1] if self.engine.step == 0 or self._backend.unproven else []
+        rest = order[len(alone) :]
+        return [alone][: len(alone)] + list(micro_batches(rest, [counts[u] for u in rest], self._physical_batch_size))
 
     def _rows_of(self, unit: int, step: int, generation: int) -> list[int]:
         return self.engine.sampler.rows(step, generation, unit, self._units.rows[unit], self._rows_per_unit)

@@ -11,7 +11,6 @@ from contextlib import contextmanager
 
 from torch import Tensor, nn
 
-from dpclip.per_sample import functorch
 from dpclip.per_sample.errors import BatchDimensionError
 from dpclip.per_sample.factored import Dense, Factored, OuterProducts
 from dpclip.per_sample.layers import factoring_for
@@ -38,6 +37,9 @@ class BookkeepingBackend(Watcher):
         tables = [m.weight for m in model.modules() if isinstance(m, nn.Embedding)]
         self._tables = {id(table) for table in tables}
 
+    def knows(self, module: nn.Module) -> bool:
+        return factoring_for(type(module), module) is not None or super().knows(module)
+
     def refines(self, module: nn.Module) -> type[nn.Module] | None:
         if factoring_for(type(module), module) or type(module) in self.GRAD_SAMPLERS:
             return None
@@ -58,16 +60,14 @@ class BookkeepingBackend(Watcher):
 
 
 def factored(call: Call, grad: Tensor, trained: Container[nn.Parameter]) -> dict[nn.Parameter, Factored]:
-    """The gradients of one call in the cheapest form known: ours, a registered grad sampler's, torch.func's."""
+    """The gradients of one call in the cheapest form known: ours, or a registered grad sampler's."""
     factoring = factoring_for(call.kind, call.layer)
     if factoring is not None:
         return factoring(call.layer, call.tensors, grad)
     with _trainable([p for p in call.layer.parameters() if p in trained]):  # samplers leave out what is frozen
         sampler = sampler_for(call.layer)
-        if sampler is not None:
-            found = sampler(call.layer, call.tensors, grad)
-        else:
-            found = functorch.per_sample_gradients(call.layer, call.args, call.kwargs, grad)
+        assert sampler is not None
+        found = sampler(call.layer, call.tensors, grad)
     return {parameter: Dense(samples) for parameter, samples in found.items()}
 
 

@@ -10,13 +10,13 @@ table; neither needs to be written out to know its norm or to be added up with w
 - `Dense`: the gradient itself.
 
 Norms are sums of squares in float32 or wider. A Gram matrix can lose digits where the outer products cancel, so its
-rounding error is bounded and added: no norm is ever read low.
+rounding error is bounded and, where it could matter, added: no norm is ever read low.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -28,8 +28,9 @@ _PIECE = 1024  # float32 sums of squares are taken over pieces this long: long r
 GRAM_ELEMENTS = 1 << 24  # most elements of a Gram matrix at once
 _LEAF = 64  # Gram matrices this long are computed whole
 _LARGER = 2  # how much larger than its factors a gradient may be written out
-# Relative to (sum_t |left_t| |right_t|)^2: twice the rounding of two Gram entries of any length met in practice.
-_GRAM_SLACK = {torch.float32: 2.0**-19, torch.float64: 2.0**-46}
+# Rounding of a Gram matrix's entries, relative to the lengths of their vectors ...
+_GRAM_ROUNDING = {torch.float32: 2.0**-21, torch.float64: 2.0**-49}
+_COVERED = 2.0**-11  # ... and the part of a squared norm that the noise's own allowance for rounding covers
 
 
 class Factored(ABC):
@@ -249,9 +250,8 @@ class Tied(Factored):
         products = torch.bmm(self.outer.right.to(dtype), self.lookups.values.to(dtype).transpose(1, 2))
         where = self.lookups.ids.unsqueeze(1).expand(-1, products.shape[1], -1)
         cross = (products * self.outer.left.gather(2, where)).sum((1, 2))
-        # |2 <a, b>| <= |a|^2 + |b|^2: the rounding of the cross term is small beside both.
-        slack = _GRAM_SLACK[dtype] * (outer + lookups)
-        return (outer + lookups + 2 * cross).clamp(min=0) + slack
+        # |2 <a, b>| <= |a|^2 + |b|^2: beside what is left of both when they cancel, rounding is added as for Gram sums.
+        return norms_from_grams(outer + lookups + 2 * cross, (outer + lookups).sqrt())
 
     def add_weighted(self, factors: Tensor, into: Tensor, keep: Tensor | None = None) -> None:
         self.outer.add_weighted(factors, into, keep)
@@ -275,19 +275,19 @@ def joined(uses: Sequence[Factored]) -> Factored:
         for use in uses[1:]:
             total = total + use.written_out().samples
         return Dense(total)
-    outer = _concatenated(outers)
-    if not lookups:
-        return outer
-    looked_up = Lookups(
-        torch.cat([use.ids for use in lookups], 1), torch.cat([use.values for use in lookups], 1), lookups[0].count
+    products = [OuterProducts(_chain(u.left for u in outers), _chain(u.right for u in outers))] if outers else []
+    tables = (
+        [Lookups(_chain(u.ids for u in lookups), _chain(u.values for u in lookups), lookups[0].count)]
+        if lookups
+        else []
     )
-    return Tied(outer, looked_up) if outers else looked_up
+    return Tied(products[0], tables[0]) if products and tables else [*products, *tables][0]
 
 
-def _concatenated(uses: Sequence[OuterProducts]) -> OuterProducts:
-    if len(uses) == 1:
-        return uses[0]
-    return OuterProducts(torch.cat([use.left for use in uses], 1), torch.cat([use.right for use in uses], 1))
+def _chain(parts: Iterable[Tensor]) -> Tensor:
+    """Positions of several uses, one after the other."""
+    held = list(parts)
+    return held[0] if len(held) == 1 else torch.cat(held, 1)
 
 
 def sums_of_squares(rows: Tensor) -> Tensor:
@@ -302,13 +302,17 @@ def sums_of_squares(rows: Tensor) -> Tensor:
 
 
 def norms_from_grams(total: Tensor, lengths: Tensor) -> Tensor:
-    """Squared norms from the summed product of two Gram matrices, with their rounding error added.
+    """Squared norms from the summed product of two Gram matrices.
+
+    Where outer products cancel so far that rounding could lift a sample above its bound, the rounding is added.
 
     Args:
         total: sum_{s, t} <l_s, l_t> <r_s, r_t>, shape [n].
         lengths: sum_t |l_t| |r_t|, shape [n].
     """
-    return total.clamp(min=0) + _GRAM_SLACK[total.dtype] * lengths.square()
+    total = total.clamp(min=0)
+    uncovered = _GRAM_ROUNDING[total.dtype] * lengths.square() - _COVERED * total
+    return total + uncovered.clamp(min=0)
 
 
 def _gram_norms(left: Tensor, right: Tensor) -> Tensor:

@@ -1,8 +1,8 @@
-"""Per-sample gradients of any layer by torch.func, for layers without a registered sampler."""
+"""Per-sample gradients of any module by torch.func, where no arithmetic of its own is known."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,36 +12,45 @@ from torch.utils import _pytree as pytree
 
 
 def per_sample_gradients(
-    layer: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], backprops: Tensor
+    layer: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    backprops: Tensor | Sequence[Tensor],
+    wanted: Sequence[nn.Parameter],
 ) -> dict[nn.Parameter, Tensor]:
-    """Recompute the layer a row at a time under vmap.
+    """Recompute the module a row at a time under vmap.
 
-    Opacus' own fallback takes one positional tensor and no buffers; this one takes what the layer was called with.
+    Opacus' own fallback takes one positional tensor, one output and no buffers; this one takes any.
 
     Args:
-        layer: any module with one tensor as output.
+        layer: any module.
         args: positional inputs of the call; tensors whose first dimension is B are mapped over.
         kwargs: keyword inputs, likewise.
-        backprops: gradient of the summed loss by the layer's output, shape [B, ...].
+        backprops: gradients of the summed loss by the module's floating-point outputs, each [B, ...]; one tensor
+            stands for the first output alone.
+        wanted: parameters of the module or of modules below it.
 
     Returns:
-        {parameter: per-sample gradient [B, *shape]} for every trainable parameter below the layer.
+        {parameter: per-sample gradient [B, *shape]} for each parameter that is wanted.
     """
-    parameters = {name: p for name, p in layer.named_parameters() if p.requires_grad}
+    names = {p: name for name, p in layer.named_parameters()}
+    parameters = {names[p]: p for p in wanted if p in names}
+    given = [backprops] if isinstance(backprops, Tensor) else list(backprops)
     leaves, spec = pytree.tree_flatten((args, dict(kwargs)))
-    rows = len(backprops)
+    rows, dtype = len(given[0]), given[0].dtype
     dims = [0 if isinstance(leaf, Tensor) and leaf.dim() and len(leaf) == rows else None for leaf in leaves]
     mapped = [leaf for leaf, dim in zip(leaves, dims, strict=True) if dim == 0]
 
-    def loss(values: dict[str, Tensor], rows_in: list[Tensor], backprop: Tensor) -> Tensor:
+    def loss(values: dict[str, Tensor], rows_in: list[Tensor], grads: list[Tensor]) -> Tensor:
         source = iter(rows_in)
         inputs = [next(source).unsqueeze(0) if dim == 0 else leaf for leaf, dim in zip(leaves, dims, strict=True)]
         one_args, one_kwargs = pytree.tree_unflatten(inputs, spec)
         output = functional_call(layer, values, one_args, one_kwargs)
-        return (output * backprop.unsqueeze(0)).sum()
+        outs = [t for t in pytree.tree_leaves(output) if isinstance(t, Tensor) and t.is_floating_point()]
+        return torch.stack([(out * g.unsqueeze(0)).sum() for out, g in zip(outs, grads, strict=False)]).sum()
 
     values = {name: p.detach() for name, p in parameters.items()}
-    with torch.autocast(backprops.device.type, enabled=False):
-        cast = [t.to(backprops.dtype) if t.is_floating_point() and t.dtype != backprops.dtype else t for t in mapped]
-        gradients = vmap(grad(loss), in_dims=(None, 0, 0))(values, cast, backprops)
+    with torch.autocast(given[0].device.type, enabled=False):
+        cast = [t.to(dtype) if t.is_floating_point() and t.dtype != dtype else t for t in mapped]
+        gradients = vmap(grad(loss), in_dims=(None, 0, 0), randomness="different")(values, cast, given)
     return {parameters[name]: gradient for name, gradient in gradients.items()}

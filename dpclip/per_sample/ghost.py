@@ -18,6 +18,7 @@ from dpclip.errors import BadInput
 from dpclip.gradient_sum import GradientSum, wide
 from dpclip.per_sample.bookkeeping import BookkeepingBackend
 from dpclip.per_sample.errors import BatchDimensionError
+from dpclip.per_sample.rows import RowEvidence
 from dpclip.per_sample.view import FactoredView
 
 
@@ -49,7 +50,7 @@ class GhostBackend(BookkeepingBackend):
 
     def new_view(self, units: int, owners: Tensor | None, scale: float) -> FactoredView:
         self._cuts = []
-        return GhostView(self.groups, units, owners, scale, self.parameters, self._cuts)
+        return GhostView(self.groups, units, owners, scale, self.evidence, self.parameters, self._cuts)
 
     def _cut(self, module: nn.Module, args: Any, output: Any) -> Any:
         """Let the loss's gradient stop at the model's output."""
@@ -90,10 +91,11 @@ class GhostView(FactoredView):
         units: int,
         owners: Tensor | None,
         scale: float,
+        evidence: RowEvidence,
         parameters: Sequence[nn.Parameter],
         cuts: list[tuple[Tensor, Tensor]],
     ) -> None:
-        super().__init__(groups, units, owners, scale)
+        super().__init__(groups, units, owners, scale, evidence)
         self.cuts: list[tuple[Tensor, Tensor]] = cuts
         self._parameters = list(parameters)
 

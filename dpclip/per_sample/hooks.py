@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from dpclip.per_sample import functorch
 from dpclip.per_sample.factored import Dense
 from dpclip.per_sample.layers.samplers import sampler_for
 from dpclip.per_sample.view import FactoredView
@@ -15,10 +14,7 @@ class HooksBackend(Watcher):
     """Materialises every per-sample gradient; autograd computes the batch's own gradient beside them."""
 
     def record(self, view: FactoredView, call: Call, grad: Tensor) -> None:
-        sampler = None if self.force_functorch else sampler_for(call.layer)
-        if sampler is None:
-            found = functorch.per_sample_gradients(call.layer, call.args, call.kwargs, grad)
-        else:
-            found = sampler(call.layer, call.tensors, grad)
-        for parameter, samples in found.items():
+        sampler = sampler_for(call.layer)
+        assert sampler is not None
+        for parameter, samples in sampler(call.layer, call.tensors, grad).items():
             self.take(view, call, parameter, Dense(samples))

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from dpclip.gradient_sum import GradientSum, wide
 from dpclip.per_sample.factored import Factored, joined
+from dpclip.per_sample.rows import RowEvidence
 
 
 class PerSampleView(Protocol):
@@ -22,6 +23,10 @@ class PerSampleView(Protocol):
 
     def weighted_sum(self, factors: Tensor, into: GradientSum) -> None:
         """Add sum_i factors[k, i] g_i[k] to `into`; a sample whose factors are 0 is not read at all."""
+        ...
+
+    def doubts(self) -> list[str]:
+        """Layers that are not yet known to have one row a sample; nothing may be released while there are any."""
         ...
 
 
@@ -37,6 +42,11 @@ class Backend(Protocol):
         """
         ...
 
+    @property
+    def unproven(self) -> bool:
+        """Whether the next micro-batch should be a small one, so that rows can be told from positions (`rows.py`)."""
+        ...
+
     def close(self) -> None:
         """Remove every hook from the model."""
         ...
@@ -50,9 +60,18 @@ class FactoredView:
         units: privacy units in the micro-batch.
         owners: the unit of each row, or None where rows are units.
         scale: what the recorded gradients are to be multiplied by (B, if the loss was a mean).
+        evidence: what is known of the model's layers.
     """
 
-    def __init__(self, groups: Sequence[int], units: int, owners: Tensor | None, scale: float) -> None:
+    def __init__(
+        self,
+        groups: Sequence[int],
+        units: int,
+        owners: Tensor | None,
+        scale: float,
+        evidence: RowEvidence | None = None,
+    ) -> None:
+        self.evidence = evidence
         self.groups, self.units, self.owners, self.scale = list(groups), units, owners, scale
         self._uses: list[list[Factored]] = [[] for _ in self.groups]
         self.forgotten = False
@@ -65,6 +84,9 @@ class FactoredView:
     def saw(self, slot: int) -> bool:
         """Whether the parameter was used."""
         return bool(self._uses[slot])
+
+    def doubts(self) -> list[str]:
+        return self.evidence.doubts() if self.evidence is not None else []
 
     def settle(self) -> None:
         """Called when the pass is complete and checked."""

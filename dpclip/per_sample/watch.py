@@ -22,12 +22,16 @@ from opacus.grad_sample.grad_sample_module import GradSampleHooks
 from opacus.layers.dp_rnn import DPGRU, DPLSTM, DPRNN
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
+from torch.utils.hooks import RemovableHandle
 
 from dpclip.per_sample.completeness import SumCheck, unseen
 from dpclip.per_sample.errors import BatchDimensionError
 from dpclip.per_sample.factored import Factored
+from dpclip.per_sample.layers.samplers import sampler_for
 from dpclip.per_sample.layers.substitutes import substitute_for
 from dpclip.per_sample.operations import Operations
+from dpclip.per_sample.recompute import Recomputation
+from dpclip.per_sample.rows import RowEvidence
 from dpclip.per_sample.view import FactoredView
 
 
@@ -82,7 +86,8 @@ class Watcher(GradSampleHooks):
         self._view: FactoredView | None = None
         self._names = {module: name for name, module in model.named_modules()}
         self._checked = False
-        self._operations = Operations(self)
+        self.evidence = RowEvidence.of(model)
+        self._operations, self._recomputation = Operations(self), Recomputation(self)
         self._substituted: list[nn.Module] = []
         super().__init__(model, loss_reduction=loss_reduction, strict=False, force_functorch=force_functorch)
 
@@ -102,9 +107,23 @@ class Watcher(GradSampleHooks):
             )
         view.add(slot, use)
 
+    def take_in(self, module: nn.Module, parameter: nn.Parameter, use: Factored) -> None:
+        """`take`, for parameters of modules that are repeated."""
+        if self._view is not None:
+            self.take(self._view, Call(module, type(module), (), {}), parameter, use)
+
+    @contextmanager
+    def unwatched(self) -> Iterator[None]:
+        """While a layer is computed again, nothing is watched."""
+        self.disable_hooks()
+        try:
+            yield
+        finally:
+            self.enable_hooks()
+
     def new_view(self, units: int, owners: Tensor | None, scale: float) -> FactoredView:
         """An empty view of a micro-batch."""
-        return FactoredView(self.groups, units, owners, scale)
+        return FactoredView(self.groups, units, owners, scale, self.evidence)
 
     def complete(self, view: FactoredView) -> None:
         """Called when the user's backward pass is over."""
@@ -119,6 +138,7 @@ class Watcher(GradSampleHooks):
         self._view = view
         self.rows = units if owners is None else len(owners)
         self.anchor = torch.zeros((), requires_grad=True)
+        self.evidence.begin(units)
         freeze = self.freezes and check is None
         for parameter in self.parameters:
             parameter.grad = None
@@ -127,6 +147,7 @@ class Watcher(GradSampleHooks):
             self._substitute(module, view)
         try:
             yield view
+            self._recomputation.check_taken()
             self.complete(view)
             self._check_unseen(view)
             if check is not None:
@@ -136,6 +157,7 @@ class Watcher(GradSampleHooks):
         finally:
             self._view = None
             self._operations.clear()
+            self._recomputation.clear()
             for module in self._substituted:
                 module.__dict__.pop("forward", None)
             if check is not None:
@@ -144,9 +166,18 @@ class Watcher(GradSampleHooks):
                 parameter.grad = None
                 parameter.requires_grad_(True)
 
+    def knows(self, module: nn.Module) -> bool:
+        """Whether `record` has arithmetic for this type, so that it need not be repeated by torch.func."""
+        return sampler_for(module) is not None and not self.force_functorch
+
     def refines(self, module: nn.Module) -> type[nn.Module] | None:
         """The layer type that a module's type refines, if the operation inside is to be watched instead of the call."""
         return None
+
+    @property
+    def unproven(self) -> bool:
+        """Whether nothing is known of the model's layers, or something is in doubt (`rows.py`)."""
+        return self.evidence.empty or bool(self.evidence.doubts())
 
     def close(self) -> None:
         """Remove the hooks and every attribute they left on the model."""
@@ -164,21 +195,29 @@ class Watcher(GradSampleHooks):
     # --- Opacus' extension points -------------------------------------------------------------------------------
 
     def add_hooks(self, **_: Any) -> None:
-        handles = []
-        for module in self.iterate_submodules(self._module):
-            if type(module) in (DPRNN, DPLSTM, DPGRU):  # their RNNLinear children carry the hooks
-                continue
-            if substitute_for(module) is not None:
-                self._substituted.append(module)
-                continue
-            refined = self.refines(module)
-            if refined is not None:
-                handles += self._operations.attach(module, refined)
-            else:
-                handles.append(module.register_forward_pre_hook(self.expand, with_kwargs=True))
-                handles.append(module.register_forward_hook(self.watch, with_kwargs=True))
+        handles: list[RemovableHandle] = []
+        self._attach(self._module, handles)
         self._module.autograd_grad_sample_hooks = self.autograd_grad_sample_hooks = handles
         self.enable_hooks()
+
+    def _attach(self, module: nn.Module, handles: list[RemovableHandle]) -> None:
+        """Hook a module in the way that suits it, then the modules below it."""
+        own = [p for p in module.parameters(recurse=False) if p in self.slots]
+        refined = self.refines(module)
+        if not any(p in self.slots for p in module.parameters()):
+            return
+        if substitute_for(module) is not None:
+            self._substituted.append(module)
+            return
+        if own and refined is not None:
+            handles += self._operations.attach(module, refined)
+        elif own and self.knows(module):
+            handles.append(module.register_forward_pre_hook(self.expand, with_kwargs=True))
+            handles.append(module.register_forward_hook(self.watch, with_kwargs=True))
+        elif type(module) not in (DPRNN, DPLSTM, DPGRU):  # their RNNLinear children carry the hooks
+            handles += self._recomputation.attach(module, own)
+        for child in module.children():
+            self._attach(child, handles)
 
     @classmethod
     def validate(cls, module: nn.Module, *, strict: bool = False) -> list[NotImplementedError]:
@@ -206,19 +245,15 @@ class Watcher(GradSampleHooks):
         return self.watch_as(type(module), module, args, kwargs, output) if self.active else None
 
     def watch_as(
-        self, kind: type[nn.Module], module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
-    ) -> Any:
+        self, kind: type[nn.Module], module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor
+    ) -> Tensor | None:
         """`watch`, for a call that is the arithmetic of another layer type."""
-        out = output[0] if isinstance(output, (tuple, list)) else output
-        if not isinstance(out, Tensor):
-            raise BatchDimensionError(
-                f"{self.name(module)} returns {type(output).__name__}, not a tensor, and owns parameters of its "
-                "own: freeze them or move them into a layer that returns a tensor"
-            )
-        self._check_rows(module, [*_tensors(args, kwargs)[:1], out])
+        out = output
+        if not self._per_row(module, [*_leading(module, _tensors(args, kwargs)), out]):
+            self._recomputation.postpone(module, [p for p in module.parameters(recurse=False) if p in self.slots])
+            return None
         if not out.requires_grad:  # no trainable layer below and no gradient for this layer's own weights
             out = out + self.anchor.to(out)
-            output = out if isinstance(output, Tensor) else type(output)((out, *output[1:]))
         leaves, spec = pytree.tree_flatten((args, kwargs))
         tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
         kept = _Keep.apply(self.anchor, *(t.detach() for t in tensors)).grad_fn
@@ -229,20 +264,17 @@ class Watcher(GradSampleHooks):
             if self._view is None:
                 return
             saved = iter(kept.saved_tensors)
-            again = [self._rows_first(next(saved)) if t else c for t, c in zip(places, constants, strict=True)]
+            again = [self.rows_first(next(saved)) if t else c for t, c in zip(places, constants, strict=True)]
             inputs, named = pytree.tree_unflatten(again, spec)
-            self._record(Call(module, kind, inputs, named), self._rows_first(grad.detach()))
+            self._record(Call(module, kind, inputs, named), self.rows_first(grad.detach()))
 
         out.register_hook(caught)
-        return output
+        return out
 
     def _record(self, call: Call, grad: Tensor) -> None:
         assert self._view is not None
-        self.disable_hooks()  # recomputing the layer must not be watched
-        try:
+        with self.unwatched():
             self.record(self._view, call, grad)
-        finally:
-            self.enable_hooks()
 
     def _substitute(self, module: nn.Module, view: FactoredView) -> None:
         substitute = substitute_for(module)
@@ -251,23 +283,23 @@ class Watcher(GradSampleHooks):
         watched = substitute(module, _Recorder(self, module, view))
         module.forward = lambda *args, **kwargs: (watched if self.active else plain)(*args, **kwargs)
 
-    def _rows_first(self, tensor: Tensor) -> Tensor:
+    def rows_first(self, tensor: Tensor) -> Tensor:
         """[rows * n, ...] activations as [rows, n, ...]; anything else as it is."""
-        if _is_flattened(tensor, self.rows):
+        if self.evidence.merged(tensor, self.rows):
             return tensor.reshape(self.rows, -1, *tensor.shape[1:])
         return tensor
 
     # --- checks -------------------------------------------------------------------------------------------------
 
-    def _check_rows(self, module: nn.Module, tensors: list[Tensor]) -> None:
-        for tensor in tensors:
-            if tensor.dim() == 0 or (len(tensor) != self.rows and not _is_flattened(tensor, self.rows)):
-                raise BatchDimensionError(
-                    f"{self.name(module)} sees a tensor of shape {tuple(tensor.shape)} in a batch of "
-                    f"{self.rows} rows: every layer with trainable parameters needs one row a sample; "
-                    "freeze this layer, or give it "
-                    "inputs with a batch dimension (position ids of shape [batch, length], say)"
-                )
+    def _per_row(self, module: nn.Module, tensors: list[Tensor]) -> bool:
+        name = self.name(module)
+        judged = self.evidence.per_row(name, self.rows, tensors)
+        if self.evidence.misjudged(name):
+            raise BatchDimensionError(
+                f"{name} was taken to have one row a sample in a batch of another size, and has not: begin again; the "
+                "model is now known, and nothing that was computed with it has been released"
+            )
+        return judged
 
     def _check_unseen(self, view: FactoredView) -> None:
         for slot, parameter in enumerate(self.parameters):
@@ -307,9 +339,10 @@ class _Keep(torch.autograd.Function):
         return (None,) * (1 + len(ctx.saved_tensors))
 
 
-def _is_flattened(tensor: Tensor, rows: int) -> bool:
-    """Whether batch and length may have been merged; index tensors never are (a table of positions is no batch)."""
-    return tensor.dim() > 1 and tensor.is_floating_point() and len(tensor) != rows and len(tensor) % rows == 0
+def _leading(module: nn.Module, tensors: list[Tensor]) -> list[Tensor]:
+    """The input whose first dimension is the batch: the first, but for bags of flat ids, whose offsets are."""
+    bags = isinstance(module, nn.EmbeddingBag) and len(tensors) > 1 and tensors[0].dim() == 1
+    return tensors[1:2] if bags else tensors[:1]
 
 
 def _tensors(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Tensor]:

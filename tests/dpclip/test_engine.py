@@ -324,9 +324,11 @@ def test_the_loop_tells_what_was_forgotten() -> None:
     with pytest.raises(RuntimeError, match="was not used"):
         list(private.batches())
     private = make(physical_batch_size=ROWS)
-    batches = private.batches()
-    batch = next(batches)
-    with private.microbatch(batch):
-        private.mean(row_losses(private.model, batch)).backward()  # type: ignore[attr-defined]
+
+    def never_step() -> None:
+        for batch in private.batches():
+            with private.microbatch(batch):
+                private.mean(row_losses(private.model, batch)).backward()  # type: ignore[attr-defined]
+
     with pytest.raises(RuntimeError, match="call step"):
-        next(batches)
+        never_step()

@@ -144,18 +144,6 @@ def test_padding_row_of_an_embedding_gets_no_gradient_as_in_autograd() -> None:
     assert float(squared[0]) > 0.0
 
 
-class _Positions(nn.Module):
-    """Looks positions up without a batch dimension, as hand-written models do."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.table = nn.Embedding(8, 3)
-        self.head = nn.Linear(3, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(x + self.table(torch.arange(x.shape[1])))
-
-
 class _Direct(nn.Module):
     """Uses a parameter outside any layer."""
 
@@ -167,15 +155,13 @@ class _Direct(nn.Module):
         return self.layer(x) + x @ self.layer.weight
 
 
-@pytest.mark.parametrize(
-    ("model", "message"),
-    [(_Positions(), "'table'.*batch of 4 rows"), (_Direct(), "layer.weight.*do not add up")],
-)
-def test_a_parameter_without_one_gradient_a_sample_is_refused(model: nn.Module, message: str) -> None:
+@pytest.mark.parametrize("mode", MODES)
+def test_a_parameter_used_outside_its_layer_is_refused(mode: str) -> None:
+    model = _Direct()
     parameters = list(model.parameters())
-    backend = make_backend("hooks", model, parameters, [0] * len(parameters))
-    with pytest.raises(BatchDimensionError, match=message), backend.capture(4):
-        model(torch.randn(4, 5, 3)).sum((1, 2)).mean().backward()
+    backend = make_backend(mode, model, parameters, [0] * len(parameters))
+    with pytest.raises(BatchDimensionError, match=r"layer.weight.*do not add up"), backend.capture(4):
+        model(torch.randn(4, 5, 3)).mean((1, 2)).mean().backward()
 
 
 def test_closing_leaves_no_trace_on_the_model() -> None:

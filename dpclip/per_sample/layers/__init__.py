@@ -47,6 +47,8 @@ def factoring_for(kind: type[nn.Module], layer: nn.Module) -> Factoring | None:
     known = _FACTORINGS.get(kind)
     if known is None and normalisation.scales_its_output(layer):
         return normalisation.scaled
+    if known is None and kind is nn.EmbeddingBag and linear.sums_bags(layer):
+        return linear.embedding_bag
     return known
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import cast
 
+import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
@@ -35,6 +36,36 @@ def embedding(layer: nn.Embedding, activations: list[Tensor], backprops: Tensor)
     if layer.padding_idx is not None:
         values = values.masked_fill((ids == layer.padding_idx).unsqueeze(-1), 0.0)
     return {cast(nn.Parameter, layer.weight): Lookups(ids, values, layer.num_embeddings)}
+
+
+def embedding_bag(layer: nn.EmbeddingBag, activations: list[Tensor], backprops: Tensor) -> dict[nn.Parameter, Factored]:
+    """Sums or means of rows of the table, for ids [B, T], or flat ids with the offset of each bag."""
+    ids, rest = activations[0], activations[1:]
+    held = torch.ones_like(ids, dtype=backprops.dtype)
+    if ids.dim() == 1:
+        ids, held = _bags(ids, rest[0][: len(backprops)])
+        held = held.to(backprops)
+    elif rest:
+        held = rest[0].to(backprops)  # per-sample weights
+    if layer.padding_idx is not None:
+        held = held.masked_fill(ids == layer.padding_idx, 0.0)
+    if layer.mode == "mean":
+        held = held / held.sum(1, keepdim=True).clamp(min=1)
+    values = backprops.unsqueeze(1) * held.unsqueeze(-1)
+    return {cast(nn.Parameter, layer.weight): Lookups(ids, values, layer.num_embeddings)}
+
+
+def _bags(ids: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
+    """Flat ids as [B, longest], and a mask of what is not padding."""
+    ends = torch.cat([offsets[1:], offsets.new_tensor([len(ids)])])
+    column = torch.arange(int((ends - offsets).max()), device=ids.device)
+    place = offsets.unsqueeze(1) + column
+    return ids[place.clamp(max=len(ids) - 1)], place < ends.unsqueeze(1)
+
+
+def sums_bags(layer: nn.Module) -> bool:
+    """Whether this is an EmbeddingBag that `embedding_bag` knows; the maximum is left to torch.func."""
+    return isinstance(layer, nn.EmbeddingBag) and layer.mode in ("sum", "mean")
 
 
 def _positions(tensor: Tensor) -> Tensor:

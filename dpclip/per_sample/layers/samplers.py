@@ -8,6 +8,7 @@ from typing import cast
 import torch
 from opacus.grad_sample.grad_sample_module import GradSampleHooks
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 from transformers.pytorch_utils import Conv1D
 
 GradSampler = Callable[[nn.Module, list[Tensor], Tensor], dict[nn.Parameter, Tensor]]
@@ -45,6 +46,10 @@ def sampler_for(layer: nn.Module) -> GradSampler | None:
     kind = type(layer)
     if kind is nn.LayerNorm and (layer.bias is None or layer.weight is None):
         return None  # Opacus' sampler reads `layer.bias.requires_grad`
+    if kind is nn.EmbeddingBag:
+        return None  # Opacus' sampler knows offsets only, and one mode
+    if isinstance(layer, _ConvNd) and layer.padding_mode != "zeros":
+        return None  # Opacus' sampler pads with zeros whatever the mode
     if kind is nn.Embedding and (layer.max_norm is not None or layer.scale_grad_by_freq):
         raise ValueError(
             "an Embedding with max_norm or scale_grad_by_freq couples the rows of a batch: switch them off"
