@@ -49,7 +49,11 @@ class Recomputation:
             wanted = own + [p for m in below for p in self._pending[m]]
             if not wanted:
                 return None
-            if not self._watcher.evidence.per_row(self._watcher.name(module), self._watcher.rows, _rows(args, kwargs)):
+            first = _first(args, kwargs)
+            judged = [*_floats(output), *first] if first else []
+            if not self._watcher.per_row(
+                module, [t for t in judged if self._watcher.rows == 1 or t.dim() == 0 or len(t) != 1]
+            ):
                 self.postpone(module, own)
                 return None
             for m in below:
@@ -138,5 +142,9 @@ def _without_caches(args: Any, kwargs: Any) -> Any:
     )
 
 
-def _rows(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
+def _first(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
     return [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)][:1]
+
+
+def _floats(output: Any) -> list[Tensor]:
+    return [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor) and leaf.is_floating_point()]

@@ -65,6 +65,10 @@ class RowEvidence:
             and len(tensor) // rows in self._lengths
         )
 
+    def shared(self, name: str) -> bool:
+        """Whether a layer is known not to be row-wise."""
+        return name in self._shared
+
     def misjudged(self, name: str) -> bool:
         """Whether a layer that is not row-wise was taken for it in a batch of several units; said once."""
         if name not in self._shared or name not in self._mixed:

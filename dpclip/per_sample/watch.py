@@ -231,9 +231,9 @@ class Watcher(GradSampleHooks):
         """Whether calls are being watched now."""
         return self._view is not None and self.hooks_enabled and torch.is_grad_enabled()
 
-    def expand(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any] | None:
+    def expand(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any] | None:
         """Forward pre-hook: an input shared by all rows becomes one copy a row: its gradient stays per-sample."""
-        if not self.active or self.rows == 1:
+        if not self.active or self.rows == 1 or self.evidence.shared(self.name(module)):
             return None
         tensors = _tensors(args, kwargs)
         if not tensors or any(t.dim() == 0 or len(t) != 1 for t in tensors):
@@ -249,7 +249,7 @@ class Watcher(GradSampleHooks):
     ) -> Tensor | None:
         """`watch`, for a call that is the arithmetic of another layer type."""
         out = output
-        if not self._per_row(module, [*_leading(module, _tensors(args, kwargs)), out]):
+        if not self.per_row(module, [*_leading(module, _tensors(args, kwargs)), out]):
             self._recomputation.postpone(module, [p for p in module.parameters(recurse=False) if p in self.slots])
             return None
         if not out.requires_grad:  # no trainable layer below and no gradient for this layer's own weights
@@ -291,7 +291,12 @@ class Watcher(GradSampleHooks):
 
     # --- checks -------------------------------------------------------------------------------------------------
 
-    def _per_row(self, module: nn.Module, tensors: list[Tensor]) -> bool:
+    def per_row(self, module: nn.Module, tensors: list[Tensor]) -> bool:
+        """Whether this call of a layer has one row a sample.
+
+        Raises:
+            BatchDimensionError: it was wrongly taken to have, in a batch whose sum may be in use.
+        """
         name = self.name(module)
         judged = self.evidence.per_row(name, self.rows, tensors)
         if self.evidence.misjudged(name):
