@@ -113,9 +113,9 @@ class Engine:
                 "nothing was released: begin with a micro-batch of one row"
             )
         total = self.rule.combine(step.sums)
-        if self.plan.private and not self.commitments.confirm(step.receipt, total.digest(step.sides.values())):
+        if self.plan.private and not self.commitments.confirm(step.receipt, self._fingerprint(total, step)):
             raise ReplayDiverged(f"step {step.receipt.step} did not replay bit for bit")
-        released = noise.release(total, step.sides, step.scale, step.receipt, self.key)
+        released = noise.release(total, step.sides, step.scale, step.receipt, self.key, self.plan.expected_batch_size)
         self._open = None
         self.rule.observe(released)
         self._update(released)
@@ -123,7 +123,7 @@ class Engine:
         return released
 
     def _update(self, released: Released[StepRelease]) -> None:
-        gradient = released.map(lambda r: [t / self.plan.expected_batch_size for t in r.gradient])
+        gradient = released.map(lambda r: r.gradient)
         for postprocessor in self.postprocess:
             gradient = postprocessor.apply(gradient)
         for parameter, value in zip(self.parameters, gradient.value, strict=True):
@@ -131,6 +131,10 @@ class Engine:
         self.optimizer.step()
         for parameter in self.parameters:
             parameter.grad = None
+
+    def _fingerprint(self, total: GradientSum, step: _Open) -> str:
+        key = self.key.subkey("commitment", step.receipt.step, step.receipt.generation)
+        return total.digest(step.sides.values(), key)
 
     def _current(self) -> _Open:
         if self._open is None:

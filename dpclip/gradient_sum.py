@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
+from cryptography.hazmat.primitives.poly1305 import Poly1305
 from torch import Tensor
 
 
@@ -32,9 +32,15 @@ class GradientSum:
         """An empty sum for these parameters."""
         return cls([torch.zeros_like(p, dtype=wide(p.dtype)) for p in parameters], list(groups))
 
-    def digest(self, sides: Iterable[Tensor] = ()) -> str:
-        """A fingerprint of the exact bits, side sums included: equal digests are the same gradient. Sensitive."""
-        state = hashlib.blake2b(digest_size=32)
+    def digest(self, sides: Iterable[Tensor], key: bytes) -> str:
+        """A fingerprint of the exact bits, side sums included: equal digests are the same gradient. Sensitive.
+
+        Args:
+            sides: sums of side statistics.
+            key: 32 secret bytes that serve this digest alone, as Poly1305 asks.
+        """
+        state = Poly1305(key)
         for tensor in (*self.tensors, *sides):
-            state.update(tensor.detach().cpu().contiguous().numpy().data)
-        return state.hexdigest()
+            bits = tensor.detach().cpu().contiguous().numpy().reshape(-1).view("u1")
+            state.update(bits.data)
+        return state.finalize().hex()

@@ -12,11 +12,10 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-import torch
 from torch import Tensor
 
 from dpclip.clipping.rule import SideQuery, StepRelease
+from dpclip.gaussian import add_gaussian
 from dpclip.gradient_sum import GradientSum
 from dpclip.randomness import Keystream, SecretKey
 from dpclip.released import Receipt, Released
@@ -24,7 +23,6 @@ from dpclip.released import Receipt, Released
 # Rounding in float32 norms, factors and sums can lift a sample's true contribution above its bound; every bound
 # is enlarged by this much before the noise is scaled to it, so sigma_eff holds for the enlarged bounds.
 FLOAT_SLACK = 2.0**-10
-_CHUNK = 1 << 16
 
 
 class PrivacyError(RuntimeError):
@@ -103,47 +101,23 @@ def _inflated(sides: Sequence[SideQuery]) -> list[SideQuery]:
     return [SideQuery(s.name, s.sensitivity * (1 + FLOAT_SLACK), s.relative_noise, s.per_sample, s.size) for s in sides]
 
 
-def gaussian(stream: Keystream, count: int) -> Tensor:
-    """Standard normal values by Box-Muller in float64, shape [count].
-
-    The radius comes from 53 random bits, so tails reach 8.5 sigma; the angle from another 64-bit word.
-    """
-    out = torch.empty(2 * math.ceil(count / 2), dtype=torch.float64)
-    for start in range(0, len(out), _CHUNK):
-        piece = out[start : start + _CHUNK]
-        half = len(piece) // 2
-        words = stream.words(2 * half) >> np.uint64(11)
-        uniform = torch.from_numpy(words.astype(np.float64)).mul_(2.0**-53)
-        radius = (uniform[:half] + 2.0**-54).log_().mul_(-2.0).sqrt_()
-        angle = uniform[half:].mul_(2 * math.pi)
-        torch.mul(radius, angle.cos(), out=piece[:half])
-        torch.mul(radius, angle.sin_(), out=piece[half:])
-    return out[:count]
-
-
-def add_noise(tensor: Tensor, std: float, stream: Keystream) -> Tensor:
-    """tensor + N(0, std^2), drawn and added in float64, returned in the tensor's dtype."""
-    if std == 0:
-        return tensor
-    noise = gaussian(stream, tensor.numel()).view(tensor.shape).mul_(std)
-    return noise.add_(tensor.to("cpu", torch.float64)).to(tensor.device, tensor.dtype)
-
-
 def release(
     total: GradientSum,
     side_sums: Mapping[str, Tensor],
     scale: NoiseScale,
     receipt: Receipt,
     key: SecretKey,
+    divisor: float = 1.0,
 ) -> Released[StepRelease]:
     """Draw the step's noise once, add it to every part, and let the result out.
 
     Args:
-        total: the combined sum, in float32 or wider.
+        total: the combined sum, in float32 or wider; its tensors are overwritten by the release.
         side_sums: summed side statistics by name.
         scale: from `scale_noise`.
         receipt: what was charged for this step.
         key: the run's secret.
+        divisor: the public expected batch size, by which the noisy gradient (not the side statistics) is divided.
 
     Raises:
         PrivacyError: the release would be less private than what was charged.
@@ -154,8 +128,17 @@ def release(
             f"at {scale.noise_multiplier:g}; nothing was released"
         )
     stream = key.stream("noise", receipt.step, receipt.generation)
-    noisy = [
-        add_noise(tensor, scale.stds[group], stream) for tensor, group in zip(total.tensors, total.groups, strict=True)
-    ]
-    sides = {name: add_noise(value, scale.side_stds[name], stream) for name, value in side_sums.items()}
-    return Released(StepRelease(noisy, sides), receipt)
+    for index, (tensor, group) in enumerate(zip(total.tensors, total.groups, strict=True)):
+        add_noise(tensor, scale.stds[group], stream, index, divisor)
+    sides = {
+        name: add_noise(value, scale.side_stds[name], stream, len(total.tensors) + index)
+        for index, (name, value) in enumerate(side_sums.items())
+    }
+    return Released(StepRelease(total.tensors, sides, divisor), receipt)
+
+
+def add_noise(tensor: Tensor, std: float, stream: Keystream, index: int, divisor: float = 1.0) -> Tensor:
+    """(tensor + N(0, std^2)) / divisor in place, in the tensor's own dtype; `index` numbers the parts of a release."""
+    if std > 0:
+        return add_gaussian(tensor, std, stream, index, divisor)
+    return tensor.div_(divisor) if divisor != 1.0 else tensor

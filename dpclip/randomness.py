@@ -12,27 +12,58 @@ import os
 from dataclasses import dataclass, field
 
 import numpy as np
-from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+from cryptography.hazmat.primitives.ciphers import Cipher, CipherContext, algorithms, modes
 
 KEY_BYTES = 32
-_CHUNK = 1 << 20
+_CHUNK = 1 << 16  # the zeros that are encrypted stay in the cache
 _ZEROS = bytes(_CHUNK)
 
 
 class Keystream:
-    """An endless stream of pseudo-random bytes under one 256-bit key."""
+    """Pseudo-random bytes under one 256-bit key: an endless stream, and numbered sections of their own beside it."""
 
     def __init__(self, key: bytes) -> None:
-        self._cipher = Cipher(algorithms.AES(key), modes.CTR(bytes(16))).encryptor()
+        self._algorithm = algorithms.AES(key)
+        self._cipher = Cipher(self._algorithm, modes.CTR(bytes(16))).encryptor()
 
     def words(self, count: int) -> np.ndarray:
-        """The next `count` uniform 64-bit words, shape [count], dtype uint64."""
+        """The next `count` uniform 64-bit words of the stream, shape [count], dtype uint64."""
         out = bytearray(8 * count)
         view = memoryview(out)
         for start in range(0, len(out), _CHUNK):
             piece = view[start : start + _CHUNK]
             piece[:] = self._cipher.update(_ZEROS[: len(piece)])
         return np.frombuffer(out, dtype="<u8")
+
+    def section(self, major: int, minor: int) -> Section:
+        """Bytes that depend on (major, minor) alone, so that they can be drawn in any order.
+
+        Args:
+            major: below 2^31.
+            minor: below 2^64.
+        """
+        # The counter's first bit sets sections apart from the stream; its last 32 count 64 GiB within the section.
+        counter = (1 << 127) | (major << 96) | (minor << 32)
+        return Section(Cipher(self._algorithm, modes.CTR(counter.to_bytes(16, "big"))).encryptor())
+
+
+class Section:
+    """A numbered part of a keystream, read from its beginning."""
+
+    def __init__(self, cipher: CipherContext) -> None:
+        self._cipher = cipher
+
+    def fill(self, out: np.ndarray) -> np.ndarray:
+        """Overwrite a contiguous array with the next bytes.
+
+        Returns:
+            the same array.
+        """
+        view = out.reshape(-1).data.cast("B")
+        for start in range(0, len(view), _CHUNK):
+            piece = view[start : start + _CHUNK]
+            self._cipher.update_into(_ZEROS[: len(piece)], piece)
+        return out
 
 
 @dataclass(frozen=True)

@@ -181,7 +181,7 @@ class _Run:
         done, plan = step + 1, self.job.plan
         epsilon = epsilon_after(self.spend, released.receipt.position + 1, plan.target_epsilon)
         values = {
-            "released_gradient_norm": norm.value / plan.expected_batch_size,
+            "released_gradient_norm": norm.value,
             "learning_rate": learning_rate(self.job, step),
         }
         line = {**values, "epsilon": epsilon} if plan.private else values

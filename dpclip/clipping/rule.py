@@ -34,10 +34,17 @@ class SideQuery:
 
 @dataclass(frozen=True)
 class StepRelease:
-    """All that one step releases: the noisy sum, and the noisy side statistics by name."""
+    """All that one step releases.
+
+    Attributes:
+        gradient: the noisy sum divided by `divisor`, one tensor a parameter.
+        sides: the noisy sums of the side statistics, by name.
+        divisor: the public expected batch size.
+    """
 
     gradient: list[Tensor]
     sides: Mapping[str, Tensor]
+    divisor: float = 1.0
 
 
 class ClippingRule(ABC):

@@ -82,12 +82,17 @@ def _project(gradient: Tensor) -> Tensor:
     """Products with fixed random rank-one patterns, shape [probes], float64; their mean square is about |g|^2."""
     flat = gradient.detach().to(wide(gradient.dtype)).reshape(-1)
     generator = torch.Generator().manual_seed(len(flat))
-    columns = torch.randn(_WIDTH, _PROBES, generator=generator).to(flat)
+    columns = _uniform(_WIDTH, generator).to(flat)
     count = -(-len(flat) // _WIDTH)
-    rows = torch.randn(count, _PROBES, generator=generator).to(flat)
+    rows = _uniform(count, generator).to(flat)
     whole = len(flat) // _WIDTH
     found = (flat[: whole * _WIDTH].view(whole, _WIDTH) @ columns * rows[:whole]).sum(0, dtype=torch.float64)
     rest = flat[whole * _WIDTH :]
     if len(rest):
         found += (rest @ columns[: len(rest)] * rows[-1]).to(torch.float64)
     return found.cpu()
+
+
+def _uniform(count: int, generator: torch.Generator) -> Tensor:
+    """[count, probes] of mean 0 and variance 1."""
+    return (torch.rand(count, _PROBES, generator=generator) - 0.5) * 12**0.5

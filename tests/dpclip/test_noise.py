@@ -9,11 +9,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy import stats
 
 from dpclip.clipping import SideQuery
 from dpclip.gradient_sum import GradientSum
-from dpclip.noise import FLOAT_SLACK, PrivacyError, gaussian, release, scale_noise, sigma_eff
+from dpclip.noise import FLOAT_SLACK, PrivacyError, release, scale_noise, sigma_eff
 from dpclip.randomness import SecretKey
 from dpclip.released import Receipt
 
@@ -22,40 +21,6 @@ KEY = SecretKey(bytes(range(32)))
 
 def side(sensitivity: float = 0.5, relative_noise: float = 5.0) -> SideQuery:
     return SideQuery("count", sensitivity, relative_noise, lambda norms: norms)
-
-
-def test_gaussian_values_pass_a_kolmogorov_smirnov_test_and_have_tails() -> None:
-    values = gaussian(KEY.stream("noise", 0, 0), 1_000_000).numpy()
-    assert stats.kstest(values, "norm").pvalue > 1e-3
-    assert abs(values.mean()) < 5e-3
-    assert values.var() == pytest.approx(1.0, abs=5e-3)
-    assert stats.kurtosis(values) == pytest.approx(0.0, abs=0.05)
-    beyond = (np.abs(values) > 4).sum()
-    assert stats.poisson.cdf(beyond, 63.3) > 1e-4
-    assert stats.poisson.sf(beyond, 63.3) > 1e-4
-
-
-def test_gaussian_values_of_one_stream_are_uncorrelated() -> None:
-    values = gaussian(KEY.stream("noise", 1, 0), 400_000).numpy()
-    half = 1 << 15
-    for lag in (1, 2, half, half + 1):
-        assert abs(np.corrcoef(values[:-lag], values[lag:])[0, 1]) < 0.01
-
-
-@pytest.mark.parametrize("count", [1, 2, 3, 65_535, 65_537])
-def test_gaussian_gives_as_many_values_as_asked(count: int) -> None:
-    values = gaussian(KEY.stream("noise", 2, 0), count)
-    assert values.shape == (count,)
-    assert bool(values.isfinite().all())
-
-
-def test_streams_differ_by_step_generation_and_purpose_and_repeat_exactly() -> None:
-    def first(purpose: str, step: int, generation: int) -> float:
-        return float(gaussian(KEY.stream(purpose, step, generation), 1)[0])
-
-    seen = {first(p, s, g) for p in ("noise", "sample") for s in (0, 1, 11) for g in (0, 1)}
-    assert len(seen) == 12
-    assert first("noise", 1, 0) == first("noise", 1, 0)
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)
@@ -121,6 +86,19 @@ def test_release_has_the_promised_standard_deviation_in_every_part() -> None:
     assert float(found.sides["count"].std()) == pytest.approx(scale.side_stds["count"], rel=0.01)
     assert [t.dtype for t in found.gradient] == [torch.float32, torch.float64]
     assert abs(float(np.corrcoef(found.gradient[0], found.gradient[1])[0, 1])) < 0.01
+
+
+def test_release_divides_the_gradient_and_leaves_the_sides() -> None:
+    scale = scale_noise(1.0, [1.0], [1.0], [side(relative_noise=3.0)])
+
+    def released(divisor: float) -> tuple[torch.Tensor, torch.Tensor]:
+        total = GradientSum([torch.arange(6.0)], [0])
+        found = release(total, {"count": torch.ones(1)}, scale, Receipt(0, 0, 1.0, 0), KEY, divisor).value
+        return found.gradient[0], found.sides["count"]
+
+    (whole, count), (mean, same) = released(1.0), released(8.0)
+    assert torch.allclose(mean * 8, whole, rtol=1e-6)
+    assert torch.equal(count, same)
 
 
 def test_a_canary_sees_exactly_the_planned_mu() -> None:
