@@ -50,7 +50,8 @@ class GhostBackend(BookkeepingBackend):
 
     def new_view(self, units: int, owners: Tensor | None, scale: float) -> FactoredView:
         self._cuts = []
-        return GhostView(self.groups, units, owners, scale, self.evidence, self.parameters, self._cuts)
+        hidden = {self.slots[p] for m in self.substituted for p in m.parameters() if p in self.slots}
+        return GhostView(self.groups, units, owners, scale, self.evidence, self.parameters, hidden, self._cuts)
 
     def _cut(self, module: nn.Module, args: Any, output: Any) -> Any:
         """Let the loss's gradient stop at the model's output."""
@@ -93,22 +94,27 @@ class GhostView(FactoredView):
         scale: float,
         evidence: RowEvidence,
         parameters: Sequence[nn.Parameter],
+        hidden: set[int],
         cuts: list[tuple[Tensor, Tensor]],
     ) -> None:
         super().__init__(groups, units, owners, scale, evidence)
         self.cuts: list[tuple[Tensor, Tensor]] = cuts
         self._parameters = list(parameters)
+        self._hidden = hidden  # parameters that autograd does not see: their layers' forward is replaced
 
     def settle(self) -> None:
         """Forget the layers' factors, unless a sample is not finite: a backward pass could not leave it unread."""
         if bool(self.squared_norms().isfinite().all()):
-            self.forget()
+            self.forget(self._hidden)
 
     def weighted_sum(self, factors: Tensor, into: GradientSum) -> None:
         if not self.forgotten:
             return super().weighted_sum(factors, into)
+        self.add_slots([slot for slot in self._hidden if self.saw(slot)], factors, into)
         for group in sorted(set(self.groups)):
-            slots = [i for i, k in enumerate(self.groups) if k == group and self._parameters[i].requires_grad]
+            slots = [i for i, k in enumerate(self.groups) if k == group and i not in self._hidden]
+            if not slots:
+                continue
             rows = factors[group] if self.owners is None else factors[group][self.owners.to(factors.device)]
             ends = [grad * self._like(rows * self.scale, grad) for _, grad in self.cuts]
             found = torch.autograd.grad(

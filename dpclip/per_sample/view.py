@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from contextlib import AbstractContextManager
 from typing import Protocol
 
@@ -92,14 +92,14 @@ class FactoredView:
         """Called when the pass is complete and checked."""
         return None
 
-    def forget(self) -> None:
-        """Keep the norms alone."""
-        for slot in range(len(self.groups)):
-            if self.saw(slot):
+    def forget(self, kept: Container[int] = ()) -> None:
+        """Keep the norms alone, but for some parameters."""
+        for slot, uses in enumerate(self._uses):
+            if uses:
                 self._squared(slot)
+            if slot not in kept:
+                uses.clear()
         self.forgotten = True
-        for uses in self._uses:
-            uses.clear()
 
     def squared_norms(self) -> Tensor:
         norms = [
@@ -115,11 +115,14 @@ class FactoredView:
         return squares * self.scale**2
 
     def weighted_sum(self, factors: Tensor, into: GradientSum) -> None:
+        self.add_slots([slot for slot in range(len(self.groups)) if self.saw(slot)], factors, into)
+
+    def add_slots(self, slots: Sequence[int], factors: Tensor, into: GradientSum) -> None:
+        """`weighted_sum` of some parameters."""
         read = (factors != 0).any(0)
         keep = None if bool(read.all()) else read
-        for slot, (group, total) in enumerate(zip(self.groups, into.tensors, strict=True)):
-            if self.saw(slot):
-                self._add(slot, factors[group] * self.scale, total, keep)
+        for slot in slots:
+            self._add(slot, factors[self.groups[slot]] * self.scale, into.tensors[slot], keep)
 
     def size_of(self, slot: int) -> float:
         """Root of the summed squared norms of one parameter's gradients; samples that are not finite left out."""

@@ -88,7 +88,7 @@ class Watcher(GradSampleHooks):
         self._checked = False
         self.evidence = RowEvidence.of(model)
         self._operations, self._recomputation = Operations(self), Recomputation(self)
-        self._substituted: list[nn.Module] = []
+        self.substituted: list[nn.Module] = []
         super().__init__(model, loss_reduction=loss_reduction, strict=False, force_functorch=force_functorch)
 
     @abstractmethod
@@ -143,7 +143,7 @@ class Watcher(GradSampleHooks):
         for parameter in self.parameters:
             parameter.grad = None
             parameter.requires_grad_(not freeze)
-        for module in self._substituted:
+        for module in self.substituted:
             self._substitute(module, view)
         try:
             yield view
@@ -158,7 +158,7 @@ class Watcher(GradSampleHooks):
             self._view = None
             self._operations.clear()
             self._recomputation.clear()
-            for module in self._substituted:
+            for module in self.substituted:
                 module.__dict__.pop("forward", None)
             if check is not None:
                 check.close()
@@ -207,7 +207,7 @@ class Watcher(GradSampleHooks):
         if not any(p in self.slots for p in module.parameters()):
             return
         if substitute_for(module) is not None:
-            self._substituted.append(module)
+            self.substituted.append(module)
             return
         if own and refined is not None:
             handles += self._operations.attach(module, refined)

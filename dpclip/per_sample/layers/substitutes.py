@@ -12,6 +12,7 @@ from typing import Any, Protocol
 from torch import Tensor, nn
 
 from dpclip.per_sample.factored import Factored
+from dpclip.per_sample.layers.recurrent import recurrent
 
 
 class Recorder(Protocol):
@@ -34,7 +35,7 @@ class Recorder(Protocol):
 
 Substitute = Callable[[Any, Recorder], Callable[..., Any]]
 
-_SUBSTITUTES: dict[type[nn.Module], Substitute] = {}
+_SUBSTITUTES: dict[type[nn.Module], Substitute] = {nn.RNN: recurrent, nn.GRU: recurrent, nn.LSTM: recurrent}
 
 
 def substitute_for(layer: nn.Module) -> Substitute | None:
