@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils import _pytree as pytree
 
 
@@ -50,7 +51,8 @@ def per_sample_gradients(
         return torch.stack([(out * g.unsqueeze(0)).sum() for out, g in zip(outs, grads, strict=False)]).sum()
 
     values = {name: p.detach() for name, p in parameters.items()}
-    with torch.autocast(given[0].device.type, enabled=False):
+    # vmap knows attention as the products it is made of, not as one kernel.
+    with torch.autocast(given[0].device.type, enabled=False), sdpa_kernel(SDPBackend.MATH):
         cast = [t.to(dtype) if t.is_floating_point() and t.dtype != dtype else t for t in mapped]
         gradients = vmap(grad(loss), in_dims=(None, 0, 0), randomness="different")(values, cast, given)
     return {parameters[name]: gradient for name, gradient in gradients.items()}

@@ -209,6 +209,10 @@ class Watcher(GradSampleHooks):
         if substitute_for(module) is not None:
             self.substituted.append(module)
             return
+        if isinstance(module, nn.MultiheadAttention):  # never calls its output projection as a module
+            whole = [p for p in module.parameters() if p in self.slots]
+            handles += self._recomputation.attach(module, whole)
+            return
         if own and refined is not None:
             handles += self._operations.attach(module, refined)
         elif own and self.knows(module):

@@ -124,6 +124,21 @@ class UsesBoth(nn.Module):
         return y * total.unsqueeze(1)
 
 
+class Attention(nn.Module):
+    """torch's attention, among rows or with the time first, with a mask."""
+
+    def __init__(self, batch_first: bool = True, **options: bool) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(D, 2, batch_first=batch_first, **options)
+        self.batch_first = batch_first
+
+    def forward(self, x: Tensor) -> Tensor:
+        given = x if self.batch_first else x.transpose(0, 1)
+        mask = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool).triu(1)
+        found = self.attention(given, given, given.cos(), attn_mask=mask, need_weights=False)[0]
+        return found if self.batch_first else found.transpose(0, 1)
+
+
 class Gemma(nn.Module):
     """An embedding that refines nn.Embedding."""
 
@@ -200,6 +215,10 @@ LAYERS: dict[str, tuple[Callable[[], nn.Module], Callable[[], Tensor]]] = {
     "conv 2-D, reflected": (lambda: nn.Conv2d(D, 4, 3, padding=1, padding_mode="reflect"), rows(D, 5, 5)),
     "conv 2-D, 1 x 1": (lambda: nn.Conv2d(D, 4, 1, stride=2), rows(D, 5, 5)),
     "conv 3-D": (lambda: nn.Conv3d(3, 4, 2, stride=(1, 2, 1)), rows(3, 3, 4, 3)),
+    "attention": (Attention, rows(T, D)),
+    "attention, time first": (lambda: Attention(False), rows(T, D)),
+    "attention with key and value biases": (lambda: Attention(add_bias_kv=True, add_zero_attn=True), rows(T, D)),
+    "transformer layer": (lambda: nn.TransformerEncoderLayer(D, 2, 8, dropout=0.0, batch_first=True), rows(T, D)),
     "scalar and vectors": (Scaled, rows(T, D)),
     "class token": (ClassToken, rows(T, D)),
     "shared positions": (SharedPositions, rows(T, D)),
