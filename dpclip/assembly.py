@@ -83,7 +83,7 @@ def make_private(
         epochs: passes over the data, or give `steps`.
         physical_batch_size: rows a micro-batch; a performance knob only.
         clipping: the rule, by default `Flat(1.0)`.
-        grad_sample_mode: "auto", "hooks" or "functorch".
+        grad_sample_mode: "auto" (book-keeping), "bookkeeping", "ghost", "hooks" or "functorch".
         loss_reduction: how your loss is reduced over the units of a micro-batch, "mean" or "sum".
         units: the privacy unit of each row (a person's id, say); by default each row is its own unit.
         rows_per_unit: most rows of one unit in one step, drawn afresh each step.

@@ -32,7 +32,7 @@ class Settings:
         delta: default min(1e-5, 1/(10 N)).
         batch_size: expected units a logical batch; default 256, or N/4 if that is less.
         epochs: default 3 (or `steps`).
-        physical_batch_size: default 32, fewer where their gradients would take more than about 2 GiB.
+        physical_batch_size: default ("auto" in TOML) 32, or what fits into memory if that is less.
         lr: default 0.768 / width for AdamW (1e-3 at width 768), four times that with adapters; 0.5 for SGD.
     """
 
@@ -135,6 +135,8 @@ def read_toml(path: Path) -> dict[str, Any]:
     unknown = sorted(set(values) - known)
     if unknown:
         raise BadInput(f"{path} has the unknown setting {unknown[0]!r}: it knows {', '.join(sorted(known))}")
+    if values.get("physical_batch_size") == "auto":
+        del values["physical_batch_size"]
     return {key: _typed(path, key, value) for key, value in values.items()}
 
 

@@ -59,6 +59,31 @@ def differences(before: dict[str, str], now: dict[str, str]) -> list[str]:
     return sorted(key for key in {*before, *now} if before.get(key) != now.get(key))
 
 
+def free_bytes(device: torch.device) -> int:
+    """Memory that a run may still take on a device: what the system says, or a container's limit if that is less."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    found = [_meminfo(), _container()]
+    return min(free for free in found if free is not None) if any(found) else 4 << 30
+
+
+def _meminfo() -> int | None:
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable")), None)
+
+
+def _container() -> int | None:
+    folder = Path("/sys/fs/cgroup")
+    try:
+        limit, used = (folder / "memory.max").read_text().strip(), int((folder / "memory.current").read_text())
+    except (OSError, ValueError):
+        return None
+    return None if limit == "max" else max(0, int(limit) - used)
+
+
 def reuse_heap() -> None:
     """Tell glibc to keep large freed blocks: per-sample gradients come and go by the hundred megabytes each step.
 

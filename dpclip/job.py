@@ -11,9 +11,11 @@ import torch
 
 from dpclip.clipping import make_rule
 from dpclip.config import Settings, option
+from dpclip.environment import free_bytes
 from dpclip.errors import BadInput
 from dpclip.models.loading import LoadedModel, load_model
 from dpclip.per_sample import backend_names
+from dpclip.per_sample.footprint import footprint
 from dpclip.plan import Plan, make_plan
 from dpclip.preflight import check_model
 from dpclip.private import UnitIndex
@@ -26,7 +28,7 @@ _LONGEST = 128  # default record length in tokens, if the model has room for it
 _LONGEST_BATCH = 256
 _EPOCHS = 3.0
 _MOST_ROWS = 32
-_GRADIENT_BYTES = 2 << 30
+_MEMORY_SHARE = 0.6  # of what is free; the rest is for evaluation, and for other programs
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,7 @@ class Job:
         index: which rows belong to which unit.
         held_out: evaluation examples, or none.
         evaluation_records: where they come from, or None.
+        physical_batch_size: rows computed at once.
     """
 
     settings: Settings
@@ -56,6 +59,7 @@ class Job:
     index: UnitIndex
     held_out: list[Any]
     evaluation_records: Records | None
+    physical_batch_size: int
 
     def data_digest(self) -> str:
         """Fingerprint of the private records. Sensitive: stays in `private/`."""
@@ -73,15 +77,6 @@ class Job:
         """Peak learning rate."""
         width = getattr(self.loaded.model.config, "hidden_size", None)
         return self.settings.learning_rate(width if isinstance(width, int) else 768)
-
-    @property
-    def physical_batch_size(self) -> int:
-        """Rows computed at once: as asked, or at most 32 and few enough for their gradients to fit."""
-        if self.settings.physical_batch_size is not None:
-            return self.settings.physical_batch_size
-        # A row's gradients are held once, and up to twice more while a tied or large layer is being added.
-        row = 3 * 4 * sum(p.numel() for p in self.loaded.model.parameters() if p.requires_grad)
-        return max(1, min(_MOST_ROWS, _GRADIENT_BYTES // row))
 
     def resolved(self) -> Settings:
         """The settings with every default that this run chose written out."""
@@ -127,7 +122,25 @@ def prepare(settings: Settings, key: SecretKey, fixed: Plan | None = None) -> Jo
     held_out = task.encode(evaluation) if evaluation else []
     vocabulary = min(len(loaded.tokenizer), loaded.model.get_input_embeddings().num_embeddings)  # type: ignore[operator]
     check_model(loaded.model, task.losses, task.collate, task.synthetic(4, vocabulary), settings.grad_sample_mode)
-    return Job(settings, key, task, loaded, plan, records, examples, index, held_out, evaluation)
+    rows = settings.physical_batch_size or _rows_that_fit(task, loaded, vocabulary, settings.grad_sample_mode)
+    return Job(settings, key, task, loaded, plan, records, examples, index, held_out, evaluation, rows)
+
+
+def _rows_that_fit(
+    task: LanguageModelling | Classification, loaded: LoadedModel, vocabulary: int, grad_sample_mode: str
+) -> int:
+    """At most 32 rows, and few enough for the longest of them to fit into memory (a public question)."""
+    longest = task.synthetic(3, vocabulary, length=task.max_length)
+    free = _MEMORY_SHARE * free_bytes(next(loaded.model.parameters()).device)
+    needed = footprint(loaded.model, task.losses, task.collate, longest, grad_sample_mode)
+    rows = needed.rows(free)
+    if rows < 1:
+        raise BadInput(
+            f"one record of {task.max_length} tokens needs about {(needed.fixed + needed.row) / 2**30:.1f} GiB and "
+            f"{free / 2**30:.1f} GiB may be used: shorten --max-length, train adapters with --lora 8, or give "
+            "--physical-batch-size 1 to try all the same"
+        )
+    return min(_MOST_ROWS, rows)
 
 
 def _check_names(settings: Settings) -> None:

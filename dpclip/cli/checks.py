@@ -21,3 +21,13 @@ def check_steps(steps: int) -> int:
     if steps < 1:
         raise BadInput(f"--steps {steps} must be at least 1")
     return steps
+
+
+def rows_or_auto(name: str, value: str | None) -> int | None:
+    """A number of rows; None for auto."""
+    if value in (None, "auto"):
+        return None
+    try:
+        return int(value or "")
+    except ValueError as error:
+        raise BadInput(f"{name} {value!r} is neither auto nor a whole number") from error

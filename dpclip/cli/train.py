@@ -9,6 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
+from dpclip.cli.checks import rows_or_auto
+
 _PRIVACY, _DATA, _MODEL, _TRAINING, _RUN = "Privacy", "Data", "Model", "Training", "Run"
 
 
@@ -53,12 +55,14 @@ def add_to(app: typer.Typer, errors: Callable[[], AbstractContextManager[None]])
         ] = False,
         lora: Annotated[int | None, _o("Train adapters of this rank only.", _MODEL)] = None,
         device: Annotated[str, _o("auto (default: a GPU if there is one), cpu, cuda, …", _MODEL)] = "auto",
-        grad_sample_mode: Annotated[str, _o("auto (default), hooks or functorch.", _MODEL)] = "auto",
+        grad_sample_mode: Annotated[
+            str, _o("auto (default), bookkeeping, ghost, hooks or functorch.", _MODEL)
+        ] = "auto",
         epochs: Annotated[float | None, _o("Passes over the data (default 3).", _TRAINING)] = None,
         steps: Annotated[int | None, _o("Logical steps, instead of epochs.", _TRAINING)] = None,
         batch_size: Annotated[int | None, _o("Expected units a step (default 256, at most N/4).", _TRAINING)] = None,
         physical_batch_size: Annotated[
-            int | None, _o("Rows computed at once (default 32, fewer for large models).", _TRAINING)
+            str | None, _o("Rows computed at once: auto (default: at most 32, and what fits) or a number.", _TRAINING)
         ] = None,
         optimizer: Annotated[str, _o("adamw (default) or sgd.", _TRAINING)] = "adamw",
         lr: Annotated[float | None, _o("Learning rate (default 0.768 / width of the model).", _TRAINING)] = None,
@@ -81,6 +85,8 @@ def add_to(app: typer.Typer, errors: Callable[[], AbstractContextManager[None]])
         with errors():
             from dpclip.cli.train_run import run
 
+            if "physical_batch_size" in given:
+                given["physical_batch_size"] = rows_or_auto("--physical-batch-size", physical_batch_size)
             status = run(given, config=config, output=output, resume=resume, as_json=as_json)
             if status != "complete":
                 raise typer.Exit(3)

@@ -11,13 +11,15 @@ from contextlib import contextmanager
 
 from torch import Tensor, nn
 
+from dpclip.per_sample.calls import Call
 from dpclip.per_sample.errors import BatchDimensionError
-from dpclip.per_sample.factored import Dense, Factored, OuterProducts
+from dpclip.per_sample.factored import Dense, Factored
+from dpclip.per_sample.forms import OuterProducts
 from dpclip.per_sample.layers import factoring_for
 from dpclip.per_sample.layers.samplers import sampler_for
 from dpclip.per_sample.operations import OPERATIONS
 from dpclip.per_sample.view import FactoredView
-from dpclip.per_sample.watch import Call, Watcher
+from dpclip.per_sample.watch import Watcher
 
 
 class BookkeepingBackend(Watcher):

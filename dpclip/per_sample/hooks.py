@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from dpclip.per_sample.calls import Call
 from dpclip.per_sample.factored import Dense
 from dpclip.per_sample.layers.samplers import sampler_for
 from dpclip.per_sample.view import FactoredView
-from dpclip.per_sample.watch import Call, Watcher
+from dpclip.per_sample.watch import Watcher
 
 
 class HooksBackend(Watcher):

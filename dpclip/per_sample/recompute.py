@@ -109,7 +109,14 @@ class Recomputation:
             by_row = [watcher.rows_first(grad) for grad in grads]
             with torch.random.fork_rng(devices=[]), watcher.unwatched():
                 torch.set_rng_state(state)
-                found = functorch.per_sample_gradients(module, inputs, named, by_row, wanted)
+                try:
+                    found = functorch.per_sample_gradients(module, inputs, named, by_row, wanted)
+                except RuntimeError as error:
+                    reason = str(error).splitlines()[0][:200]
+                    raise BatchDimensionError(
+                        f"{watcher.name(module)} cannot be repeated by torch.func ({reason}): "
+                        "freeze its parameters, or register a grad sampler for it"
+                    ) from error
             for parameter, samples in found.items():
                 watcher.take_in(module, parameter, Dense(samples))
 

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from dpclip.gradient_sum import GradientSum, wide
-from dpclip.per_sample.factored import Factored, joined
+from dpclip.per_sample.factored import Factored
+from dpclip.per_sample.forms import joined
 from dpclip.per_sample.rows import RowEvidence
 
 
@@ -27,6 +28,10 @@ class PerSampleView(Protocol):
 
     def doubts(self) -> list[str]:
         """Layers that are not yet known to have one row a sample; nothing may be released while there are any."""
+        ...
+
+    def tensors(self) -> list[Tensor]:
+        """Everything that is held, for counting memory."""
         ...
 
 
@@ -123,6 +128,9 @@ class FactoredView:
         keep = None if bool(read.all()) else read
         for slot in slots:
             self._add(slot, factors[self.groups[slot]] * self.scale, into.tensors[slot], keep)
+
+    def tensors(self) -> list[Tensor]:
+        return [tensor for uses in self._uses for use in uses for tensor in use.tensors()]
 
     def size_of(self, slot: int) -> float:
         """Root of the summed squared norms of one parameter's gradients; samples that are not finite left out."""

@@ -10,11 +10,9 @@ layers that are given [batch * length, features] (OPT) get their batch dimension
 
 from __future__ import annotations
 
-import inspect
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -24,6 +22,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from torch.utils.hooks import RemovableHandle
 
+from dpclip.per_sample.calls import Call, keep, leading, tensors_of
 from dpclip.per_sample.completeness import SumCheck, unseen
 from dpclip.per_sample.errors import BatchDimensionError
 from dpclip.per_sample.factored import Factored
@@ -33,28 +32,6 @@ from dpclip.per_sample.operations import Operations
 from dpclip.per_sample.recompute import Recomputation
 from dpclip.per_sample.rows import RowEvidence
 from dpclip.per_sample.view import FactoredView
-
-
-@dataclass(frozen=True)
-class Call:
-    """One call of a watched layer in one forward pass.
-
-    Attributes:
-        layer: the module.
-        kind: the layer type whose arithmetic it was: the module's own, or the one that it refines (`operations.py`).
-        args, kwargs: what it was called with; tensors have one row a sample.
-    """
-
-    layer: nn.Module
-    kind: type[nn.Module]
-    args: tuple[Any, ...]
-    kwargs: Mapping[str, Any]
-
-    @property
-    def tensors(self) -> list[Tensor]:
-        """The tensors in the order of the layer's signature, which is what samplers expect."""
-        bound = inspect.signature(self.kind.forward).bind(self.layer, *self.args, **self.kwargs)
-        return [value for value in bound.arguments.values() if isinstance(value, Tensor)]
 
 
 class Watcher(GradSampleHooks):
@@ -239,7 +216,7 @@ class Watcher(GradSampleHooks):
         """Forward pre-hook: an input shared by all rows becomes one copy a row: its gradient stays per-sample."""
         if not self.active or self.rows == 1 or self.evidence.shared(self.name(module)):
             return None
-        tensors = _tensors(args, kwargs)
+        tensors = tensors_of(args, kwargs)
         if not tensors or any(t.dim() == 0 or len(t) != 1 for t in tensors):
             return None
         return pytree.tree_map_only(Tensor, lambda t: t.expand(self.rows, *t.shape[1:]).contiguous(), (args, kwargs))
@@ -253,24 +230,17 @@ class Watcher(GradSampleHooks):
     ) -> Tensor | None:
         """`watch`, for a call that is the arithmetic of another layer type."""
         out = output
-        if not self.per_row(module, [*_leading(module, _tensors(args, kwargs)), out]):
+        if not self.per_row(module, [*leading(module, tensors_of(args, kwargs)), out]):
             self._recomputation.postpone(module, [p for p in module.parameters(recurse=False) if p in self.slots])
             return None
         if not out.requires_grad:  # no trainable layer below and no gradient for this layer's own weights
             out = out + self.anchor.to(out)
-        leaves, spec = pytree.tree_flatten((args, kwargs))
-        tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
-        kept = _Keep.apply(self.anchor, *(t.detach() for t in tensors)).grad_fn
-        constants = [None if isinstance(leaf, Tensor) else leaf for leaf in leaves]
-        places = [isinstance(leaf, Tensor) for leaf in leaves]
+        kept = keep(self.anchor, args, kwargs)
 
         def caught(grad: Tensor) -> None:
-            if self._view is None:
-                return
-            saved = iter(kept.saved_tensors)
-            again = [self.rows_first(next(saved)) if t else c for t, c in zip(places, constants, strict=True)]
-            inputs, named = pytree.tree_unflatten(again, spec)
-            self._record(Call(module, kind, inputs, named), self.rows_first(grad.detach()))
+            if self._view is not None:
+                inputs, named = kept(self.rows_first)
+                self._record(Call(module, kind, inputs, named), self.rows_first(grad.detach()))
 
         out.register_hook(caught)
         return out
@@ -333,26 +303,3 @@ class _Recorder:
 
     def __call__(self, parameter: nn.Parameter, use: Factored) -> None:
         self._watcher.take(self._view, self._call, parameter, use)
-
-
-class _Keep(torch.autograd.Function):
-    """Keeps tensors as autograd does: version-checked, offloaded or recomputed where checkpointing says so."""
-
-    @staticmethod
-    def forward(ctx: Any, anchor: Tensor, *tensors: Tensor) -> Tensor:
-        ctx.save_for_backward(*tensors)
-        return anchor.clone()
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Any:  # the token leads nowhere
-        return (None,) * (1 + len(ctx.saved_tensors))
-
-
-def _leading(module: nn.Module, tensors: list[Tensor]) -> list[Tensor]:
-    """The input whose first dimension is the batch: the first, but for bags of flat ids, whose offsets are."""
-    bags = isinstance(module, nn.EmbeddingBag) and len(tensors) > 1 and tensors[0].dim() == 1
-    return tensors[1:2] if bags else tensors[:1]
-
-
-def _tensors(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Tensor]:
-    return [leaf for leaf in pytree.tree_leaves((args, dict(kwargs))) if isinstance(leaf, Tensor)]

@@ -101,12 +101,12 @@ class Classification:
         model.train()
         return right / max(len(examples), 1)
 
-    def synthetic(self, rows: int, vocabulary: int) -> list[LabelledExample]:
-        """Public stand-in examples for the pre-flight: fixed random tokens, of different lengths."""
+    def synthetic(self, rows: int, vocabulary: int, length: int | None = None) -> list[LabelledExample]:
+        """Public stand-in examples: fixed random tokens, of different lengths or of the given one."""
         generator = torch.Generator().manual_seed(0)
         return [
             LabelledExample(
-                torch.randint(vocabulary, (min(self.max_length, 5 + 2 * row),), generator=generator).tolist(),
+                torch.randint(vocabulary, (length or min(self.max_length, 5 + 2 * row),), generator=generator).tolist(),
                 row % len(self.labels),
             )
             for row in range(rows)

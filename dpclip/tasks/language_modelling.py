@@ -120,10 +120,10 @@ class LanguageModelling:
         mean = total / max(tokens, 1)
         return math.exp(mean) if mean < 700 else math.inf
 
-    def synthetic(self, rows: int, vocabulary: int) -> list[Example]:
-        """Public stand-in examples for the pre-flight: fixed random tokens, of different lengths."""
+    def synthetic(self, rows: int, vocabulary: int, length: int | None = None) -> list[Example]:
+        """Public stand-in examples: fixed random tokens, of different lengths or of the given one."""
         generator = torch.Generator().manual_seed(0)
-        lengths = [min(self.max_length, 5 + 2 * row) for row in range(rows)]
+        lengths = [length or min(self.max_length, 5 + 2 * row) for row in range(rows)]
         return [
             Example(torch.randint(vocabulary, (n,), generator=generator).tolist(), 1 + row % 2)
             for row, n in enumerate(lengths)

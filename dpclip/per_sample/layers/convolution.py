@@ -19,7 +19,8 @@ from torch.nn import functional as F
 from torch.nn.modules.conv import _ConvNd
 
 from dpclip.gradient_sum import wide
-from dpclip.per_sample.factored import GRAM_ELEMENTS, Dense, Factored, norms_from_grams
+from dpclip.per_sample.factored import Dense, Factored
+from dpclip.per_sample.forms import GRAM_ELEMENTS, norms_from_grams
 
 _GRAM_ADVANTAGE = 3  # how much less arithmetic Gram matrices must take: they come on top of the weighted sum
 

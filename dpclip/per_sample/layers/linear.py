@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from dpclip.gradient_sum import wide
-from dpclip.per_sample.factored import Dense, Factored, Lookups, OuterProducts
+from dpclip.per_sample.factored import Dense, Factored
+from dpclip.per_sample.forms import Lookups, OuterProducts
 
 
 def linear(layer: nn.Linear, activations: list[Tensor], backprops: Tensor) -> dict[nn.Parameter, Factored]:

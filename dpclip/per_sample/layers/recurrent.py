@@ -18,7 +18,8 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 
 from dpclip.gradient_sum import wide
 from dpclip.per_sample.errors import BatchDimensionError
-from dpclip.per_sample.factored import Dense, Factored, OuterProducts
+from dpclip.per_sample.factored import Dense, Factored
+from dpclip.per_sample.forms import OuterProducts
 from dpclip.per_sample.layers import cells
 
 Record = Callable[[nn.Parameter, Factored], None]

@@ -1,0 +1,85 @@
+"""Carries out `dpclip doctor` once its options are parsed."""
+
+from __future__ import annotations
+
+import json
+import warnings
+
+from rich.console import Console
+from rich.table import Table
+
+from dpclip.doctor import Diagnosis, examine
+from dpclip.errors import BadInput
+from dpclip.models.loading import load_model
+from dpclip.tasks.classification import Classification
+from dpclip.tasks.language_modelling import LanguageModelling
+
+_LABELS = ["a", "b"]
+_LONGEST = 128
+
+
+def run(
+    model: str,
+    task: str,
+    tokenizer: str | None,
+    lora: int | None,
+    max_length: int | None,
+    from_scratch: bool,
+    device: str,
+    as_json: bool,
+) -> bool:
+    """Examine and print; returns whether private training would be accepted.
+
+    Raises:
+        BadInput: options that cannot be used.
+    """
+    if task not in ("lm", "classification"):
+        raise BadInput(f"--task {task!r} is unknown: choose one of lm, classification")
+    warnings.filterwarnings("ignore")
+    labels = _LABELS if task == "classification" else None
+    loaded = load_model(
+        model, task, labels=labels, tokenizer=tokenizer, from_scratch=from_scratch, lora=lora, device=device
+    )
+    length = max_length or min(_LONGEST, loaded.context)
+    if not 1 <= length <= loaded.context:
+        raise BadInput(f"--max-length {length} must be between 1 and the model's context of {loaded.context} tokens")
+    stand_in: LanguageModelling | Classification = LanguageModelling(loaded.tokenizer, length)
+    if task == "classification":
+        stand_in = Classification(loaded.tokenizer, length, tuple(_LABELS))
+    vocabulary = min(len(loaded.tokenizer), loaded.model.get_input_embeddings().num_embeddings)  # type: ignore[operator]
+    found = examine(
+        loaded.model, stand_in.losses, stand_in.collate, stand_in.synthetic(4, vocabulary),
+        stand_in.synthetic(3, vocabulary, length=length),
+    )  # fmt: skip
+    if as_json:
+        print(json.dumps({"model": model, "task": task, "max_length": length, **found.to_json()}))  # noqa: T201
+    else:
+        _show(found, length)
+    return not found.refusals
+
+
+def _show(found: Diagnosis, length: int) -> None:
+    console = Console(highlight=False, soft_wrap=True)
+    table = Table("parameter", "layer", "size", "norm", "KiB a row", box=None, header_style="bold")
+    for number in (2, 4):
+        table.columns[number].justify = "right"
+    for finding in found.findings:
+        table.add_row(
+            finding.parameter, finding.layer, f"{finding.elements:,}", finding.norm,
+            f"{finding.bytes_per_row / 1024:,.1f}",
+        )  # fmt: skip
+    console.print(table)
+    uses = [finding.parameter for finding in found.findings]
+    for name in sorted({name for name in uses if uses.count(name) > 1}):
+        console.print(f"{name} is used {uses.count(name)} times: its norm has the exact cross terms")
+    console.print(f"{found.trainable:,} trainable parameters; records of {length} tokens")
+    if found.slowdown is not None:
+        console.print(
+            f"memory: {found.row_bytes / 2**20:.0f} MiB a row and {found.fixed_bytes / 2**20:.0f} MiB besides; "
+            f"{found.rows_that_fit} rows would fit now\n"
+            f"time: a private micro-batch takes {found.slowdown:.2f} times the plain forward and backward pass here"
+        )
+    for refusal in found.refusals:
+        Console(stderr=True, soft_wrap=True, highlight=False).print(f"dpclip: refused: {refusal}", markup=False)
+    if not found.refusals:
+        console.print("rows do not influence each other, and per-sample gradients are right: ready to train")

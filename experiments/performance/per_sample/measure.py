@@ -1,0 +1,238 @@
+"""What a private step costs beside the plain one: engines in alternating rounds of one process, one thread.
+
+usage: python measure.py time [ROUNDS [MODEL ...]]   CPU time of whole steps, and of micro-batches and updates apart
+       python measure.py memory                      growth of the peak, each engine in a fresh process
+       python measure.py --table                     the tables of docs/results.md
+       python measure.py --figure                    figure.svg
+
+Writes results.json beside this file. Freed memory is kept by the C library (`dpclip.environment.reuse_heap`) for all.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dpclip.environment import reuse_heap
+
+HERE = Path(__file__).parent
+RESULTS = HERE / "results.json"
+OURS, QUIET, PLAIN = "ours", "ours, no noise", "non-private"
+PEERS = {
+    "small GPT-2": ["Opacus hooks", "Opacus functorch", "Opacus ghost", "vmap"],
+    "small GPT-2 untied": ["Opacus ghost+linear", "Opacus fast gradient clipping+linear", "vmap"],
+    "GPT-2 124M": ["Opacus hooks", "Opacus ghost", "vmap"],
+    "GPT-2 124M LoRA": ["Opacus hooks", "Opacus ghost", "vmap"],
+    "MLP": ["Opacus hooks", "Opacus ghost", "Opacus fast gradient clipping", "vmap"],
+    "WRN-16-4": ["Opacus hooks", "Opacus ghost", "vmap"],
+    "LSTM": ["Opacus hooks", "Opacus ghost", "vmap"],
+}
+MEMORY_ROWS = {"WRN-16-4": 64}
+LOGICAL = 64  # rows of the logical batch whose cost is put together from its parts
+
+
+def cpu_seconds(action: Callable[[], None]) -> float:
+    """CPU time of one call."""
+    start = time.process_time()
+    action()
+    return time.process_time() - start
+
+
+def quartiles(values: list[float]) -> list[float]:
+    """First quartile, median, third quartile."""
+    return [round(q, 4) for q in statistics.quantiles(values, n=4)]
+
+
+def build_all(name: str) -> tuple[dict[str, Any], dict[str, str]]:
+    """The engines that run on this model, warmed up, and why the others do not."""
+    from engines import make
+
+    steps, failures = {}, {}
+    for mode in (PLAIN, OURS, QUIET, *PEERS[name]):
+        try:
+            noise = 0.0 if mode in (PLAIN, QUIET) else 1.0
+            step = make(name, OURS if mode == QUIET else mode, noise)
+            step.step()
+            step.step()
+            steps[mode] = step
+        except Exception as error:  # a peer's failure is a result
+            failures[mode] = f"{type(error).__name__}: {str(error).splitlines()[0][:120]}"
+    return steps, failures
+
+
+def time_model(name: str, rounds: int) -> dict[str, Any]:
+    """Alternate the engines, each round beginning with another one."""
+    steps, failures = build_all(name)
+    spent: dict[str, list[float]] = {mode: [] for mode in steps}
+    parts: dict[str, list[float]] = {"plain micro": [], "plain update": [], "our micro": [], "our update": []}
+    for index in range(rounds):
+        modes = list(steps)[index % len(steps) :] + list(steps)[: index % len(steps)]
+        for mode in modes:
+            spent[mode].append(cpu_seconds(steps[mode].step))
+        if name == "GPT-2 124M":
+            measure_parts(steps, parts)
+    ratios = {mode: [a / b for a, b in zip(times, spent[PLAIN], strict=True)] for mode, times in spent.items()}
+    found: dict[str, Any] = {
+        "rounds": rounds,
+        "ms": {mode: round(1e3 * statistics.median(times), 1) for mode, times in spent.items()},
+        "ratio": {mode: quartiles(values) for mode, values in ratios.items()},
+        "failures": failures,
+    }
+    if parts["plain micro"]:
+        found["logical batch"] = logical(parts)
+    return found
+
+
+def measure_parts(steps: dict[str, Any], parts: dict[str, list[float]]) -> None:
+    """Micro-batch and update apart, for steps that accumulate."""
+    plain, ours = steps[PLAIN], steps[OURS]
+    plain.micro()  # so that the measured one adds to gradients that are there
+    parts["plain micro"].append(cpu_seconds(plain.micro))
+    parts["plain update"].append(cpu_seconds(plain.finish))
+    start = cpu_seconds(ours.engine.begin)
+    parts["our micro"].append(cpu_seconds(ours.micro))
+    parts["our update"].append(start + cpu_seconds(ours.engine.finish))
+
+
+def logical(parts: dict[str, list[float]]) -> dict[str, Any]:
+    """The ratio for a logical batch of LOGICAL rows in micro-batches of 2."""
+    count = LOGICAL // 2
+    rows = zip(*parts.values(), strict=True)
+    ratios = [(count * ours + ours_update) / (count * plain + update) for plain, update, ours, ours_update in rows]
+    medians = {key: round(1e3 * statistics.median(times), 1) for key, times in parts.items()}
+    return {"rows": LOGICAL, "micro-batch": 2, "ratio": quartiles(ratios), "ms": medians}
+
+
+def growth(name: str, mode: str) -> float:
+    """Megabytes by which three steps lift the peak over what was held before the first."""
+    from engines import make
+
+    noise = 0.0 if mode == PLAIN else 1.0
+    step = make(name, mode, noise, MEMORY_ROWS.get(name))
+    held = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+    for _ in range(3):
+        step.step()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024 - held
+
+
+def memory() -> dict[str, Any]:
+    """Every engine in a process of its own; the allocator as shipped."""
+    found: dict[str, Any] = {}
+    for name, peers in PEERS.items():
+        for mode in (PLAIN, OURS, *peers):
+            command = [sys.executable, str(HERE / "measure.py"), "--growth", name, mode]
+            run = subprocess.run(command, capture_output=True, text=True, check=False)
+            if run.returncode == 0:
+                found.setdefault(name, {})[mode] = round(float(run.stdout.split()[-1]))
+            print(name, mode, run.stdout.split()[-1:] or "fails", flush=True)
+    return found
+
+
+def table(results: dict[str, Any]) -> str:
+    """Both tables in Markdown."""
+    lines = [
+        "| model | non-private, ms | ours | ours, no noise | best other | others |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for name, row in results["time"].items():
+        others = {m: q for m, q in row["ratio"].items() if m not in (PLAIN, OURS, QUIET)}
+        best = min(others, key=lambda m: others[m][1])
+        rest = [f"{m} {q[1]:.2f}" for m, q in others.items() if m != best]
+        rest += [f"{m}: fails" for m in row["failures"]]
+        cells = [
+            spread(row["ratio"][OURS]),
+            spread(row["ratio"][QUIET]),
+            f"{best} {spread(others[best])}",
+            "; ".join(rest),
+        ]
+        lines.append(f"| {name} | {row['ms'][PLAIN]:.0f} | " + " | ".join(cells) + " |")
+    lines += ["", "| model | non-private, MB | ours | others |", "| --- | --- | --- | --- |"]
+    for name, row in results["memory"].items():
+        rest = [f"{m} {v / row[PLAIN]:.2f}" for m, v in row.items() if m not in (PLAIN, OURS)]
+        lines.append(f"| {name} | {row[PLAIN]} | {row[OURS] / row[PLAIN]:.2f} | {'; '.join(rest)} |")
+    return "\n".join(lines)
+
+
+def spread(values: list[float]) -> str:
+    """median [q25, q75]."""
+    return f"{values[1]:.2f} [{values[0]:.2f}, {values[2]:.2f}]"
+
+
+def figure(results: dict[str, Any]) -> None:
+    """Ratios on a logarithmic axis, one row a model."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    from matplotlib import pyplot
+
+    names = list(results["time"])
+    chart, axis = pyplot.subplots(figsize=(8, 0.6 * len(names) + 1.2))
+    kinds = [OURS, QUIET, "Opacus hooks", "Opacus ghost", "vmap"]
+    for kind, marker in zip(kinds, "osD^v", strict=True):
+        points = [
+            (q[1], len(names) - 1 - i)
+            for i, name in enumerate(names)
+            for m, q in results["time"][name]["ratio"].items()
+            if m.removesuffix("+linear") == kind
+        ]
+        axis.scatter(*zip(*points, strict=True), label=kind, marker=marker, s=40)
+    axis.set_xscale("log")
+    axis.set_xticks([1, 1.2, 1.5, 2, 3, 5, 10, 20, 50], ["1", "1.2", "1.5", "2", "3", "5", "10", "20", "50"])
+    axis.minorticks_off()
+    axis.set_yticks(range(len(names)), names[::-1])
+    axis.set_xlabel("CPU time of a step over the non-private step")
+    axis.grid(alpha=0.3)
+    axis.legend(loc="lower right", fontsize=8)
+    chart.tight_layout()
+    chart.savefig(HERE / "figure.svg", metadata={"Date": None})
+
+
+def save(key: str, value: dict[str, Any]) -> None:
+    """Merge one measurement into results.json."""
+    results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    packages = ("torch", "opacus", "transformers", "peft", "numpy")
+    results |= {
+        "command": "OMP_NUM_THREADS=1 python measure.py time, then memory",
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, 1 thread",
+        "versions": {package: version(package) for package in packages},
+    }
+    results[key] = results.get(key, {}) | value
+    RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+
+
+def main(arguments: list[str]) -> None:
+    """See the module's docstring."""
+    torch.set_num_threads(1)
+    warnings.filterwarnings("ignore")
+    if arguments[:1] == ["--growth"]:
+        print(growth(*arguments[1:]))
+    elif arguments == ["--table"]:
+        print(table(json.loads(RESULTS.read_text())))
+    elif arguments == ["--figure"]:
+        figure(json.loads(RESULTS.read_text()))
+    elif arguments == ["memory"]:
+        save("memory", memory())
+    else:
+        reuse_heap()
+        rounds = int(arguments[1]) if len(arguments) > 1 else 20
+        for name in arguments[2:] or PEERS:
+            found = time_model(name, rounds)
+            print(name, found["ratio"], found["failures"], flush=True)
+            save("time", {name: found})
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
