@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +14,20 @@ from torch import Tensor
 def wide(dtype: torch.dtype) -> torch.dtype:
     """The dtype of norms, sums and noise for a parameter dtype: float32, or float64 if the model is (law 7)."""
     return torch.promote_types(dtype, torch.float32)
+
+
+@contextmanager
+def exact_products() -> Iterator[None]:
+    """Matrix products of float32 in full precision, whatever the user allows the model (TF32, bf16)."""
+    before = torch.get_float32_matmul_precision()
+    if before == "highest":
+        yield
+        return
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 @dataclass

@@ -34,6 +34,16 @@ class Call:
         return [value for value in bound.arguments.values() if isinstance(value, Tensor)]
 
 
+def uncompiled(hook: Callable[..., Any]) -> Callable[..., Any]:
+    """The same hook, left out of what torch.compile traces: compiled code breaks at watched layers, and stays right."""
+
+    def plain(*args: Any) -> Any:  # torch marks functions, not bound methods
+        return hook(*args)
+
+    wrapped: Callable[..., Any] = torch._disable_dynamo(plain)
+    return wrapped
+
+
 def keep(anchor: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Callable[[Callable[[Tensor], Tensor]], Any]:
     """Keep a call's inputs as autograd keeps its own.
 

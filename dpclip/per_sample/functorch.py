@@ -11,6 +11,8 @@ from torch.func import functional_call, grad, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils import _pytree as pytree
 
+from dpclip.gradient_sum import wide
+
 
 def per_sample_gradients(
     layer: nn.Module,
@@ -38,7 +40,8 @@ def per_sample_gradients(
     parameters = {names[p]: p for p in wanted if p in names}
     given = [backprops] if isinstance(backprops, Tensor) else list(backprops)
     leaves, spec = pytree.tree_flatten((args, dict(kwargs)))
-    rows, dtype = len(given[0]), given[0].dtype
+    rows = len(given[0])
+    dtype = wide(torch.promote_types(given[0].dtype, next(iter(parameters.values())).dtype))  # under autocast too
     dims = [0 if isinstance(leaf, Tensor) and leaf.dim() and len(leaf) == rows else None for leaf in leaves]
     mapped = [leaf for leaf, dim in zip(leaves, dims, strict=True) if dim == 0]
 
@@ -53,6 +56,7 @@ def per_sample_gradients(
     values = {name: p.detach() for name, p in parameters.items()}
     # vmap knows attention as the products it is made of, not as one kernel.
     with torch.autocast(given[0].device.type, enabled=False), sdpa_kernel(SDPBackend.MATH):
-        cast = [t.to(dtype) if t.is_floating_point() and t.dtype != dtype else t for t in mapped]
-        gradients = vmap(grad(loss), in_dims=(None, 0, 0), randomness="different")(values, cast, given)
+        cast = [t.to(dtype) if t.is_floating_point() else t for t in mapped]
+        exact = [g.to(dtype) for g in given]
+        gradients = vmap(grad(loss), in_dims=(None, 0, 0), randomness="different")(values, cast, exact)
     return {parameters[name]: gradient for name, gradient in gradients.items()}

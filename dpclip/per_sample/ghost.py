@@ -7,7 +7,8 @@ keeps no layer's factors; it is there as an independent road to the same sums.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -18,7 +19,6 @@ from dpclip.errors import BadInput
 from dpclip.gradient_sum import GradientSum, wide
 from dpclip.per_sample.bookkeeping import BookkeepingBackend
 from dpclip.per_sample.errors import BatchDimensionError
-from dpclip.per_sample.rows import RowEvidence
 from dpclip.per_sample.view import FactoredView
 
 
@@ -51,7 +51,9 @@ class GhostBackend(BookkeepingBackend):
     def new_view(self, units: int, owners: Tensor | None, scale: float) -> FactoredView:
         self._cuts = []
         hidden = {self.slots[p] for m in self.substituted for p in m.parameters() if p in self.slots}
-        return GhostView(self.groups, units, owners, scale, self.evidence, self.parameters, hidden, self._cuts)
+        view = GhostView(self.groups, units, owners, scale, self.evidence)
+        view.attach(self.parameters, hidden, self.muted)
+        return view
 
     def _cut(self, module: nn.Module, args: Any, output: Any) -> Any:
         """Let the loss's gradient stop at the model's output."""
@@ -86,21 +88,18 @@ class GhostBackend(BookkeepingBackend):
 class GhostView(FactoredView):
     """Norms from the first pass; each weighted sum is a backward pass."""
 
-    def __init__(
-        self,
-        groups: Sequence[int],
-        units: int,
-        owners: Tensor | None,
-        scale: float,
-        evidence: RowEvidence,
-        parameters: Sequence[nn.Parameter],
-        hidden: set[int],
-        cuts: list[tuple[Tensor, Tensor]],
+    def attach(
+        self, parameters: Sequence[nn.Parameter], hidden: set[int], muted: Callable[..., AbstractContextManager[None]]
     ) -> None:
-        super().__init__(groups, units, owners, scale, evidence)
-        self.cuts: list[tuple[Tensor, Tensor]] = cuts
-        self._parameters = list(parameters)
-        self._hidden = hidden  # parameters that autograd does not see: their layers' forward is replaced
+        """What the second pass needs.
+
+        Args:
+            parameters: in order.
+            hidden: slots that autograd does not see: their layers' forward is replaced.
+            muted: keeps recomputed layers watched, and records nothing.
+        """
+        self.cuts: list[tuple[Tensor, Tensor]] = []
+        self._parameters, self._hidden, self._muted = list(parameters), hidden, muted
 
     def settle(self) -> None:
         """Forget the layers' factors, unless a sample is not finite: a backward pass could not leave it unread."""
@@ -117,13 +116,14 @@ class GhostView(FactoredView):
                 continue
             rows = factors[group] if self.owners is None else factors[group][self.owners.to(factors.device)]
             ends = [grad * self._like(rows * self.scale, grad) for _, grad in self.cuts]
-            found = torch.autograd.grad(
-                [out for out, _ in self.cuts], [self._parameters[i] for i in slots], ends,
-                retain_graph=True, allow_unused=True,
-            )  # fmt: skip
-            for slot, gradient in zip(slots, found, strict=True):
+            with self._muted(self):  # not autograd.grad: re-entrant checkpointing refuses it
+                torch.autograd.backward([out for out, _ in self.cuts], ends, retain_graph=True)
+            for slot in slots:
+                gradient = self._parameters[slot].grad
                 if gradient is not None:
                     into.tensors[slot] += gradient.to(into.tensors[slot].dtype)
+            for parameter in self._parameters:
+                parameter.grad = None
 
     @staticmethod
     def _like(rows: Tensor, grad: Tensor) -> Tensor:

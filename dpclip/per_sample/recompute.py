@@ -16,7 +16,9 @@ from torch.utils import _pytree as pytree
 from torch.utils.hooks import RemovableHandle
 from transformers.cache_utils import Cache
 
+from dpclip.gradient_sum import exact_products
 from dpclip.per_sample import functorch
+from dpclip.per_sample.calls import uncompiled
 from dpclip.per_sample.errors import BatchDimensionError
 from dpclip.per_sample.factored import Dense
 
@@ -61,8 +63,8 @@ class Recomputation:
             return self._join(module, wanted, args, kwargs, output, state)
 
         return [
-            module.register_forward_pre_hook(enter, with_kwargs=True),
-            module.register_forward_hook(leave, with_kwargs=True),
+            module.register_forward_pre_hook(uncompiled(enter), with_kwargs=True),
+            module.register_forward_hook(uncompiled(leave), with_kwargs=True),
         ]
 
     def postpone(self, module: nn.Module, parameters: list[nn.Parameter]) -> None:
@@ -103,11 +105,16 @@ class Recomputation:
             )
         outs = [leaves[i].expand(rows, *leaves[i].shape[1:]) if len(leaves[i]) == 1 else leaves[i] for i in places]
 
+        for out in outs:
+            watcher.note_dtype(out)
+
         def arrived(grads: tuple[Tensor, ...], kept: tuple[Tensor, ...]) -> None:
+            if not watcher.recording:
+                return
             again = map(watcher.rows_first, kept)
             inputs, named = pytree.tree_map_only(Tensor, lambda _: next(again), (args, kwargs))
             by_row = [watcher.rows_first(grad) for grad in grads]
-            with torch.random.fork_rng(devices=[]), watcher.unwatched():
+            with torch.random.fork_rng(devices=[]), watcher.unwatched(), exact_products():
                 torch.set_rng_state(state)
                 try:
                     found = functorch.per_sample_gradients(module, inputs, named, by_row, wanted)

@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from dpclip.gradient_sum import GradientSum, wide
+from dpclip.gradient_sum import GradientSum, exact_products, wide
 from dpclip.per_sample.factored import Factored
 from dpclip.per_sample.forms import joined
 from dpclip.per_sample.rows import RowEvidence
@@ -80,6 +80,7 @@ class FactoredView:
         self.groups, self.units, self.owners, self.scale = list(groups), units, owners, scale
         self._uses: list[list[Factored]] = [[] for _ in self.groups]
         self.forgotten = False
+        self.narrow = False  # whether a layer computed in less than float32
         self._norms: list[Tensor | None] = [None] * len(self.groups)
 
     def add(self, slot: int, use: Factored) -> None:
@@ -158,7 +159,8 @@ class FactoredView:
     def _squared(self, slot: int) -> Tensor:
         known = self._norms[slot]
         if known is None:
-            known = self._norms[slot] = self._by_unit(slot).squared_norms()
+            with exact_products():
+                known = self._norms[slot] = self._by_unit(slot).squared_norms()
         return known
 
     def _add(self, slot: int, factors: Tensor, total: Tensor, keep: Tensor | None) -> None:
@@ -166,5 +168,6 @@ class FactoredView:
         if self.owners is not None:
             owners = self.owners.to(total.device)
             factors, keep = factors[owners], None if keep is None else keep.to(total.device)[owners]
-        for use in self._uses[slot]:
-            use.add_weighted(factors, total, keep)
+        with exact_products():
+            for use in self._uses[slot]:
+                use.add_weighted(factors, total, keep)

@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from torch.utils.hooks import RemovableHandle
 
-from dpclip.per_sample.calls import Call, keep, leading, tensors_of
+from dpclip.gradient_sum import exact_products, wide
+from dpclip.per_sample.calls import Call, keep, leading, tensors_of, uncompiled
 from dpclip.per_sample.completeness import SumCheck, unseen
 from dpclip.per_sample.errors import BatchDimensionError
 from dpclip.per_sample.factored import Factored
@@ -62,7 +63,7 @@ class Watcher(GradSampleHooks):
         self.rows = 0
         self._view: FactoredView | None = None
         self._names = {module: name for name, module in model.named_modules()}
-        self._checked = False
+        self._checked = self._muted = False
         self.evidence = RowEvidence.of(model)
         self._operations, self._recomputation = Operations(self), Recomputation(self)
         self.substituted: list[nn.Module] = []
@@ -85,9 +86,18 @@ class Watcher(GradSampleHooks):
         view.add(slot, use)
 
     def take_in(self, module: nn.Module, parameter: nn.Parameter, use: Factored) -> None:
-        """`take`, for parameters of modules that are repeated."""
-        if self._view is not None:
+        """`take`, for parameters of modules that are repeated or replaced."""
+        if self._view is not None and not self._muted:
             self.take(self._view, Call(module, type(module), (), {}), parameter, use)
+
+    @contextmanager
+    def muted(self, view: FactoredView) -> Iterator[None]:
+        """For a further backward pass: recomputed layers are watched as before, and nothing is recorded."""
+        self._view, self._muted = view, True
+        try:
+            yield
+        finally:
+            self._view, self._muted = None, False
 
     @contextmanager
     def unwatched(self) -> Iterator[None]:
@@ -121,7 +131,7 @@ class Watcher(GradSampleHooks):
             parameter.grad = None
             parameter.requires_grad_(not freeze)
         for module in self.substituted:
-            self._substitute(module, view)
+            self._substitute(module)
         try:
             yield view
             self._recomputation.check_taken()
@@ -193,8 +203,8 @@ class Watcher(GradSampleHooks):
         if own and refined is not None:
             handles += self._operations.attach(module, refined)
         elif own and self.knows(module):
-            handles.append(module.register_forward_pre_hook(self.expand, with_kwargs=True))
-            handles.append(module.register_forward_hook(self.watch, with_kwargs=True))
+            handles.append(module.register_forward_pre_hook(uncompiled(self.expand), with_kwargs=True))
+            handles.append(module.register_forward_hook(uncompiled(self.watch), with_kwargs=True))
         elif type(module) not in (DPRNN, DPLSTM, DPGRU):  # their RNNLinear children carry the hooks
             handles += self._recomputation.attach(module, own)
         for child in module.children():
@@ -211,6 +221,11 @@ class Watcher(GradSampleHooks):
     def active(self) -> bool:
         """Whether calls are being watched now."""
         return self._view is not None and self.hooks_enabled and torch.is_grad_enabled()
+
+    @property
+    def recording(self) -> bool:
+        """Whether gradients that arrive are to be recorded."""
+        return self._view is not None and not self._muted
 
     def expand(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any] | None:
         """Forward pre-hook: an input shared by all rows becomes one copy a row: its gradient stays per-sample."""
@@ -235,26 +250,32 @@ class Watcher(GradSampleHooks):
             return None
         if not out.requires_grad:  # no trainable layer below and no gradient for this layer's own weights
             out = out + self.anchor.to(out)
+        self.note_dtype(out)
         kept = keep(self.anchor, args, kwargs)
 
         def caught(grad: Tensor) -> None:
-            if self._view is not None:
+            if self.recording:
                 inputs, named = kept(self.rows_first)
                 self._record(Call(module, kind, inputs, named), self.rows_first(grad.detach()))
 
         out.register_hook(caught)
         return out
 
+    def note_dtype(self, out: Tensor) -> None:
+        """Remember whether the pass is one in mixed precision."""
+        if self._view is not None and wide(out.dtype) != out.dtype:
+            self._view.narrow = True
+
     def _record(self, call: Call, grad: Tensor) -> None:
         assert self._view is not None
-        with self.unwatched():
+        with self.unwatched(), exact_products():
             self.record(self._view, call, grad)
 
-    def _substitute(self, module: nn.Module, view: FactoredView) -> None:
+    def _substitute(self, module: nn.Module) -> None:
         substitute = substitute_for(module)
         assert substitute is not None
         plain = module.forward
-        watched = substitute(module, _Recorder(self, module, view))
+        watched = substitute(module, _Recorder(self, module))
         module.forward = lambda *args, **kwargs: (watched if self.active else plain)(*args, **kwargs)
 
     def rows_first(self, tensor: Tensor) -> Tensor:
@@ -289,9 +310,8 @@ class Watcher(GradSampleHooks):
 class _Recorder:
     """Takes what a substitute forward records (`layers/substitutes.py`)."""
 
-    def __init__(self, watcher: Watcher, module: nn.Module, view: FactoredView) -> None:
-        self._watcher, self._view = watcher, view
-        self._call = Call(module, type(module), (), {})
+    def __init__(self, watcher: Watcher, module: nn.Module) -> None:
+        self._watcher, self._module = watcher, module
 
     @property
     def rows(self) -> int:
@@ -302,4 +322,4 @@ class _Recorder:
         return self._watcher.anchor
 
     def __call__(self, parameter: nn.Parameter, use: Factored) -> None:
-        self._watcher.take(self._view, self._call, parameter, use)
+        self._watcher.take_in(self._module, parameter, use)
