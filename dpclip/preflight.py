@@ -18,6 +18,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from dpclip.errors import BadInput
 from dpclip.gradient_sum import wide
 from dpclip.per_sample import BatchDimensionError, make_backend
+from dpclip.per_sample.errors import MisjudgedRows
 
 Losses = Callable[[nn.Module, Any], Tensor]
 
@@ -42,11 +43,16 @@ def check_model(
         BadInput: names the module or parameter at fault.
     """
     check_batch_norm(model)
-    with _untouched(model):
+    with _untouched(model) as buffers:
         _check_invariance(model, losses, collate, list(examples))
+        _check_buffers(model, buffers)
         try:
             for count in (1, 3):  # two sizes: rows must be told from positions
-                _check_gradients(model, losses, collate, list(examples)[:count], grad_sample_mode)
+                few = list(examples)[:count]
+                try:
+                    _check_gradients(model, losses, collate, few, grad_sample_mode)
+                except MisjudgedRows:  # nothing is at stake yet, and now it is known
+                    _check_gradients(model, losses, collate, few, grad_sample_mode)
         except BatchDimensionError as error:
             raise BadInput(str(error)) from error
 
@@ -61,12 +67,23 @@ def check_batch_norm(model: nn.Module) -> None:
             )
 
 
+def _check_buffers(model: nn.Module, before: dict[str, Tensor]) -> None:
+    """Statistics of the records must not be saved with the model beside its protected weights."""
+    saved = model.state_dict()
+    for name, buffer in model.named_buffers():
+        if name in saved and name in before and not torch.equal(buffer, before[name]):
+            raise BadInput(
+                f"buffer {name!r} is updated by the forward pass and saved with the model, unprotected: switch the "
+                "statistics off (track_running_stats=False, say) or make the buffer non-persistent"
+            )
+
+
 @contextmanager
-def _untouched(model: nn.Module) -> Iterator[None]:
+def _untouched(model: nn.Module) -> Iterator[dict[str, Tensor]]:
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     training, state = model.training, torch.get_rng_state()
     try:
-        yield
+        yield buffers
     finally:
         with torch.no_grad():
             for name, buffer in model.named_buffers():

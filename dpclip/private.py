@@ -143,10 +143,11 @@ class PrivateTraining:
                 raise RuntimeError("the logical batch is complete: call step() after each micro-batch")
 
     def _split(self, order: list[int], counts: dict[int, int]) -> list[list[int]]:
-        """Micro-batches; the first of a run is a single unit, so that rows can be told from positions."""
-        alone = order[:1] if self.engine.step == 0 or self._backend.unproven else []
-        rest = order[len(alone) :]
-        return [alone][: len(alone)] + list(micro_batches(rest, [counts[u] for u in rest], self._physical_batch_size))
+        """Micro-batches; a run begins with one unit and with two, so that rows can be told from positions."""
+        small = [order[:1], order[1:3]] if self.engine.step == 0 or self._backend.unproven else []
+        rest = order[sum(map(len, small)) :]
+        large = micro_batches(rest, [counts[unit] for unit in rest], self._physical_batch_size)
+        return [chunk for chunk in (*small, *large) if chunk]
 
     def _rows_of(self, unit: int, step: int, generation: int) -> list[int]:
         return self.engine.sampler.rows(step, generation, unit, self._units.rows[unit], self._rows_per_unit)

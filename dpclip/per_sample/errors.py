@@ -3,3 +3,7 @@
 
 class BatchDimensionError(RuntimeError):
     """A layer whose input or output does not have one row a sample, so that no per-sample gradient exists."""
+
+
+class MisjudgedRows(BatchDimensionError):
+    """A layer was taken to have one row a sample, and has not; it is known now, so the pass can be begun again."""

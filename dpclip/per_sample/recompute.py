@@ -60,7 +60,7 @@ class Recomputation:
                 return None
             for m in below:
                 del self._pending[m]
-            return self._join(module, wanted, args, kwargs, output, state)
+            return self._join(module, wanted, own, args, kwargs, output, state)
 
         return [
             module.register_forward_pre_hook(uncompiled(enter), with_kwargs=True),
@@ -68,8 +68,9 @@ class Recomputation:
         ]
 
     def postpone(self, module: nn.Module, parameters: list[nn.Parameter]) -> None:
-        """Leave the parameters of a call without rows to a module around it."""
+        """Leave the parameters of a layer to a module around it: all its calls, those before too."""
         if parameters:
+            self._watcher.lifted.add(module)
             self._pending.setdefault(module, []).extend(parameters)
 
     def check_taken(self) -> None:
@@ -91,7 +92,14 @@ class Recomputation:
         self._random.clear()
 
     def _join(
-        self, module: nn.Module, wanted: list[nn.Parameter], args: Any, kwargs: Any, output: Any, state: Tensor
+        self,
+        module: nn.Module,
+        wanted: list[nn.Parameter],
+        own: list[nn.Parameter],
+        args: Any,
+        kwargs: Any,
+        output: Any,
+        state: Tensor,
     ) -> Any:
         """Pass the outputs on through a node that sees all their gradients at once."""
         watcher, rows = self._watcher, self._watcher.rows
@@ -109,7 +117,8 @@ class Recomputation:
             watcher.note_dtype(out)
 
         def arrived(grads: tuple[Tensor, ...], kept: tuple[Tensor, ...]) -> None:
-            if not watcher.recording:
+            left = [p for p in wanted if p not in own] if module in watcher.lifted else wanted
+            if not watcher.recording or not left:
                 return
             again = map(watcher.rows_first, kept)
             inputs, named = pytree.tree_map_only(Tensor, lambda _: next(again), (args, kwargs))
@@ -117,7 +126,7 @@ class Recomputation:
             with torch.random.fork_rng(devices=[]), watcher.unwatched(), exact_products():
                 torch.set_rng_state(state)
                 try:
-                    found = functorch.per_sample_gradients(module, inputs, named, by_row, wanted)
+                    found = functorch.per_sample_gradients(module, inputs, named, by_row, left)
                 except RuntimeError as error:
                     reason = str(error).splitlines()[0][:200]
                     raise BatchDimensionError(

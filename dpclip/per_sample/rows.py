@@ -20,7 +20,9 @@ class RowEvidence:
     def __init__(self) -> None:
         self._sizes: dict[str, set[int]] = {}
         self._shared: set[str] = set()
-        self._mixed: set[str] = set()  # layers taken to be row-wise in a batch of several units
+        self._mixed: set[str] = set()  # layers taken to be row-wise in an earlier batch of several units
+        self._now: set[str] = set()  # ... and in this one
+        self._broadcast: dict[str, bool] = {}  # layers given one input for all rows, and whether that is proven
         self._alone = True
         self._lengths: set[int] = set()
 
@@ -31,7 +33,8 @@ class RowEvidence:
 
     def begin(self, units: int) -> None:
         """A new forward pass of so many units: with one, whose gradient is whose is no question."""
-        self._lengths, self._alone = set(), units == 1
+        self._mixed |= self._now - self._shared
+        self._lengths, self._now, self._alone = set(), set(), units == 1
 
     def per_row(self, name: str, rows: int, tensors: Sequence[Tensor]) -> bool:
         """Judge one call of a layer by its first input and its output.
@@ -51,8 +54,20 @@ class RowEvidence:
             return False
         self._sizes.setdefault(name, set()).add(rows)
         if not self._alone:
-            self._mixed.add(name)
+            self._now.add(name)
         self._lengths |= {t[0, ..., 0].numel() for t in tensors if t.dim() > 2 and len(t) == rows}
+        return True
+
+    def broadcasts(self, name: str, rows: int, tensors: Sequence[Tensor]) -> bool:
+        """Whether a call's inputs are one row for all samples, [1, length, ...], to be repeated for each.
+
+        One position of every sample, [1, rows, ...] in a model with the time first, looks the same until the
+        length is neither 1 nor the number of rows; until then nothing may be released.
+        """
+        if name in self._shared or not tensors or any(t.dim() < 2 or len(t) != 1 for t in tensors):
+            return False
+        proven = all(t.shape[1] not in (1, rows) for t in tensors)
+        self._broadcast[name] = self._broadcast.get(name, False) or proven
         return True
 
     def merged(self, tensor: Tensor, rows: int) -> bool:
@@ -65,20 +80,18 @@ class RowEvidence:
             and len(tensor) // rows in self._lengths
         )
 
-    def shared(self, name: str) -> bool:
-        """Whether a layer is known not to be row-wise."""
-        return name in self._shared
-
     def misjudged(self, name: str) -> bool:
-        """Whether a layer that is not row-wise was taken for it in a batch of several units; said once."""
+        """Whether a layer that is not row-wise was taken for it in an earlier batch of several units; said once."""
         if name not in self._shared or name not in self._mixed:
             return False
         self._mixed.discard(name)
+        self._broadcast.pop(name, None)
         return True
 
     def doubts(self) -> list[str]:
         """Layers that were only ever seen with one batch size, and that with several units."""
-        return sorted(name for name in self._mixed - self._shared if len(self._sizes[name]) == 1)
+        seen_once = {name for name in (self._mixed | self._now) - self._shared if len(self._sizes[name]) == 1}
+        return sorted(seen_once | {name for name, proven in self._broadcast.items() if not proven})
 
     @property
     def empty(self) -> bool:

@@ -25,7 +25,7 @@ from torch.utils.hooks import RemovableHandle
 from dpclip.gradient_sum import exact_products, wide
 from dpclip.per_sample.calls import Call, keep, leading, tensors_of, uncompiled
 from dpclip.per_sample.completeness import SumCheck, unseen
-from dpclip.per_sample.errors import BatchDimensionError
+from dpclip.per_sample.errors import BatchDimensionError, MisjudgedRows
 from dpclip.per_sample.factored import Factored
 from dpclip.per_sample.layers.samplers import sampler_for
 from dpclip.per_sample.layers.substitutes import substitute_for
@@ -126,6 +126,7 @@ class Watcher(GradSampleHooks):
         self.rows = units if owners is None else len(owners)
         self.anchor = torch.zeros((), requires_grad=True)
         self.evidence.begin(units)
+        self.lifted: set[nn.Module] = set()
         freeze = self.freezes and check is None
         for parameter in self.parameters:
             parameter.grad = None
@@ -229,10 +230,9 @@ class Watcher(GradSampleHooks):
 
     def expand(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any] | None:
         """Forward pre-hook: an input shared by all rows becomes one copy a row: its gradient stays per-sample."""
-        if not self.active or self.rows == 1 or self.evidence.shared(self.name(module)):
+        if not self.active or self.rows == 1:
             return None
-        tensors = tensors_of(args, kwargs)
-        if not tensors or any(t.dim() == 0 or len(t) != 1 for t in tensors):
+        if not self.evidence.broadcasts(self.name(module), self.rows, tensors_of(args, kwargs)):
             return None
         return pytree.tree_map_only(Tensor, lambda t: t.expand(self.rows, *t.shape[1:]).contiguous(), (args, kwargs))
 
@@ -254,7 +254,7 @@ class Watcher(GradSampleHooks):
         kept = keep(self.anchor, args, kwargs)
 
         def caught(grad: Tensor) -> None:
-            if self.recording:
+            if self.recording and module not in self.lifted:
                 inputs, named = kept(self.rows_first)
                 self._record(Call(module, kind, inputs, named), self.rows_first(grad.detach()))
 
@@ -290,12 +290,12 @@ class Watcher(GradSampleHooks):
         """Whether this call of a layer has one row a sample.
 
         Raises:
-            BatchDimensionError: it was wrongly taken to have, in a batch whose sum may be in use.
+            MisjudgedRows: it was wrongly taken to have, in a batch whose sum may be in use.
         """
         name = self.name(module)
         judged = self.evidence.per_row(name, self.rows, tensors)
         if self.evidence.misjudged(name):
-            raise BatchDimensionError(
+            raise MisjudgedRows(
                 f"{name} was taken to have one row a sample in a batch of another size, and has not: begin again; the "
                 "model is now known, and nothing that was computed with it has been released"
             )

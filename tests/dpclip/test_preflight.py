@@ -70,6 +70,24 @@ def test_positions_without_a_batch_dimension_are_fine_whatever_the_length() -> N
         check_model(_Positions(), lambda m, x: m(x), torch.cat, [torch.randint(16, (1, length)) for _ in range(4)])
 
 
+class _Statistics(nn.Module):
+    """Keeps running statistics of its inputs, each row by itself."""
+
+    def __init__(self, kept: bool) -> None:
+        super().__init__()
+        self.norm, self.head = nn.InstanceNorm1d(4, affine=True, track_running_stats=kept), nn.Linear(4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.norm(x.transpose(1, 2)).transpose(1, 2)).square().sum((1, 2))
+
+
+def test_statistics_that_would_be_saved_with_the_model_are_refused() -> None:
+    rows = [torch.randn(1, 5, 4) for _ in range(4)]
+    with pytest.raises(BadInput, match=r"'norm.running_mean'.*track_running_stats=False"):
+        check_model(_Statistics(True), lambda m, x: m(x), torch.cat, rows)
+    check_model(_Statistics(False), lambda m, x: m(x), torch.cat, rows)
+
+
 class _Merged(nn.Module):
     """Merges length before batch, so that splitting it again gives rows that are none."""
 
