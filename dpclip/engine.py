@@ -31,7 +31,7 @@ class _Open:
 
     receipt: Receipt
     scale: noise.NoiseScale
-    sums: dict[str, GradientSum]
+    sums: dict[str, GradientSum] = field(default_factory=dict)
     sides: dict[str, Tensor] = field(default_factory=dict)
     doubts: list[str] = field(default_factory=list)
 
@@ -85,12 +85,13 @@ class Engine:
         rule = self.rule
         scale = noise.scale_noise(self.plan.noise_multiplier, rule.bounds(), rule.shares(), rule.side_queries())
         receipt = self.ledger.charge(self.step, self.generation, scale.noise_multiplier)
-        self._open = _Open(receipt, scale, self._empty_sums(), self._empty_sides())
+        self._open = _Open(receipt, scale, sides=self._empty_sides())
         return self.sampler.draw(self.step, self.generation)
 
     def absorb(self, view: PerSampleView) -> None:
         """Clip one micro-batch and add it to the step's sums."""
         step = self._current()
+        step.sums = step.sums or self._empty_sums()  # not before the first backward pass has freed its activations
         norms, finite = _norms(view.squared_norms())
         for name, factors in self.rule.weightings(norms).items():
             view.weighted_sum(factors * finite, into=step.sums[name])
@@ -112,7 +113,7 @@ class Engine:
                 f"{step.doubts[0]} was only seen in batches of one size, so its rows cannot be told from positions; "
                 "nothing was released: begin with a micro-batch of one row"
             )
-        total = self.rule.combine(step.sums)
+        total = self.rule.combine(step.sums or self._empty_sums())
         if self.plan.private and not self.commitments.confirm(step.receipt, self._fingerprint(total, step)):
             raise ReplayDiverged(f"step {step.receipt.step} did not replay bit for bit")
         released = noise.release(total, step.sides, step.scale, step.receipt, self.key, self.plan.expected_batch_size)

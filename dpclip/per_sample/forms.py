@@ -26,7 +26,7 @@ from dpclip.per_sample.factored import Dense, Factored, kept, rows_of_units, sum
 
 GRAM_ELEMENTS = 1 << 24  # most elements of a Gram matrix at once
 _LEAF = 64  # Gram matrices this long are computed whole
-_LARGER = 2  # how much larger than its factors a gradient may be written out
+_LARGER = 1.75  # how much larger than its factors a gradient may be written out
 # Rounding of a Gram matrix's entries, relative to the lengths of their vectors ...
 _GRAM_ROUNDING = {torch.float32: 2.0**-21, torch.float64: 2.0**-49}
 _COVERED = 2.0**-11  # ... and the part of a squared norm that the noise's own allowance for rounding covers

@@ -251,11 +251,13 @@ class Watcher(GradSampleHooks):
         if not out.requires_grad:  # no trainable layer below and no gradient for this layer's own weights
             out = out + self.anchor.to(out)
         self.note_dtype(out)
-        kept = keep(self.anchor, args, kwargs)
+        kept = [keep(self.anchor, args, kwargs)]
 
         def caught(grad: Tensor) -> None:
             if self.recording and module not in self.lifted:
-                inputs, named = kept(self.rows_first)
+                if not kept:
+                    raise RuntimeError("two backward passes went through one forward pass: a step takes one")
+                inputs, named = kept.pop()(self.rows_first)  # nothing is held longer than its gradient needs it
                 self._record(Call(module, kind, inputs, named), self.rows_first(grad.detach()))
 
         out.register_hook(caught)

@@ -1,7 +1,7 @@
 """What a private step costs beside the plain one: engines in alternating rounds of one process, one thread.
 
 usage: python measure.py time [ROUNDS [MODEL ...]]   CPU time of whole steps, and of micro-batches and updates apart
-       python measure.py memory                      growth of the peak, each engine in a fresh process
+       python measure.py memory [MODEL ...]          growth of the peak, each engine in a fresh process
        python measure.py --table                     the tables of docs/results.md
        python measure.py --figure                    figure.svg
 
@@ -10,6 +10,7 @@ Writes results.json beside this file. Freed memory is kept by the C library (`dp
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import platform
@@ -122,17 +123,18 @@ def growth(name: str, mode: str) -> float:
 
     noise = 0.0 if mode == PLAIN else 1.0
     step = make(name, mode, noise, MEMORY_ROWS.get(name))
+    ctypes.CDLL("libc.so.6").malloc_trim(0)  # what was freed while building counts for the steps
     held = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
     for _ in range(3):
         step.step()
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024 - held
 
 
-def memory() -> dict[str, Any]:
+def memory(names: list[str]) -> dict[str, Any]:
     """Every engine in a process of its own; the allocator as shipped."""
     found: dict[str, Any] = {}
-    for name, peers in PEERS.items():
-        for mode in (PLAIN, OURS, *peers):
+    for name in names:
+        for mode in (PLAIN, OURS, *PEERS[name]):
             command = [sys.executable, str(HERE / "measure.py"), "--growth", name, mode]
             run = subprocess.run(command, capture_output=True, text=True, check=False)
             if run.returncode == 0:
@@ -223,8 +225,8 @@ def main(arguments: list[str]) -> None:
         print(table(json.loads(RESULTS.read_text())))
     elif arguments == ["--figure"]:
         figure(json.loads(RESULTS.read_text()))
-    elif arguments == ["memory"]:
-        save("memory", memory())
+    elif arguments[:1] == ["memory"]:
+        save("memory", memory(arguments[1:] or list(PEERS)))
     else:
         reuse_heap()
         rounds = int(arguments[1]) if len(arguments) > 1 else 20
