@@ -9,6 +9,7 @@ float32. For float64 tensors both have 53 bits.
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -22,6 +23,7 @@ from dpclip.randomness import Keystream
 PIECE = 1 << 18  # values a piece: larger ones leave the cache, smaller ones pay for the calls
 _END = 1 << 20  # words this close to either end of [0, 2^32) are refined by 32 more bits
 _HALF = PIECE // 2
+_SCRATCH = threading.local()
 
 
 class Sampler:
@@ -33,9 +35,12 @@ class Sampler:
 
     def __init__(self, stream: Keystream) -> None:
         self._stream = stream
-        self._words = np.empty(PIECE, np.uint32)
-        self._radius, self._angle = np.empty(_HALF, np.float32), np.empty(_HALF, np.float32)
-        self._values = np.empty((2, _HALF), np.float32)
+        if not hasattr(_SCRATCH, "words"):  # kept between tensors: fresh memory would be faulted in for each
+            _SCRATCH.words = np.empty(PIECE, np.uint32)
+            _SCRATCH.radius, _SCRATCH.angle = np.empty(_HALF, np.float32), np.empty(_HALF, np.float32)
+            _SCRATCH.values = np.empty((2, _HALF), np.float32)
+        self._words, self._values = _SCRATCH.words, _SCRATCH.values
+        self._radius, self._angle = _SCRATCH.radius, _SCRATCH.angle
 
     def single(self, tensor: int, piece: int, count: int, std: float = 1.0) -> np.ndarray:
         """The first `count` values of one piece, float32, valid until the next call."""

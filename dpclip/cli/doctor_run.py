@@ -61,6 +61,7 @@ def run(
 def _show(found: Diagnosis, length: int) -> None:
     console = Console(highlight=False, soft_wrap=True)
     table = Table("parameter", "layer", "size", "norm", "KiB a row", box=None, header_style="bold")
+    table.columns[0].overflow = "fold"
     for number in (2, 4):
         table.columns[number].justify = "right"
     for finding in found.findings:

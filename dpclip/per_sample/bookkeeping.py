@@ -27,15 +27,7 @@ class BookkeepingBackend(Watcher):
 
     freezes = True
 
-    def __init__(
-        self,
-        model: nn.Module,
-        parameters: Sequence[nn.Parameter],
-        groups: Sequence[int],
-        *,
-        loss_reduction: str = "mean",
-    ) -> None:
-        super().__init__(model, parameters, groups, loss_reduction=loss_reduction)
+    def prepare(self, model: nn.Module) -> None:
         tables = [m.weight for m in model.modules() if isinstance(m, nn.Embedding)]
         self._tables = {id(table) for table in tables}
 

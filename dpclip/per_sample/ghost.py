@@ -27,22 +27,15 @@ class GhostBackend(BookkeepingBackend):
 
     freezes = False
 
-    def __init__(
-        self,
-        model: nn.Module,
-        parameters: Sequence[nn.Parameter],
-        groups: Sequence[int],
-        *,
-        loss_reduction: str = "mean",
-    ) -> None:
-        narrow = {str(p.dtype) for p in parameters if p.dtype != wide(p.dtype)}
+    def prepare(self, model: nn.Module) -> None:
+        super().prepare(model)
+        narrow = {str(p.dtype) for p in self.parameters if p.dtype != wide(p.dtype)}
         if narrow:
             raise BadInput(
                 f"gradient mode ghost sums in the parameters' dtype, and {', '.join(sorted(narrow))} is too narrow for "
                 "a sum: choose bookkeeping, or keep the parameters in float32"
             )
         self._cuts: list[tuple[Tensor, Tensor]] = []
-        super().__init__(model, parameters, groups, loss_reduction=loss_reduction)
 
     def add_hooks(self, **kwargs: Any) -> None:
         super().add_hooks(**kwargs)

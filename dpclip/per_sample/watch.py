@@ -67,7 +67,12 @@ class Watcher(GradSampleHooks):
         self.evidence = RowEvidence.of(model)
         self._operations, self._recomputation = Operations(self), Recomputation(self)
         self.substituted: list[nn.Module] = []
+        self.prepare(model)
         super().__init__(model, loss_reduction=loss_reduction, strict=False, force_functorch=force_functorch)
+
+    def prepare(self, model: nn.Module) -> None:
+        """Called before the hooks are attached."""
+        return None
 
     @abstractmethod
     def record(self, view: FactoredView, call: Call, grad: Tensor) -> None:
