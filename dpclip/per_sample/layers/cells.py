@@ -38,10 +38,6 @@ class Cell(ABC):
     def backward(self, m: Any, into: Gradients, t: int, n: int, d_h: Tensor, d_c: Tensor, hh: Tensor) -> Tensor:
         """Fill step t of `into`; returns the gradient by h_{t-1}, and updates that by the cell state in place."""
 
-    def unprojected(self, m: Any) -> Tensor:
-        """Hidden states before an LSTM's projection, [B, T, H]."""
-        raise NotImplementedError
-
 
 @dataclass
 class _LSTMMemory:
@@ -51,6 +47,10 @@ class _LSTMMemory:
     by_cell: Tensor | None = None
     by_output: Tensor | None = None
     leak: Tensor | None = None
+
+    def unprojected(self) -> Tensor:
+        """Hidden states before a projection, [B, T, H]."""
+        return self.gates[:, :, 3] * self.tanh
 
 
 class LSTM(Cell):
@@ -91,9 +91,6 @@ class LSTM(Cell):
         torch.mul(d_h, m.by_output[:n, t], out=parts[:, 3])
         cell.mul_(m.gates[:n, t, 1])
         return row @ hh
-
-    def unprojected(self, m: _LSTMMemory) -> Tensor:
-        return m.gates[:, :, 3] * m.tanh
 
 
 @dataclass

@@ -107,7 +107,7 @@ def _record(
         if bias is not None:
             record(bias, Dense(rows(left).sum(1, dtype=wide(left.dtype))))
     if d.projection is not None and projected is not None:
-        products(d.projection, projected, d.cell.unprojected(memory))
+        products(d.projection, projected, memory.unprojected())
 
 
 def recurrent(layer: nn.RNNBase, recorder: Any) -> Callable[..., Any]:
