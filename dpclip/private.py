@@ -144,10 +144,11 @@ class PrivateTraining:
 
     def _split(self, order: list[int], counts: dict[int, int]) -> list[list[int]]:
         """Micro-batches; a run begins with one unit and with two, so that rows can be told from positions."""
-        small = [order[:1], order[1:3]] if self.engine.step == 0 or self._backend.unproven else []
-        rest = order[sum(map(len, small)) :]
-        large = micro_batches(rest, [counts[unit] for unit in rest], self._physical_batch_size)
-        return [chunk for chunk in (*small, *large) if chunk]
+        parts = [order]
+        if self.engine.step == 0 or self._backend.unproven:
+            parts = [order[:1], order[1:3], order[3:]]
+        size = self._physical_batch_size
+        return [chunk for part in parts for chunk in micro_batches(part, [counts[unit] for unit in part], size)]
 
     def _rows_of(self, unit: int, step: int, generation: int) -> list[int]:
         return self.engine.sampler.rows(step, generation, unit, self._units.rows[unit], self._rows_per_unit)

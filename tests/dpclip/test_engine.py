@@ -322,6 +322,21 @@ def test_guarantee_of_a_seeded_run_is_conditional_and_of_a_secret_key_worst_case
     assert make(seed=None).guarantee().kind == "worst-case"
 
 
+@pytest.mark.parametrize(("size", "expected"), [(1, [1] * ROWS), (4, [1, 2, 4, 4]), (ROWS, [1, 2, ROWS - 3])])
+def test_a_run_begins_with_one_unit_and_two_and_never_holds_more_than_fit(size: int, expected: list[int]) -> None:
+    private = make(physical_batch_size=size, expected_batch_size=ROWS, steps=2)
+    seen: list[list[int]] = [[], []]
+    for batch in private.batches():
+        seen[private.engine.step].append(len(batch[0]))
+        with private.microbatch(batch):
+            private.mean(row_losses(private.model, batch)).backward()  # type: ignore[attr-defined]
+        private.step()
+    assert seen[0][: len(expected)] == expected
+    assert sum(seen[0]) == sum(seen[1]) == ROWS
+    assert seen[1][0] == size
+    assert max(max(sizes) for sizes in seen) <= max(size, 1)
+
+
 def test_the_loop_tells_what_was_forgotten() -> None:
     private = make(physical_batch_size=ROWS)
     with pytest.raises(RuntimeError, match="was not used"):
