@@ -13,7 +13,7 @@ from dpclip import noise
 from dpclip.clipping import ClippingRule, StepRelease
 from dpclip.gradient_sum import GradientSum
 from dpclip.ledger import Commitments, Ledger
-from dpclip.per_sample import PerSampleView
+from dpclip.per_sample import ClipPart, PerSampleView
 from dpclip.plan import Plan
 from dpclip.postprocess import PostProcessor
 from dpclip.randomness import SecretKey
@@ -33,6 +33,7 @@ class _Open:
     scale: noise.NoiseScale
     sums: dict[str, GradientSum] = field(default_factory=dict)
     sides: dict[str, Tensor] = field(default_factory=dict)
+    half_done: bool = False  # a micro-batch whose first groups are in the sums and whose last are not
     doubts: list[str] = field(default_factory=list)
 
 
@@ -91,14 +92,33 @@ class Engine:
     def absorb(self, view: PerSampleView) -> None:
         """Clip one micro-batch and add it to the step's sums."""
         step = self._current()
+        norms, finite = self._clip(view, step)
+        for side in self.rule.side_queries():
+            statistics = side.per_sample(norms) * finite.all(0)
+            step.sides[side.name] += statistics.sum(1).to("cpu", torch.float64)
+        step.doubts, step.half_done = view.doubts(), False
+
+    def part_clipper(self) -> ClipPart | None:
+        """What clips a group as soon as the backward pass has completed it; None for rules that need every norm.
+
+        Raises:
+            PrivacyError: the micro-batch before broke off after some of its groups had been clipped.
+        """
+        step = self._current()
+        self._refuse_half_done(step)
+
+        def clip_part(part: PerSampleView) -> None:
+            step.half_done = True
+            self._clip(part, step)
+
+        return clip_part if self.rule.separable else None
+
+    def _clip(self, view: PerSampleView, step: _Open) -> tuple[Tensor, Tensor]:
         step.sums = step.sums or self._empty_sums()  # not before the first backward pass has freed its activations
-        norms, finite = _norms(view.squared_norms())
+        norms, finite = _norms(view.squared_norms(), self.rule.separable)
         for name, factors in self.rule.weightings(norms).items():
             view.weighted_sum(factors * finite, into=step.sums[name])
-        for side in self.rule.side_queries():
-            statistics = side.per_sample(norms) * finite
-            step.sides[side.name] += statistics.sum(1).to("cpu", torch.float64)
-        step.doubts = view.doubts()
+        return norms, finite
 
     def finish(self) -> Released[StepRelease]:
         """Release the step's noisy sum and update the model with it.
@@ -108,6 +128,7 @@ class Engine:
             PrivacyError: the per-sample gradients are in doubt.
         """
         step = self._current()
+        self._refuse_half_done(step)
         if step.doubts:
             raise noise.PrivacyError(
                 f"{step.doubts[0]} was only seen in batches of one size, so its rows cannot be told from positions; "
@@ -133,6 +154,14 @@ class Engine:
         for parameter in self.parameters:
             parameter.grad = None
 
+    @staticmethod
+    def _refuse_half_done(step: _Open) -> None:
+        if step.half_done:
+            raise noise.PrivacyError(
+                "a micro-batch broke off after some of its layers had been clipped and added, so it can neither be "
+                "completed nor repeated; nothing was released: begin the step again by resuming the run"
+            )
+
     def _fingerprint(self, total: GradientSum, step: _Open) -> str:
         key = self.key.subkey("commitment", step.receipt.step, step.receipt.generation)
         return total.digest(step.sides.values(), key)
@@ -150,13 +179,16 @@ class Engine:
         return {side.name: torch.zeros(side.size, dtype=torch.float64) for side in self.rule.side_queries()}
 
 
-def _norms(squared: Tensor) -> tuple[Tensor, Tensor]:
-    """Norms [K, B] rounded up, and which samples are finite in every group [B].
+def _norms(squared: Tensor, separable: bool = False) -> tuple[Tensor, Tensor]:
+    """Norms [K, B] rounded up, and which samples' gradients are finite [K, B].
 
-    The inflation covers the rounding of sums of squares, so that a clipped sample never exceeds its bound; a
-    sample that is not finite gets norm 1 here and factor 0 in every sum (law 6).
+    The inflation covers the rounding of sums of squares, so that a clipped sample never exceeds its bound; a gradient
+    that is not finite gets norm 1 here and factor 0 in every sum (law 6). Where groups are clipped one by one, it is
+    the group that is dropped: those before it are in the sum when it is met.
     """
-    finite = squared.isfinite().all(0)
+    finite = squared.isfinite()
+    if not separable:
+        finite = finite.all(0).expand_as(squared)
     slack = 2.0**-48 if squared.dtype == torch.float64 else 2.0**-19
     norms = torch.where(finite, squared, torch.ones_like(squared)).sqrt() * (1 + slack)
     return norms, finite

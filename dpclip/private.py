@@ -174,7 +174,7 @@ class PrivateTraining:
         pending = self._pending
         if pending is None:
             raise RuntimeError("microbatch() takes the batch that batches() has just yielded, once")
-        with self._backend.capture(pending.units, pending.owners) as view:
+        with self._backend.capture(pending.units, pending.owners, self.engine.part_clipper()) as view:
             yield
         self.engine.absorb(view)
         self._pending, self._ready = None, pending.last

@@ -16,6 +16,24 @@ from dpclip.clipping import ClippingRule
 from dpclip.gradient_sum import GradientSum
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16)
+NAMES = (
+    "h.0.mlp.weight",
+    "h.0.mlp.bias",
+    "h.1.mlp.weight",
+    "h.1.q.lora_A.weight",
+    "h.1.q.lora_B.weight",
+    "head.weight",
+)
+SIZES = (5, 2, 7, 4, 3, 7)
+
+
+def partitioned(make: Callable[[], ClippingRule]) -> ClippingRule:
+    """A fresh rule that knows a model of several layers."""
+    rule = make()
+    groups = rule.partition(NAMES, SIZES)
+    assert sorted(set(groups)) == list(range(len(rule.bounds())))
+    assert groups == rule.partition(NAMES, SIZES)
+    return rule
 
 
 def gradients(rule: ClippingRule, samples: int, scale: float, seed: int, dtype: torch.dtype) -> list[Tensor]:
@@ -36,7 +54,7 @@ def contributions(rule: ClippingRule, samples: list[Tensor]) -> list[Tensor]:
     from dpclip.engine import _norms
 
     squared = torch.stack([s.to(torch.promote_types(s.dtype, torch.float32)).square().sum(1) for s in samples])
-    norms, finite = _norms(squared)
+    norms, finite = _norms(squared, rule.separable)
     factors = (rule.weightings(norms)["release"] * finite).double()
     return [torch.nan_to_num(s.double()) * f.unsqueeze(1) for s, f in zip(samples, factors, strict=True)]
 
@@ -71,15 +89,34 @@ def neighbouring_sums_differ_by_at_most_the_sensitivity(rule: ClippingRule, scal
 
 
 def a_sample_that_is_not_finite_contributes_nothing(rule: ClippingRule, seed: int) -> None:
-    """NaN and infinity in one sample leave the others' contributions as they are (law 6)."""
+    """NaN and infinity in one sample leave the others' contributions as they are (law 6).
+
+    It contributes nothing to the group where it is not finite, and, unless the rule is separable, to no other.
+    """
     samples = gradients(rule, 5, 1.0, seed, torch.float32)
     clean = [part.sum(0) for part in contributions(rule, [s[[0, 1, 2, 4]] for s in samples])]
+    alone = contributions(rule, samples)
     for poison in (math.nan, math.inf, -math.inf):
         spoilt = [s.clone() for s in samples]
         spoilt[0][3, 1] = poison
         found = [part.sum(0) for part in contributions(rule, spoilt)]
-        for a, b in zip(found, clean, strict=True):
-            assert torch.allclose(a, b, rtol=1e-12, atol=1e-12)
+        for group, (a, b) in enumerate(zip(found, clean, strict=True)):
+            counted = alone[group][3] if rule.separable and group > 0 else 0.0
+            assert torch.allclose(a, b + counted, rtol=1e-12, atol=1e-12)
+
+
+def a_separable_rule_looks_at_one_group_at_a_time(rule: ClippingRule, seed: int) -> None:
+    """Row k of every weighting is the same whatever the other groups' norms are, zero included."""
+    if not rule.separable:
+        return
+    generator = torch.Generator().manual_seed(seed)
+    norms = torch.rand(len(rule.bounds()), 5, generator=generator, dtype=torch.float64) * 10
+    whole = rule.weightings(norms)
+    for group in range(len(norms)):
+        alone = torch.zeros_like(norms)
+        alone[group] = norms[group]
+        for name, factors in rule.weightings(alone).items():
+            assert torch.equal(factors[group], whole[name][group])
 
 
 def order_does_not_matter(rule: ClippingRule, scale: float, seed: int) -> None:
@@ -112,7 +149,7 @@ def shares_are_a_budget(rule: ClippingRule) -> None:
 
 def state_survives_a_round_trip(make: Callable[[], ClippingRule]) -> None:
     """A fresh rule with the saved state promises the same."""
-    rule, other = make(), make()
+    rule, other = partitioned(make), partitioned(make)
     other.load_public_state(rule.public_state())
     assert other.bounds() == rule.bounds()
     assert other.describe() == rule.describe()
@@ -120,11 +157,12 @@ def state_survives_a_round_trip(make: Callable[[], ClippingRule]) -> None:
 
 def check_rule(make: Callable[[], ClippingRule], scale: float = 1.0, seed: int = 0) -> None:
     """All laws at once, for a rule whose bounds are finite."""
-    rule = make()
+    rule = partitioned(make)
     factors_are_finite_and_not_negative(rule)
     one_sample_stays_within_its_bound(rule, scale, seed)
     neighbouring_sums_differ_by_at_most_the_sensitivity(rule, scale, seed)
     a_sample_that_is_not_finite_contributes_nothing(rule, seed)
+    a_separable_rule_looks_at_one_group_at_a_time(rule, seed)
     order_does_not_matter(rule, scale, seed)
     an_empty_batch_is_fine(rule)
     shares_are_a_budget(rule)

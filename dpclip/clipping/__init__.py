@@ -7,6 +7,7 @@ from typing import Any
 
 from dpclip.clipping.automatic import Automatic
 from dpclip.clipping.flat import Flat
+from dpclip.clipping.per_group import PerBlock, PerGroup, PerLayer, PerTensor
 from dpclip.clipping.rule import ClippingRule, SideQuery, StepRelease
 from dpclip.clipping.unclipped import Unclipped
 from dpclip.errors import BadInput
@@ -15,6 +16,10 @@ __all__ = [
     "Automatic",
     "ClippingRule",
     "Flat",
+    "PerBlock",
+    "PerGroup",
+    "PerLayer",
+    "PerTensor",
     "SideQuery",
     "StepRelease",
     "Unclipped",
@@ -32,7 +37,7 @@ def register(rule: type[ClippingRule]) -> type[ClippingRule]:
     return rule
 
 
-for _rule in (Flat, Automatic, Unclipped):
+for _rule in (Flat, Automatic, PerLayer, PerBlock, PerTensor, Unclipped):
     register(_rule)
 
 
@@ -51,14 +56,20 @@ def make_rule(text: str) -> ClippingRule:
     if name not in _RULES:
         raise BadInput(f"clipping rule {name!r} is unknown: choose one of {', '.join(rule_names())}")
     rule = _RULES[name]
-    known = list(inspect.signature(rule).parameters)
+    kinds = {key: _KINDS.get(p.annotation) for key, p in inspect.signature(rule).parameters.items()}
+    known = [key for key, kind in kinds.items() if kind is not None]
     values: dict[str, Any] = {}
     for setting in filter(None, settings.split(",")):
         key, _, value = setting.partition("=")
-        if key not in known:
+        kind = kinds.get(key)
+        if kind is None:
             raise BadInput(f"clipping rule {name!r} has no setting {key!r}: it knows {', '.join(known) or 'none'}")
         try:
-            values[key] = float(value)
+            values[key] = kind(value)
         except ValueError:
-            raise BadInput(f"clipping setting {setting!r}: {value!r} is not a number") from None
+            wanted = "a whole number" if kind is int else "a number"
+            raise BadInput(f"clipping setting {setting!r}: {value!r} is not {wanted}") from None
     return rule(**values)
+
+
+_KINDS: dict[str, type] = {"float": float, "int": int, "str": str}  # by annotation; other settings are for Python

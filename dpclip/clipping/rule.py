@@ -60,9 +60,17 @@ class ClippingRule(ABC):
     """
 
     name: ClassVar[str]
+    separable: ClassVar[bool] = False
+    """Whether row k of every weighting depends on row k of the norms alone, so that groups can be clipped one by one
+    inside the backward pass; a gradient that is not finite is then dropped group by group."""
 
-    def partition(self, names: Sequence[str]) -> list[int]:
-        """The group of each trainable parameter, numbered from 0; all in one group unless overridden."""
+    def partition(self, names: Sequence[str], sizes: Sequence[int]) -> list[int]:
+        """The group of each trainable parameter, numbered from 0; all in one group unless overridden.
+
+        Args:
+            names: of the trainable parameters.
+            sizes: their numbers of elements.
+        """
         return [0] * len(names)
 
     @abstractmethod

@@ -13,12 +13,13 @@ from dpclip.per_sample.errors import BatchDimensionError
 from dpclip.per_sample.ghost import GhostBackend
 from dpclip.per_sample.hooks import HooksBackend
 from dpclip.per_sample.layers import register_factoring
-from dpclip.per_sample.view import Backend, FactoredView, PerSampleView
+from dpclip.per_sample.view import Backend, ClipPart, FactoredView, PerSampleView
 
 __all__ = [
     "Backend",
     "BatchDimensionError",
     "BookkeepingBackend",
+    "ClipPart",
     "FactoredView",
     "GhostBackend",
     "HooksBackend",

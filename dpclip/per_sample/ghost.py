@@ -21,11 +21,13 @@ from dpclip.per_sample.bookkeeping import BookkeepingBackend
 from dpclip.per_sample.errors import BatchDimensionError
 from dpclip.per_sample.view import FactoredView
 
+_MOST_PASSES = 4  # each group of a weighted sum is a backward pass; with more groups the factors are kept
+
 
 class GhostBackend(BookkeepingBackend):
     """Two backward passes through the model."""
 
-    freezes = False
+    freezes = clips_parts = False
 
     def prepare(self, model: nn.Module) -> None:
         super().prepare(model)
@@ -95,8 +97,8 @@ class GhostView(FactoredView):
         self._parameters, self._hidden, self._muted = list(parameters), hidden, muted
 
     def settle(self) -> None:
-        """Forget the layers' factors, unless a sample is not finite: a backward pass could not leave it unread."""
-        if bool(self.squared_norms().isfinite().all()):
+        """Forget the layers' factors, unless passes would be many, or would read a sample that is not finite."""
+        if len(set(self.groups)) <= _MOST_PASSES and bool(self.squared_norms().isfinite().all()):
             self.forget(self._hidden)
 
     def weighted_sum(self, factors: Tensor, into: GradientSum) -> None:

@@ -113,6 +113,7 @@ class Recomputation:
             )
         outs = [leaves[i].expand(rows, *leaves[i].shape[1:]) if len(leaves[i]) == 1 else leaves[i] for i in places]
 
+        watcher.announce(wanted)
         for out in outs:
             watcher.note_dtype(out)
 

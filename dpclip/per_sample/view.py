@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from contextlib import AbstractContextManager
 from typing import Protocol
 
@@ -35,15 +35,22 @@ class PerSampleView(Protocol):
         ...
 
 
+ClipPart = Callable[[PerSampleView], None]  # takes a part of a view into the step's sums
+
+
 class Backend(Protocol):
     """Computes per-sample views of a model."""
 
-    def capture(self, units: int, owners: Tensor | None = None) -> AbstractContextManager[PerSampleView]:
+    def capture(
+        self, units: int, owners: Tensor | None = None, clip_part: ClipPart | None = None
+    ) -> AbstractContextManager[PerSampleView]:
         """Watch one forward and backward pass.
 
         Args:
             units: B, privacy units in the micro-batch.
             owners: for batches with several rows a unit, the unit of each row, shape [rows].
+            clip_part: for rules that clip each group by its own norms: may be given each group as soon as it is
+                complete, inside the backward pass. The view that is left then holds that group's norms alone.
         """
         ...
 
@@ -89,7 +96,13 @@ class FactoredView:
 
     def saw(self, slot: int) -> bool:
         """Whether the parameter was used."""
-        return bool(self._uses[slot])
+        return bool(self._uses[slot]) or self._norms[slot] is not None
+
+    def spend(self, group: int, clip_part: ClipPart) -> None:
+        """Have one group clipped now; its norms stay, its gradients go."""
+        slots = [slot for slot, k in enumerate(self.groups) if k == group]
+        clip_part(Part(self, slots))
+        self.forget_slots(slots)
 
     def doubts(self) -> list[str]:
         return self.evidence.doubts() if self.evidence is not None else []
@@ -100,20 +113,27 @@ class FactoredView:
 
     def forget(self, kept: Container[int] = ()) -> None:
         """Keep the norms alone, but for some parameters."""
-        for slot, uses in enumerate(self._uses):
-            if uses:
+        self.forget_slots([slot for slot in range(len(self.groups)) if slot not in kept])
+        for slot in range(len(self.groups)):
+            if self.saw(slot):
                 self._squared(slot)
-            if slot not in kept:
-                uses.clear()
         self.forgotten = True
 
+    def forget_slots(self, slots: Iterable[int]) -> None:
+        """Keep these parameters' norms alone."""
+        for slot in slots:
+            if self._uses[slot]:
+                self._squared(slot)
+                self._uses[slot].clear()
+
     def squared_norms(self) -> Tensor:
-        norms = [
-            (k, self._squared(slot))
-            for slot, k in enumerate(self.groups)
-            if self.saw(slot) or self._norms[slot] is not None
-        ]
-        dtype = torch.float64 if any(n.dtype == torch.float64 for _, n in norms) else torch.float32
+        return self.squared_norms_of(range(len(self.groups)))
+
+    def squared_norms_of(self, slots: Iterable[int]) -> Tensor:
+        """`squared_norms` as if these were the only parameters."""
+        norms = [(self.groups[slot], self._squared(slot)) for slot in slots if self.saw(slot)]
+        # float64 only where every part is: the engine's allowance for rounding goes by the dtype.
+        dtype = torch.float64 if norms and all(n.dtype == torch.float64 for _, n in norms) else torch.float32
         device = norms[0][1].device if norms else torch.device("cpu")
         squares = torch.zeros(max(self.groups) + 1, self.units, dtype=dtype, device=device)
         for group, norm in norms:
@@ -121,14 +141,17 @@ class FactoredView:
         return squares * self.scale**2
 
     def weighted_sum(self, factors: Tensor, into: GradientSum) -> None:
-        self.add_slots([slot for slot in range(len(self.groups)) if self.saw(slot)], factors, into)
+        self.add_slots(range(len(self.groups)), factors, into)
 
-    def add_slots(self, slots: Sequence[int], factors: Tensor, into: GradientSum) -> None:
+    def add_slots(self, slots: Iterable[int], factors: Tensor, into: GradientSum) -> None:
         """`weighted_sum` of some parameters."""
-        read = (factors != 0).any(0)
-        keep = None if bool(read.all()) else read
+        read = factors != 0
+        whole = read.all(1).tolist()
         for slot in slots:
-            self._add(slot, factors[self.groups[slot]] * self.scale, into.tensors[slot], keep)
+            if self._uses[slot]:
+                group = self.groups[slot]
+                keep = None if whole[group] else read[group]
+                self._add(slot, factors[group] * self.scale, into.tensors[slot], keep)
 
     def tensors(self) -> list[Tensor]:
         return [tensor for uses in self._uses for use in uses for tensor in use.tensors()]
@@ -171,3 +194,22 @@ class FactoredView:
         with exact_products():
             for use in self._uses[slot]:
                 use.add_weighted(factors, total, keep)
+
+
+class Part:
+    """Some parameters of a view, as a view."""
+
+    def __init__(self, whole: FactoredView, slots: Sequence[int]) -> None:
+        self._whole, self._slots = whole, list(slots)
+
+    def squared_norms(self) -> Tensor:
+        return self._whole.squared_norms_of(self._slots)
+
+    def weighted_sum(self, factors: Tensor, into: GradientSum) -> None:
+        self._whole.add_slots(self._slots, factors, into)
+
+    def doubts(self) -> list[str]:
+        return self._whole.doubts()
+
+    def tensors(self) -> list[Tensor]:
+        return self._whole.tensors()

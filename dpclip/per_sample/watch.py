@@ -11,7 +11,7 @@ layers that are given [batch * length, features] (OPT) get their batch dimension
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -25,14 +25,16 @@ from torch.utils.hooks import RemovableHandle
 from dpclip.gradient_sum import exact_products, wide
 from dpclip.per_sample.calls import Call, keep, leading, tensors_of, uncompiled
 from dpclip.per_sample.completeness import SumCheck, unseen
+from dpclip.per_sample.completion import Completion
 from dpclip.per_sample.errors import BatchDimensionError, MisjudgedRows
 from dpclip.per_sample.factored import Factored
 from dpclip.per_sample.layers.samplers import sampler_for
 from dpclip.per_sample.layers.substitutes import substitute_for
 from dpclip.per_sample.operations import Operations
 from dpclip.per_sample.recompute import Recomputation
+from dpclip.per_sample.recording import Recording
 from dpclip.per_sample.rows import RowEvidence
-from dpclip.per_sample.view import FactoredView
+from dpclip.per_sample.view import ClipPart, FactoredView
 
 
 class Watcher(GradSampleHooks):
@@ -47,6 +49,7 @@ class Watcher(GradSampleHooks):
     """
 
     freezes = False  # whether autograd is kept from computing the parameters' own gradients
+    clips_parts = True  # whether a group's recorded gradients are all that its weighted sum needs
 
     def __init__(
         self,
@@ -64,6 +67,8 @@ class Watcher(GradSampleHooks):
         self._view: FactoredView | None = None
         self._names = {module: name for name, module in model.named_modules()}
         self._checked = self._muted = False
+        self._completion = Completion(groups)
+        self._clip_part: ClipPart | None = None
         self.evidence = RowEvidence.of(model)
         self._operations, self._recomputation = Operations(self), Recomputation(self)
         self.substituted: list[nn.Module] = []
@@ -89,6 +94,14 @@ class Watcher(GradSampleHooks):
                 f"{self.rows} rows and a parameter of shape {tuple(parameter.shape)}"
             )
         view.add(slot, use)
+        complete = self._completion.arrived(slot, self.name(call.layer))
+        if complete is not None and self._clip_part is not None:
+            view.spend(complete, self._clip_part)
+            self._completion.clipped(complete)
+
+    def announce(self, parameters: Iterable[nn.Parameter]) -> None:
+        """A call of the forward pass used these parameters."""
+        self._completion.announce(self.slots[p] for p in parameters if p in self.slots)
 
     def take_in(self, module: nn.Module, parameter: nn.Parameter, use: Factored) -> None:
         """`take`, for parameters of modules that are repeated or replaced."""
@@ -122,7 +135,9 @@ class Watcher(GradSampleHooks):
         return None
 
     @contextmanager
-    def capture(self, units: int, owners: Tensor | None = None) -> Iterator[FactoredView]:
+    def capture(
+        self, units: int, owners: Tensor | None = None, clip_part: ClipPart | None = None
+    ) -> Iterator[FactoredView]:
         """Watch one forward and backward pass of `units` privacy units; the view is complete on exit."""
         scale = units if self.loss_reduction == "mean" else 1
         view = self.new_view(units, owners, scale)
@@ -131,6 +146,8 @@ class Watcher(GradSampleHooks):
         self.rows = units if owners is None else len(owners)
         self.anchor = torch.zeros((), requires_grad=True)
         self.evidence.begin(units)
+        self._completion.begin()
+        self._clip_part = clip_part if self.clips_parts and check is None else None
         self.lifted: set[nn.Module] = set()
         freeze = self.freezes and check is None
         for parameter in self.parameters:
@@ -142,6 +159,7 @@ class Watcher(GradSampleHooks):
             yield view
             self._recomputation.check_taken()
             self.complete(view)
+            self._completion.end()
             self._check_unseen(view)
             if check is not None:
                 self._checked = True
@@ -256,6 +274,7 @@ class Watcher(GradSampleHooks):
         if not out.requires_grad:  # no trainable layer below and no gradient for this layer's own weights
             out = out + self.anchor.to(out)
         self.note_dtype(out)
+        self.announce(module.parameters(recurse=False))
         kept = [keep(self.anchor, args, kwargs)]
 
         def caught(grad: Tensor) -> None:
@@ -282,7 +301,7 @@ class Watcher(GradSampleHooks):
         substitute = substitute_for(module)
         assert substitute is not None
         plain = module.forward
-        watched = substitute(module, _Recorder(self, module))
+        watched = substitute(module, Recording(self, module))
         module.forward = lambda *args, **kwargs: (watched if self.active else plain)(*args, **kwargs)
 
     def rows_first(self, tensor: Tensor) -> Tensor:
@@ -312,21 +331,3 @@ class Watcher(GradSampleHooks):
         for slot, parameter in enumerate(self.parameters):
             if parameter.grad is not None and not view.saw(slot):
                 raise unseen(self.parameter_name(parameter))
-
-
-class _Recorder:
-    """Takes what a substitute forward records (`layers/substitutes.py`)."""
-
-    def __init__(self, watcher: Watcher, module: nn.Module) -> None:
-        self._watcher, self._module = watcher, module
-
-    @property
-    def rows(self) -> int:
-        return self._watcher.rows
-
-    @property
-    def anchor(self) -> Tensor:
-        return self._watcher.anchor
-
-    def __call__(self, parameter: nn.Parameter, use: Factored) -> None:
-        self._watcher.take_in(self._module, parameter, use)

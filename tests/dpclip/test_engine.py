@@ -236,7 +236,7 @@ class _TwoGroups(ClippingRule):
 
     name = "two-groups"
 
-    def partition(self, names: Sequence[str]) -> list[int]:
+    def partition(self, names: Sequence[str], sizes: Sequence[int]) -> list[int]:
         return [int(name.endswith("bias")) for name in names]
 
     def bounds(self) -> list[float]:

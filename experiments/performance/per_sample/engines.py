@@ -16,7 +16,7 @@ from torch import nn
 from torch.func import functional_call, grad, vmap
 
 from dpclip.assembly import trainable
-from dpclip.clipping import Flat
+from dpclip.clipping import make_rule
 from dpclip.engine import Engine
 from dpclip.ledger import Commitments, Ledger
 from dpclip.per_sample import make_backend
@@ -64,18 +64,21 @@ class NonPrivate(Step):
 
 
 class Ours(Step):
-    """The engine of `dpclip train` with flat clipping, ledger and commitments in memory."""
+    """The engine of `dpclip train`, ledger and commitments in memory; the mode may name a rule: "auto per-layer"."""
 
     def __init__(self, case: Case, mode: str, noise: float) -> None:
         super().__init__(case)
+        mode, _, named = mode.partition(" ")
+        rule = make_rule(named or "flat")
         epsilon = 8.0 if noise else math.inf
         plan = Plan(100 * self.rows, self.rows, 1000, noise, 1e-5, epsilon)
-        groups = [0] * len(self.parameters)
+        named_parameters = trainable(self.model)
+        groups = rule.partition(list(named_parameters), [p.numel() for p in named_parameters.values()])
         self.backend = make_backend(mode, self.model, self.parameters, groups)
         key = SecretKey(bytes(range(32)))
         ledger = Ledger.create(None, plan)
         self.engine = Engine(
-            plan, list(trainable(self.model).values()), Flat(1.0), groups, self.optimizer,
+            plan, list(named_parameters.values()), rule, groups, self.optimizer,
             PoissonSampler(plan, plan.units, key), ledger, Commitments(None), key,
         )  # fmt: skip
         row = tuple(part[:1] for part in self.batch)  # a run begins with one row, to tell rows from positions
@@ -84,7 +87,7 @@ class Ours(Step):
 
     def micro(self) -> None:
         """Forward, backward, clip, add to the sum."""
-        with self.backend.capture(self.rows) as view:
+        with self.backend.capture(self.rows, None, self.engine.part_clipper()) as view:
             self.losses(self.model, self.batch).mean().backward()
         self.engine.absorb(view)
 

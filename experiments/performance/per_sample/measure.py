@@ -32,6 +32,7 @@ from dpclip.environment import reuse_heap
 HERE = Path(__file__).parent
 RESULTS = HERE / "results.json"
 OURS, QUIET, PLAIN = "ours", "ours, no noise", "non-private"
+LAYERS = "ours auto per-layer"  # clipped inside the backward pass
 PEERS = {
     "small GPT-2": ["Opacus hooks", "Opacus functorch", "Opacus ghost", "vmap"],
     "small GPT-2 untied": ["Opacus ghost+linear", "Opacus fast gradient clipping+linear", "vmap"],
@@ -62,7 +63,7 @@ def build_all(name: str) -> tuple[dict[str, Any], dict[str, str]]:
     from engines import make
 
     steps, failures = {}, {}
-    for mode in (PLAIN, OURS, QUIET, *PEERS[name]):
+    for mode in (PLAIN, OURS, LAYERS, QUIET, *PEERS[name]):
         try:
             noise = 0.0 if mode in (PLAIN, QUIET) else 1.0
             step = make(name, OURS if mode == QUIET else mode, noise)
@@ -134,7 +135,7 @@ def memory(names: list[str]) -> dict[str, Any]:
     """Every engine in a process of its own; the allocator as shipped."""
     found: dict[str, Any] = {}
     for name in names:
-        for mode in (PLAIN, OURS, *PEERS[name]):
+        for mode in (PLAIN, OURS, LAYERS, *PEERS[name]):
             command = [sys.executable, str(HERE / "measure.py"), "--growth", name, mode]
             run = subprocess.run(command, capture_output=True, text=True, check=False)
             if run.returncode == 0:
@@ -146,25 +147,27 @@ def memory(names: list[str]) -> dict[str, Any]:
 def table(results: dict[str, Any]) -> str:
     """Both tables in Markdown."""
     lines = [
-        "| model | non-private, ms | ours | ours, no noise | best other | others |",
-        "| --- | --- | --- | --- | --- | --- |",
+        "| model | non-private, ms | ours | ours, no noise | ours, per layer | best other | others |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     for name, row in results["time"].items():
-        others = {m: q for m, q in row["ratio"].items() if m not in (PLAIN, OURS, QUIET)}
+        others = {m: q for m, q in row["ratio"].items() if m not in (PLAIN, OURS, LAYERS, QUIET)}
         best = min(others, key=lambda m: others[m][1])
         rest = [f"{m} {q[1]:.2f}" for m, q in others.items() if m != best]
         rest += [f"{m}: fails" for m in row["failures"]]
         cells = [
             spread(row["ratio"][OURS]),
             spread(row["ratio"][QUIET]),
+            spread(row["ratio"][LAYERS]),
             f"{best} {spread(others[best])}",
             "; ".join(rest),
         ]
         lines.append(f"| {name} | {row['ms'][PLAIN]:.0f} | " + " | ".join(cells) + " |")
-    lines += ["", "| model | non-private, MB | ours | others |", "| --- | --- | --- | --- |"]
+    lines += ["", "| model | non-private, MB | ours | ours, per layer | others |", "| --- | --- | --- | --- | --- |"]
     for name, row in results["memory"].items():
-        rest = [f"{m} {v / row[PLAIN]:.2f}" for m, v in row.items() if m not in (PLAIN, OURS)]
-        lines.append(f"| {name} | {row[PLAIN]} | {row[OURS] / row[PLAIN]:.2f} | {'; '.join(rest)} |")
+        rest = [f"{m} {v / row[PLAIN]:.2f}" for m, v in row.items() if m not in (PLAIN, OURS, LAYERS)]
+        ours, layers = row[OURS] / row[PLAIN], row[LAYERS] / row[PLAIN]
+        lines.append(f"| {name} | {row[PLAIN]} | {ours:.2f} | {layers:.2f} | {'; '.join(rest)} |")
     return "\n".join(lines)
 
 

@@ -1,0 +1,85 @@
+"""Tells, while a backward pass is under way, which groups of parameters have all their gradients.
+
+A rule that clips each group by that group's norm alone can then add the group to the step's sum at once, and nothing
+of it is kept. A group is complete when every use of its parameters has arrived: as many as the forward pass announced,
+and as many as any pass before had (re-entrant checkpointing announces nothing, a recurrent cell may be called more
+often today). A use that arrives after its group was clipped is refused, and the group waits for the end from then on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from dpclip.per_sample.errors import LateGradient
+
+
+class Completion:
+    """Counts the uses of each parameter.
+
+    Args:
+        groups: the group of each parameter.
+    """
+
+    def __init__(self, groups: Sequence[int]) -> None:
+        self._groups = list(groups)
+        self._most = [0] * len(self._groups)  # uses of each parameter in any pass so far
+        self._surprising: set[int] = set()  # groups that were once taken to be complete, and were not
+        self._count = max(self._groups, default=-1) + 1
+        self.begin()
+
+    def begin(self) -> None:
+        """A new forward pass."""
+        self._announced = [0] * len(self._groups)
+        self._seen = [0] * len(self._groups)
+        self._missing: list[int] | None = None
+        self._clipped: set[int] = set()
+
+    def announce(self, slots: Iterable[int]) -> None:
+        """These parameters were used in the forward pass; recomputations in the backward pass announce nothing."""
+        if self._missing is None:
+            for slot in slots:
+                self._announced[slot] += 1
+
+    def arrived(self, slot: int, name: str) -> int | None:
+        """A use's gradient has arrived.
+
+        Args:
+            slot: the parameter.
+            name: of the layer, for the message.
+
+        Returns:
+            the group, if that was its last.
+
+        Raises:
+            LateGradient: the group was taken to be complete.
+        """
+        group = self._groups[slot]
+        missing = self._expect()
+        self._seen[slot] += 1
+        if group in self._clipped:
+            self._surprising.add(group)
+            raise LateGradient(
+                f"{name} was used more often than in any pass before, after its group had been clipped; nothing that "
+                "was computed with it has been released: begin again, the model is now known"
+            )
+        if self._seen[slot] <= self._expected(slot):
+            missing[group] -= 1
+        return group if missing[group] == 0 and group not in self._surprising else None
+
+    def clipped(self, group: int) -> None:
+        """The group has gone into the sum."""
+        self._clipped.add(group)
+
+    def end(self) -> None:
+        """The pass is over."""
+        self._most = [max(pair) for pair in zip(self._most, self._seen, strict=True)]
+
+    def _expected(self, slot: int) -> int:
+        return max(self._most[slot], self._announced[slot])
+
+    def _expect(self) -> list[int]:
+        if self._missing is None:
+            self._missing = [0] * self._count
+            for slot, group in enumerate(self._groups):
+                self._missing[group] += self._expected(slot)
+        return self._missing
