@@ -147,7 +147,7 @@ def assemble(
     check_optimizer(optimizer, parameters)
     chosen = (rule or Flat()) if plan.private else Unclipped()
     groups = chosen.partition(list(named), [p.numel() for p in parameters])
-    backend = make_backend(grad_sample_mode, model, parameters, groups, loss_reduction)
+    backend = make_backend(grad_sample_mode, model, parameters, groups, loss_reduction, chosen.reshapes)
     sampler = PoissonSampler(plan, len(index), key)
     engine = Engine(plan, parameters, chosen, groups, optimizer, sampler, ledger, commitments, key, postprocess)
     return PrivateTraining(

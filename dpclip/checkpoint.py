@@ -46,6 +46,7 @@ class Checkpoints:
         draft.mkdir(parents=True)
         save_file(_weights(model), draft / "weights.safetensors")
         torch.save(engine.optimizer.state_dict(), draft / "optimizer.pt")
+        save_file(_copied(engine.rule.tensor_state()), draft / "rule.safetensors")
         state = {
             "step": engine.step,
             "generation": engine.generation,
@@ -87,12 +88,17 @@ class Checkpoints:
         _load_weights(model, load_file(latest / "weights.safetensors"))
         engine.optimizer.load_state_dict(torch.load(latest / "optimizer.pt", weights_only=True))
         engine.rule.load_public_state(state["rule"])
+        engine.rule.load_tensor_state(load_file(latest / "rule.safetensors"))
         engine.step, engine.generation = state["step"], state["generation"]
         return Restored(state["environment"])
 
 
 def _weights(model: nn.Module) -> dict[str, torch.Tensor]:
     return {name: p.detach().contiguous() for name, p in model.named_parameters() if p.requires_grad}
+
+
+def _copied(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: tensor.detach().clone().contiguous() for name, tensor in tensors.items()}
 
 
 def _load_weights(model: nn.Module, weights: dict[str, torch.Tensor]) -> None:

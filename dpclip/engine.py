@@ -115,9 +115,10 @@ class Engine:
 
     def _clip(self, view: PerSampleView, step: _Open) -> tuple[Tensor, Tensor]:
         step.sums = step.sums or self._empty_sums()  # not before the first backward pass has freed its activations
-        norms, finite = _norms(view.squared_norms(), self.rule.separable)
+        gradients = self.rule.reshaped(view)
+        norms, finite = _norms(gradients.squared_norms(), self.rule.separable)
         for name, factors in self.rule.weightings(norms).items():
-            view.weighted_sum(factors * finite, into=step.sums[name])
+            gradients.weighted_sum(factors * finite, into=step.sums[name])
         return norms, finite
 
     def finish(self) -> Released[StepRelease]:
@@ -138,6 +139,7 @@ class Engine:
         if self.plan.private and not self.commitments.confirm(step.receipt, self._fingerprint(total, step)):
             raise ReplayDiverged(f"step {step.receipt.step} did not replay bit for bit")
         released = noise.release(total, step.sides, step.scale, step.receipt, self.key, self.plan.expected_batch_size)
+        released = released.map(self.rule.restored)
         self._open = None
         self.rule.observe(released)
         self._update(released)

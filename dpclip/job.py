@@ -122,17 +122,18 @@ def prepare(settings: Settings, key: SecretKey, fixed: Plan | None = None) -> Jo
     held_out = task.encode(evaluation) if evaluation else []
     vocabulary = min(len(loaded.tokenizer), loaded.model.get_input_embeddings().num_embeddings)  # type: ignore[operator]
     check_model(loaded.model, task.losses, task.collate, task.synthetic(4, vocabulary), settings.grad_sample_mode)
-    rows = settings.physical_batch_size or _rows_that_fit(task, loaded, vocabulary, settings.grad_sample_mode)
+    rows = settings.physical_batch_size or _rows_that_fit(settings, task, loaded, vocabulary)
     return Job(settings, key, task, loaded, plan, records, examples, index, held_out, evaluation, rows)
 
 
 def _rows_that_fit(
-    task: LanguageModelling | Classification, loaded: LoadedModel, vocabulary: int, grad_sample_mode: str
+    settings: Settings, task: LanguageModelling | Classification, loaded: LoadedModel, vocabulary: int
 ) -> int:
     """At most 32 rows, and few enough for the longest of them to fit into memory (a public question)."""
     longest = task.synthetic(3, vocabulary, length=task.max_length)
     free = _MEMORY_SHARE * free_bytes(next(loaded.model.parameters()).device)
-    needed = footprint(loaded.model, task.losses, task.collate, longest, grad_sample_mode)
+    written_out = make_rule(settings.clipping).reshapes
+    needed = footprint(loaded.model, task.losses, task.collate, longest, settings.grad_sample_mode, written_out)
     rows = needed.rows(free)
     if rows < 1:
         raise BadInput(

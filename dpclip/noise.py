@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -82,7 +82,8 @@ def scale_noise(
         raise PrivacyError(f"bounds {list(bounds)} must be positive and finite before noise can be scaled to them")
     if min(shares) <= 0 or not math.isclose(math.fsum(shares), 1.0, rel_tol=1e-9):
         raise PrivacyError(f"shares {list(shares)} must be positive and sum to 1")
-    left = noise_multiplier**-2 - math.fsum(side.relative_noise**-2 for side in sides)
+    relative = [side.noise_for(noise_multiplier) for side in sides]
+    left = noise_multiplier**-2 - math.fsum(noise**-2 if noise > 0 else math.inf for noise in relative)
     if left <= 0:
         raise PrivacyError(
             f"the side statistics need more than one step's budget at noise multiplier {noise_multiplier:g}: "
@@ -90,15 +91,12 @@ def scale_noise(
         )
     inflated = [bound * (1 + FLOAT_SLACK) for bound in bounds]
     stds = tuple(bound / math.sqrt(left * share) for bound, share in zip(inflated, shares, strict=True))
-    side_stds = {s.name: s.sensitivity * (1 + FLOAT_SLACK) * s.relative_noise for s in sides}
-    effective = sigma_eff(inflated, stds, _inflated(sides), side_stds)
+    exact = [replace(side, sensitivity=side.sensitivity * (1 + FLOAT_SLACK)) for side in sides]
+    side_stds = {side.name: side.sensitivity * noise for side, noise in zip(exact, relative, strict=True)}
+    effective = sigma_eff(inflated, stds, exact, side_stds)
     if not math.isclose(effective, noise_multiplier, rel_tol=1e-9):
         raise PrivacyError(f"sigma_eff of the parts is {effective:g}, not the planned {noise_multiplier:g}")
     return NoiseScale(stds, side_stds, noise_multiplier)
-
-
-def _inflated(sides: Sequence[SideQuery]) -> list[SideQuery]:
-    return [SideQuery(s.name, s.sensitivity * (1 + FLOAT_SLACK), s.relative_noise, s.per_sample, s.size) for s in sides]
 
 
 def release(
@@ -134,7 +132,7 @@ def release(
         name: add_noise(value, scale.side_stds[name], stream, len(total.tensors) + index)
         for index, (name, value) in enumerate(side_sums.items())
     }
-    return Released(StepRelease(total.tensors, sides, divisor), receipt)
+    return Released(StepRelease(total.tensors, sides, divisor, scale.stds, scale.side_stds), receipt)
 
 
 def add_noise(tensor: Tensor, std: float, stream: Keystream, index: int, divisor: float = 1.0) -> Tensor:

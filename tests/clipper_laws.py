@@ -1,19 +1,27 @@
 """Laws that every registered clipping rule must keep, whatever it does inside.
 
-`tests/dpclip/clipping/test_laws.py` runs them over the registry; a rule registered elsewhere can be held to them by
-calling `check_rule`.
+`tests/dpclip/clipping/test_clipping_laws.py` runs them over the registry; a rule registered elsewhere can be held to
+them by calling `check_rule`.
 """
 
 from __future__ import annotations
 
+import copy
+import json
 import math
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from dpclip.clipping import ClippingRule
+from dpclip.clipping import ClippingRule, Gradients, StepRelease
+from dpclip.engine import _norms
 from dpclip.gradient_sum import GradientSum
+from dpclip.noise import release, scale_noise
+from dpclip.per_sample import FactoredView
+from dpclip.per_sample.factored import Dense
+from dpclip.randomness import SecretKey
+from dpclip.released import Receipt, Released
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16)
 NAMES = (
@@ -36,12 +44,12 @@ def partitioned(make: Callable[[], ClippingRule]) -> ClippingRule:
     return rule
 
 
-def gradients(rule: ClippingRule, samples: int, scale: float, seed: int, dtype: torch.dtype) -> list[Tensor]:
-    """Per-sample gradients of one parameter a group, [samples, 7] each; some saturate the rule, one is zero."""
+def gradients(samples: int, scale: float, seed: int, dtype: torch.dtype) -> list[Tensor]:
+    """Per-sample gradients, [samples, d] for each parameter; some saturate the rule, one is zero."""
     generator = torch.Generator().manual_seed(seed)
     found = []
-    for _ in rule.bounds():
-        values = torch.randn(samples, 7, generator=generator, dtype=torch.float64) * scale
+    for size in SIZES:
+        values = torch.randn(samples, size, generator=generator, dtype=torch.float64) * scale
         values[::2] *= 1e3
         if samples > 2:
             values[2] = 0
@@ -49,14 +57,44 @@ def gradients(rule: ClippingRule, samples: int, scale: float, seed: int, dtype: 
     return found
 
 
-def contributions(rule: ClippingRule, samples: list[Tensor]) -> list[Tensor]:
-    """What each sample adds to the sum, in float64, with the engine's own norms."""
-    from dpclip.engine import _norms
+def clipped(rule: ClippingRule, samples: list[Tensor]) -> tuple[Gradients, dict[str, Tensor], Tensor]:
+    """The view that the rule clips, its factors and its norms, as the engine makes them."""
+    view = FactoredView(rule_groups(rule), len(samples[0]), None, 1.0)
+    for slot, values in enumerate(samples):
+        view.add(slot, Dense(values))
+    changed = rule.reshaped(view)
+    norms, finite = _norms(changed.squared_norms(), rule.separable)
+    return changed, {name: f * finite for name, f in rule.weightings(norms).items()}, norms
 
-    squared = torch.stack([s.to(torch.promote_types(s.dtype, torch.float32)).square().sum(1) for s in samples])
-    norms, finite = _norms(squared, rule.separable)
-    factors = (rule.weightings(norms)["release"] * finite).double()
-    return [torch.nan_to_num(s.double()) * f.unsqueeze(1) for s, f in zip(samples, factors, strict=True)]
+
+def contributions(rule: ClippingRule, samples: list[Tensor]) -> list[Tensor]:
+    """What each sample adds to the released sum of each group, in float64: [samples, all of the group's elements]."""
+    view, weightings, _ = clipped(rule, samples)
+    factors = weightings["release"].double()
+    groups = rule_groups(rule)
+    rows = []
+    for index in range(factors.shape[1]):
+        alone = torch.zeros_like(factors)
+        alone[:, index] = factors[:, index]
+        total = GradientSum.zeros([torch.zeros(size, dtype=torch.float64) for size in SIZES], groups)
+        view.weighted_sum(alone, total)
+        rows.append(
+            [
+                torch.cat([t for t, g in zip(total.tensors, groups, strict=True) if g == k])
+                for k in range(len(rule.bounds()))
+            ]
+        )
+    return [torch.stack(parts) for parts in zip(*rows, strict=True)]
+
+
+def empty_sum(rule: ClippingRule) -> GradientSum:
+    """Zeros, one tensor a parameter."""
+    return GradientSum.zeros([torch.zeros(size) for size in SIZES], rule_groups(rule))
+
+
+def rule_groups(rule: ClippingRule) -> list[int]:
+    """The group of each parameter, without making a rule that has learned forget."""
+    return copy.deepcopy(rule).partition(NAMES, SIZES)
 
 
 def factors_are_finite_and_not_negative(rule: ClippingRule) -> None:
@@ -71,7 +109,7 @@ def factors_are_finite_and_not_negative(rule: ClippingRule) -> None:
 def one_sample_stays_within_its_bound(rule: ClippingRule, scale: float, seed: int) -> None:
     """In every group and dtype, computed again in float64."""
     for dtype in DTYPES:
-        for part, bound in zip(contributions(rule, gradients(rule, 6, scale, seed, dtype)), rule.bounds(), strict=True):
+        for part, bound in zip(contributions(rule, gradients(6, scale, seed, dtype)), rule.bounds(), strict=True):
             assert float(part.square().sum(1).sqrt().max()) <= bound * (1 + 1e-6)
 
 
@@ -79,7 +117,7 @@ def neighbouring_sums_differ_by_at_most_the_sensitivity(rule: ClippingRule, scal
     """Remove each sample in turn: || f(D) - f(D') || <= sqrt(sum of squared bounds), in float64."""
     joint = math.sqrt(sum(bound**2 for bound in rule.bounds()))
     for dtype in DTYPES:
-        samples = gradients(rule, 6, scale, seed, dtype)
+        samples = gradients(6, scale, seed, dtype)
         whole = [part.sum(0) for part in contributions(rule, samples)]
         for left_out in range(6):
             kept = [i for i in range(6) if i != left_out]
@@ -93,12 +131,12 @@ def a_sample_that_is_not_finite_contributes_nothing(rule: ClippingRule, seed: in
 
     It contributes nothing to the group where it is not finite, and, unless the rule is separable, to no other.
     """
-    samples = gradients(rule, 5, 1.0, seed, torch.float32)
+    samples = gradients(5, 1.0, seed, torch.float32)
     clean = [part.sum(0) for part in contributions(rule, [s[[0, 1, 2, 4]] for s in samples])]
     alone = contributions(rule, samples)
     for poison in (math.nan, math.inf, -math.inf):
         spoilt = [s.clone() for s in samples]
-        spoilt[0][3, 1] = poison
+        spoilt[0][3, 1] = poison  # in the first group
         found = [part.sum(0) for part in contributions(rule, spoilt)]
         for group, (a, b) in enumerate(zip(found, clean, strict=True)):
             counted = alone[group][3] if rule.separable and group > 0 else 0.0
@@ -121,7 +159,7 @@ def a_separable_rule_looks_at_one_group_at_a_time(rule: ClippingRule, seed: int)
 
 def order_does_not_matter(rule: ClippingRule, scale: float, seed: int) -> None:
     """A permuted batch has the same contributions, permuted."""
-    samples = gradients(rule, 6, scale, seed, torch.float64)
+    samples = gradients(6, scale, seed, torch.float64)
     order = torch.randperm(6, generator=torch.Generator().manual_seed(seed))
     straight = contributions(rule, samples)
     shuffled = contributions(rule, [s[order] for s in samples])
@@ -133,8 +171,7 @@ def an_empty_batch_is_fine(rule: ClippingRule) -> None:
     """No samples, no factors, and a sum of zeros that can still be combined."""
     groups = len(rule.bounds())
     weightings = rule.weightings(torch.ones(groups, 0))
-    parameters = [torch.zeros(3) for _ in range(groups)]
-    sums = {name: GradientSum.zeros(parameters, list(range(groups))) for name in weightings}
+    sums = {name: empty_sum(rule) for name in weightings}
     assert all(f.shape == (groups, 0) for f in weightings.values())
     assert all(bool((t == 0).all()) for t in rule.combine(sums).tensors)
 
@@ -145,6 +182,60 @@ def shares_are_a_budget(rule: ClippingRule) -> None:
     assert len(shares) == len(rule.bounds())
     assert min(shares) > 0
     assert math.isclose(sum(shares), 1.0)
+
+
+def side_statistics_stay_within_their_sensitivity(rule: ClippingRule, scale: float, seed: int) -> None:
+    """One sample's column is no longer than promised, whatever its norms, and depends on that sample alone."""
+    generator = torch.Generator().manual_seed(seed)
+    norms = torch.rand(len(rule.bounds()), 9, generator=generator, dtype=torch.float64) * scale
+    norms[:, 0], norms[:, 1], norms[:, 2] = 0.0, 1e-30, 1e18
+    for side in rule.side_queries():
+        statistics = side.per_sample(norms)
+        assert statistics.shape == (side.size, 9)
+        assert float(statistics.double().square().sum(0).sqrt().max()) <= side.sensitivity * (1 + 1e-9)
+        assert torch.equal(side.per_sample(norms[:, 3:5]), statistics[:, 3:5])
+        assert (side.relative_noise is None) != (side.share == 0)
+
+
+def released_to(rule: ClippingRule, seed: int, divisor: float = 8.0) -> Released[StepRelease]:
+    """What one step with random gradients, clipped by the rule, releases to it."""
+    samples = gradients(6, 1.0, seed, torch.float32)
+    view, weightings, norms = clipped(rule, samples)
+    sums = {name: empty_sum(rule) for name in weightings}
+    for name, factors in weightings.items():
+        view.weighted_sum(factors, sums[name])
+    scale = scale_noise(1.1, rule.bounds(), rule.shares(), rule.side_queries())
+    assert scale.noise_multiplier == 1.1
+    sides = {s.name: s.per_sample(norms).sum(1).double() for s in rule.side_queries()}
+    key = SecretKey.from_seed(seed)
+    released = release(rule.combine(sums), sides, scale, Receipt(seed, 0, 1.1, seed), key, divisor)
+    return released.map(rule.restored)
+
+
+def what_it_learns_keeps_its_promises(make: Callable[[], ClippingRule], seed: int) -> None:
+    """After some steps: nothing changed while a step was open, and all laws of a fresh rule still hold."""
+    rule = partitioned(make)
+    for step in range(4):
+        before = (rule.bounds(), rule.shares(), [(q.name, q.noise_for(1.1)) for q in rule.side_queries()])
+        released = released_to(rule, seed + step)
+        assert before == (rule.bounds(), rule.shares(), [(q.name, q.noise_for(1.1)) for q in rule.side_queries()])
+        rule.observe(released)
+    one_sample_stays_within_its_bound(rule, 1.0, seed)
+    neighbouring_sums_differ_by_at_most_the_sensitivity(rule, 1.0, seed)
+    shares_are_a_budget(rule)
+    assert all(0 < bound < math.inf for bound in rule.bounds())
+    state = json.loads(json.dumps(rule.public_state()))  # as a checkpoint keeps it
+    other = partitioned(make)
+    other.load_public_state(state)
+    other.load_tensor_state({name: value.clone() for name, value in rule.tensor_state().items()})
+    assert other.bounds() == rule.bounds()
+    again = released_to(rule, seed + 9)
+    rule.observe(again)
+    other.observe(again)
+    assert other.bounds() == rule.bounds()
+    assert other.public_state() == rule.public_state()
+    for name, value in rule.tensor_state().items():
+        assert torch.equal(other.tensor_state()[name], value), name
 
 
 def state_survives_a_round_trip(make: Callable[[], ClippingRule]) -> None:
@@ -166,4 +257,6 @@ def check_rule(make: Callable[[], ClippingRule], scale: float = 1.0, seed: int =
     order_does_not_matter(rule, scale, seed)
     an_empty_batch_is_fine(rule)
     shares_are_a_budget(rule)
+    side_statistics_stay_within_their_sensitivity(rule, scale, seed)
     state_survives_a_round_trip(make)
+    what_it_learns_keeps_its_promises(make, seed)

@@ -5,24 +5,44 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
-from dpclip.clipping.automatic import Automatic
+from dpclip.clipping.adaclip import AdaClip
+from dpclip.clipping.automatic import Automatic, AutomaticV
 from dpclip.clipping.flat import Flat
+from dpclip.clipping.geoclip import GeoClip
+from dpclip.clipping.global_scaling import Global
+from dpclip.clipping.histogram import HistogramError, HistogramQuantile
+from dpclip.clipping.normalised import Normalised
 from dpclip.clipping.per_group import PerBlock, PerGroup, PerLayer, PerTensor
-from dpclip.clipping.rule import ClippingRule, SideQuery, StepRelease
+from dpclip.clipping.psac import Psac
+from dpclip.clipping.quantile import PerLayerQuantile, Quantile
+from dpclip.clipping.rule import ClippingRule, Gradients, SideQuery, StepRelease
 from dpclip.clipping.unclipped import Unclipped
+from dpclip.clipping.value import Value
 from dpclip.errors import BadInput
 
 __all__ = [
+    "AdaClip",
     "Automatic",
+    "AutomaticV",
     "ClippingRule",
     "Flat",
+    "GeoClip",
+    "Global",
+    "Gradients",
+    "HistogramError",
+    "HistogramQuantile",
+    "Normalised",
     "PerBlock",
     "PerGroup",
     "PerLayer",
+    "PerLayerQuantile",
     "PerTensor",
+    "Psac",
+    "Quantile",
     "SideQuery",
     "StepRelease",
     "Unclipped",
+    "Value",
     "make_rule",
     "register",
     "rule_names",
@@ -37,7 +57,10 @@ def register(rule: type[ClippingRule]) -> type[ClippingRule]:
     return rule
 
 
-for _rule in (Flat, Automatic, PerLayer, PerBlock, PerTensor, Unclipped):
+for _rule in (
+    Flat, PerLayer, PerBlock, PerTensor, Automatic, AutomaticV, Normalised, Psac, Global,
+    Quantile, PerLayerQuantile, HistogramQuantile, HistogramError, Value, AdaClip, GeoClip, Unclipped,
+):  # fmt: skip
     register(_rule)
 
 

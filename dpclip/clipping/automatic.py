@@ -44,3 +44,35 @@ class Automatic(ClippingRule):
 
     def describe(self) -> dict[str, Any]:
         return {"rule": self.name, "max_grad_norm": self.max_grad_norm, "gamma": self.gamma}
+
+
+@dataclass
+class AutomaticV(ClippingRule):
+    """AUTO-V: factor_i = R / ||g_i||, every gradient at length R.
+
+    Args:
+        max_grad_norm: R.
+
+    Guarantee: one sample moves the sum by at most R.
+
+    Edge cases: a zero gradient has no direction and gets factor 0. A sample's size is lost altogether, which
+    `Automatic` keeps for small ones.
+
+    Reference: as `Automatic`, equation for AUTO-V.
+    """
+
+    max_grad_norm: float = 1.0
+    name: ClassVar[str] = "automatic-v"
+
+    def __post_init__(self) -> None:
+        check_threshold("max_grad_norm", self.max_grad_norm)
+
+    def bounds(self) -> list[float]:
+        return [self.max_grad_norm]
+
+    def weightings(self, norms: Tensor) -> dict[str, Tensor]:
+        tiny = 1e-30  # keeps the factor finite in float32; what is shorter is scaled less
+        return {"release": (self.max_grad_norm / norms.clamp(min=tiny)) * (norms > 0)}
+
+    def describe(self) -> dict[str, Any]:
+        return {"rule": self.name, "max_grad_norm": self.max_grad_norm}

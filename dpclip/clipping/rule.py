@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Protocol
 
 from torch import Tensor
 
@@ -20,16 +21,24 @@ class SideQuery:
     Attributes:
         name: key under which `observe` finds the released sum.
         sensitivity: L2 bound on one unit's column of `per_sample`.
-        relative_noise: noise standard deviation over that sensitivity.
+        relative_noise: noise standard deviation over that sensitivity; None goes by `share`.
         per_sample: norms [K, B] -> statistics [m, B], summed over the logical batch before the release.
         size: m.
+        share: part of the step's privacy budget 1/sigma^2, in place of `relative_noise`.
     """
 
     name: str
     sensitivity: float
-    relative_noise: float
+    relative_noise: float | None
     per_sample: Callable[[Tensor], Tensor]
     size: int = 1
+    share: float = 0.0
+
+    def noise_for(self, noise_multiplier: float) -> float:
+        """Noise over sensitivity, in a step whose budget is 1/noise_multiplier^2."""
+        if self.relative_noise is not None:
+            return self.relative_noise
+        return noise_multiplier / math.sqrt(self.share) if self.share > 0 else 0.0
 
 
 @dataclass(frozen=True)
@@ -40,11 +49,36 @@ class StepRelease:
         gradient: the noisy sum divided by `divisor`, one tensor a parameter.
         sides: the noisy sums of the side statistics, by name.
         divisor: the public expected batch size.
+        stds: the noise of each group's sum; public.
+        side_stds: the noise of each side statistic, by name; public.
     """
 
     gradient: list[Tensor]
     sides: Mapping[str, Tensor]
     divisor: float = 1.0
+    stds: tuple[float, ...] = ()
+    side_stds: Mapping[str, float] = field(default_factory=dict)
+
+
+class Gradients(Protocol):
+    """Per-sample gradients as a rule sees them: B samples, K groups."""
+
+    def squared_norms(self) -> Tensor:
+        """Squared L2 norms, [K, B]."""
+        ...
+
+    def weighted_sum(self, factors: Tensor, into: GradientSum) -> None:
+        """Add sum_i factors[k, i] g_i[k] to `into`."""
+        ...
+
+    def rewritten(self, change: Callable[[int, Tensor], Tensor], sizes: Sequence[int]) -> Gradients:
+        """The same samples with other coordinates.
+
+        Args:
+            change: parameter's index and gradients [B, d], float32 or wider -> what stands for them, [B, d].
+            sizes: d of each parameter; one that a micro-batch did not use has gradients 0.
+        """
+        ...
 
 
 class ClippingRule(ABC):
@@ -63,6 +97,9 @@ class ClippingRule(ABC):
     separable: ClassVar[bool] = False
     """Whether row k of every weighting depends on row k of the norms alone, so that groups can be clipped one by one
     inside the backward pass; a gradient that is not finite is then dropped group by group."""
+
+    reshapes: ClassVar[bool] = False
+    """Whether the gradients themselves are needed, not only their norms."""
 
     def partition(self, names: Sequence[str], sizes: Sequence[int]) -> list[int]:
         """The group of each trainable parameter, numbered from 0; all in one group unless overridden.
@@ -93,6 +130,14 @@ class ClippingRule(ABC):
             {"release": factors [K, B]} and, for rules that need them, further sums by name.
         """
 
+    def reshaped(self, view: Gradients) -> Gradients:
+        """The view whose norms are clipped; the gradients as they are unless overridden."""
+        return view
+
+    def restored(self, step: StepRelease) -> StepRelease:
+        """Undo `reshaped` on what was released: post-processing."""
+        return step
+
     def side_queries(self) -> Sequence[SideQuery]:
         """Statistics to be released with the gradient."""
         return ()
@@ -111,6 +156,14 @@ class ClippingRule(ABC):
 
     def load_public_state(self, state: Mapping[str, Any]) -> None:
         """Restore `public_state`."""
+        return None
+
+    def tensor_state(self) -> dict[str, Tensor]:
+        """State in tensors, kept in private checkpoints only."""
+        return {}
+
+    def load_tensor_state(self, state: Mapping[str, Tensor]) -> None:
+        """Restore `tensor_state`."""
         return None
 
     def describe(self) -> dict[str, Any]:

@@ -49,8 +49,17 @@ def make_backend(
     parameters: Sequence[nn.Parameter],
     groups: Sequence[int],
     loss_reduction: str = "mean",
+    written_out: bool = False,
 ) -> Backend:
     """Attach a gradient backend to a model.
+
+    Args:
+        mode: "auto" or a name of `backend_names`.
+        model: hooked, not wrapped.
+        parameters: the trainable parameters, in order.
+        groups: the group of each parameter.
+        loss_reduction: how the loss is reduced over the units of a micro-batch, "mean" or "sum".
+        written_out: the rule will ask for the gradients themselves.
 
     Raises:
         BadInput: unknown mode; the known ones are listed.
@@ -58,4 +67,4 @@ def make_backend(
     chosen = _AUTO if mode == "auto" else mode
     if chosen not in _BACKENDS:
         raise BadInput(f"gradient mode {mode!r} is unknown: choose one of {', '.join(backend_names())}")
-    return _BACKENDS[chosen](model, parameters, groups, loss_reduction=loss_reduction)
+    return _BACKENDS[chosen](model, parameters, groups, loss_reduction=loss_reduction, written_out=written_out)

@@ -13,6 +13,7 @@ from dpclip.gradient_sum import wide
 from dpclip.per_sample import Backend, make_backend
 
 _TRANSIENT = 1.5  # what comes and goes beside what is kept: copies of logits, gradients in flight
+_COPIES = 3  # of a row's gradients: as they are, centred, and in new coordinates
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,7 @@ def footprint(
     collate: Callable[[list[Any]], Any],
     longest: Sequence[Any],
     grad_sample_mode: str = "auto",
+    written_out: bool = False,
 ) -> Footprint:
     """Count what two backward passes keep, with one row and with three.
 
@@ -46,6 +48,7 @@ def footprint(
         losses: one loss a row, shape [rows].
         collate: makes a batch of a list of examples.
         longest: three public examples of the greatest length.
+        written_out: the rule changes coordinates, and so writes every gradient out.
     """
     parameters = [p for p in model.parameters() if p.requires_grad]
     backend = make_backend(grad_sample_mode, model, parameters, [0] * len(parameters))
@@ -54,7 +57,8 @@ def footprint(
     finally:
         backend.close()
     sums = sum(p.numel() * wide(p.dtype).itemsize for p in parameters)
-    return Footprint(3 * sums, int(_TRANSIENT * max(one / 2, (three - one) / 2)))
+    row = int(_TRANSIENT * max(one / 2, (three - one) / 2))
+    return Footprint(3 * sums, row + (_COPIES * sums if written_out else 0))
 
 
 def _kept(backend: Backend, model: nn.Module, losses: Callable[[nn.Module, Any], Tensor], batch: Any, rows: int) -> int:

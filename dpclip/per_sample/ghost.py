@@ -47,7 +47,7 @@ class GhostBackend(BookkeepingBackend):
         self._cuts = []
         hidden = {self.slots[p] for m in self.substituted for p in m.parameters() if p in self.slots}
         view = GhostView(self.groups, units, owners, scale, self.evidence)
-        view.attach(self.parameters, hidden, self.muted)
+        view.attach(self.parameters, hidden, self.muted, keep=self.written_out or len(set(self.groups)) > _MOST_PASSES)
         return view
 
     def _cut(self, module: nn.Module, args: Any, output: Any) -> Any:
@@ -84,7 +84,12 @@ class GhostView(FactoredView):
     """Norms from the first pass; each weighted sum is a backward pass."""
 
     def attach(
-        self, parameters: Sequence[nn.Parameter], hidden: set[int], muted: Callable[..., AbstractContextManager[None]]
+        self,
+        parameters: Sequence[nn.Parameter],
+        hidden: set[int],
+        muted: Callable[..., AbstractContextManager[None]],
+        *,
+        keep: bool,
     ) -> None:
         """What the second pass needs.
 
@@ -92,13 +97,14 @@ class GhostView(FactoredView):
             parameters: in order.
             hidden: slots that autograd does not see: their layers' forward is replaced.
             muted: keeps recomputed layers watched, and records nothing.
+            keep: sums are to be made from the layers' factors, as in book-keeping.
         """
         self.cuts: list[tuple[Tensor, Tensor]] = []
-        self._parameters, self._hidden, self._muted = list(parameters), hidden, muted
+        self._parameters, self._hidden, self._muted, self._keep = list(parameters), hidden, muted, keep
 
     def settle(self) -> None:
-        """Forget the layers' factors, unless passes would be many, or would read a sample that is not finite."""
-        if len(set(self.groups)) <= _MOST_PASSES and bool(self.squared_norms().isfinite().all()):
+        """Forget the layers' factors, unless a sample is not finite: a backward pass could not leave it unread."""
+        if not self._keep and bool(self.squared_norms().isfinite().all()):
             self.forget(self._hidden)
 
     def weighted_sum(self, factors: Tensor, into: GradientSum) -> None:

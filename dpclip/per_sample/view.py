@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from dpclip.gradient_sum import GradientSum, exact_products, wide
-from dpclip.per_sample.factored import Factored
+from dpclip.per_sample.factored import Dense, Factored
 from dpclip.per_sample.forms import joined
 from dpclip.per_sample.rows import RowEvidence
 
@@ -24,6 +24,10 @@ class PerSampleView(Protocol):
 
     def weighted_sum(self, factors: Tensor, into: GradientSum) -> None:
         """Add sum_i factors[k, i] g_i[k] to `into`; a sample whose factors are 0 is not read at all."""
+        ...
+
+    def rewritten(self, change: Callable[[int, Tensor], Tensor], sizes: Sequence[int]) -> PerSampleView:
+        """The same samples with each parameter's gradients [B, d] written out and changed."""
         ...
 
     def doubts(self) -> list[str]:
@@ -169,11 +173,19 @@ class FactoredView:
         self._add(slot, ones, total, None)
         return total
 
-    def samples(self, slot: int) -> Tensor | None:
-        """One parameter's gradients written out, [units, *shape], for rules that reshape coordinates."""
-        if not self.saw(slot):
-            return None
-        return self._by_unit(slot).written_out().samples * self.scale
+    def rewritten(self, change: Callable[[int, Tensor], Tensor], sizes: Sequence[int]) -> FactoredView:
+        if self.forgotten:
+            raise RuntimeError("the gradients are gone: make the backend with written_out=True")
+        device = next((tensor.device for tensor in self.tensors()), torch.device("cpu"))
+        changed = FactoredView(self.groups, self.units, None, 1.0, self.evidence)
+        for slot, size in enumerate(sizes):
+            if self._uses[slot]:
+                samples = self._by_unit(slot).written_out().samples.reshape(self.units, size)
+                samples = samples.to(wide(samples.dtype)) * self.scale
+            else:
+                samples = torch.zeros(self.units, size, device=device)
+            changed.add(slot, Dense(change(slot, samples)))
+        return changed
 
     def _by_unit(self, slot: int) -> Factored:
         whole = joined(self._uses[slot])
@@ -207,6 +219,9 @@ class Part:
 
     def weighted_sum(self, factors: Tensor, into: GradientSum) -> None:
         self._whole.add_slots(self._slots, factors, into)
+
+    def rewritten(self, change: Callable[[int, Tensor], Tensor], sizes: Sequence[int]) -> PerSampleView:
+        raise NotImplementedError("a rule that changes coordinates sees all parameters at once")
 
     def doubts(self) -> list[str]:
         return self._whole.doubts()

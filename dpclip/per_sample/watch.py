@@ -46,6 +46,7 @@ class Watcher(GradSampleHooks):
         groups: the group of each parameter.
         loss_reduction: how the loss was reduced over the units of a micro-batch, "mean" or "sum".
         force_functorch: recompute every layer under torch.func instead of using registered samplers.
+        written_out: the gradients themselves will be asked for, so nothing may be forgotten but for the norms.
     """
 
     freezes = False  # whether autograd is kept from computing the parameters' own gradients
@@ -59,11 +60,12 @@ class Watcher(GradSampleHooks):
         *,
         loss_reduction: str = "mean",
         force_functorch: bool = False,
+        written_out: bool = False,
     ) -> None:
         self.parameters = list(parameters)
         self.slots = {p: i for i, p in enumerate(self.parameters)}
         self.groups = list(groups)
-        self.rows = 0
+        self.rows, self.written_out = 0, written_out
         self._view: FactoredView | None = None
         self._names = {module: name for name, module in model.named_modules()}
         self._checked = self._muted = False

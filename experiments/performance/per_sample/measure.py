@@ -2,6 +2,7 @@
 
 usage: python measure.py time [ROUNDS [MODEL ...]]   CPU time of whole steps, and of micro-batches and updates apart
        python measure.py memory [MODEL ...]          growth of the peak, each engine in a fresh process
+       python measure.py layers [ROUNDS [MODEL ...]] a rule that clips each layer inside the backward pass
        python measure.py --table                     the tables of docs/results.md
        python measure.py --figure                    figure.svg
 
@@ -14,7 +15,6 @@ import ctypes
 import json
 import os
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -31,8 +31,7 @@ from dpclip.environment import reuse_heap
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results.json"
-OURS, QUIET, PLAIN = "ours", "ours, no noise", "non-private"
-LAYERS = "ours auto per-layer"  # clipped inside the backward pass
+OURS, QUIET, PLAIN, LAYERS = "ours", "ours, no noise", "non-private", "ours auto per-layer"
 PEERS = {
     "small GPT-2": ["Opacus hooks", "Opacus functorch", "Opacus ghost", "vmap"],
     "small GPT-2 untied": ["Opacus ghost+linear", "Opacus fast gradient clipping+linear", "vmap"],
@@ -58,12 +57,12 @@ def quartiles(values: list[float]) -> list[float]:
     return [round(q, 4) for q in statistics.quantiles(values, n=4)]
 
 
-def build_all(name: str) -> tuple[dict[str, Any], dict[str, str]]:
+def build_all(name: str, modes: list[str]) -> tuple[dict[str, Any], dict[str, str]]:
     """The engines that run on this model, warmed up, and why the others do not."""
     from engines import make
 
     steps, failures = {}, {}
-    for mode in (PLAIN, OURS, LAYERS, QUIET, *PEERS[name]):
+    for mode in modes:
         try:
             noise = 0.0 if mode in (PLAIN, QUIET) else 1.0
             step = make(name, OURS if mode == QUIET else mode, noise)
@@ -75,16 +74,16 @@ def build_all(name: str) -> tuple[dict[str, Any], dict[str, str]]:
     return steps, failures
 
 
-def time_model(name: str, rounds: int) -> dict[str, Any]:
+def time_model(name: str, rounds: int, engines: list[str]) -> dict[str, Any]:
     """Alternate the engines, each round beginning with another one."""
-    steps, failures = build_all(name)
+    steps, failures = build_all(name, engines)
     spent: dict[str, list[float]] = {mode: [] for mode in steps}
     parts: dict[str, list[float]] = {"plain micro": [], "plain update": [], "our micro": [], "our update": []}
     for index in range(rounds):
         modes = list(steps)[index % len(steps) :] + list(steps)[: index % len(steps)]
         for mode in modes:
             spent[mode].append(cpu_seconds(steps[mode].step))
-        if name == "GPT-2 124M":
+        if name == "GPT-2 124M" and LAYERS not in steps:
             measure_parts(steps, parts)
     ratios = {mode: [a / b for a, b in zip(times, spent[PLAIN], strict=True)] for mode, times in spent.items()}
     found: dict[str, Any] = {
@@ -128,14 +127,15 @@ def growth(name: str, mode: str) -> float:
     held = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
     for _ in range(3):
         step.step()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024 - held
+    status = Path("/proc/self/status").read_text()  # ru_maxrss may be the parent's
+    return int(status.split("VmHWM:")[1].split()[0]) / 1024 - held
 
 
-def memory(names: list[str]) -> dict[str, Any]:
+def memory(names: list[str], engines: dict[str, list[str]]) -> dict[str, Any]:
     """Every engine in a process of its own; the allocator as shipped."""
     found: dict[str, Any] = {}
     for name in names:
-        for mode in (PLAIN, OURS, LAYERS, *PEERS[name]):
+        for mode in engines[name]:
             command = [sys.executable, str(HERE / "measure.py"), "--growth", name, mode]
             run = subprocess.run(command, capture_output=True, text=True, check=False)
             if run.returncode == 0:
@@ -147,28 +147,37 @@ def memory(names: list[str]) -> dict[str, Any]:
 def table(results: dict[str, Any]) -> str:
     """Both tables in Markdown."""
     lines = [
-        "| model | non-private, ms | ours | ours, no noise | ours, per layer | best other | others |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
+        "| model | non-private, ms | ours | ours, no noise | best other | others |",
+        "| --- | --- | --- | --- | --- | --- |",
     ]
     for name, row in results["time"].items():
-        others = {m: q for m, q in row["ratio"].items() if m not in (PLAIN, OURS, LAYERS, QUIET)}
+        others = {m: q for m, q in row["ratio"].items() if m not in (PLAIN, OURS, QUIET)}
         best = min(others, key=lambda m: others[m][1])
         rest = [f"{m} {q[1]:.2f}" for m, q in others.items() if m != best]
         rest += [f"{m}: fails" for m in row["failures"]]
         cells = [
             spread(row["ratio"][OURS]),
             spread(row["ratio"][QUIET]),
-            spread(row["ratio"][LAYERS]),
             f"{best} {spread(others[best])}",
             "; ".join(rest),
         ]
         lines.append(f"| {name} | {row['ms'][PLAIN]:.0f} | " + " | ".join(cells) + " |")
-    lines += ["", "| model | non-private, MB | ours | ours, per layer | others |", "| --- | --- | --- | --- | --- |"]
+    lines += ["", "| model | non-private, MB | ours | others |", "| --- | --- | --- | --- |"]
     for name, row in results["memory"].items():
-        rest = [f"{m} {v / row[PLAIN]:.2f}" for m, v in row.items() if m not in (PLAIN, OURS, LAYERS)]
-        ours, layers = row[OURS] / row[PLAIN], row[LAYERS] / row[PLAIN]
-        lines.append(f"| {name} | {row[PLAIN]} | {ours:.2f} | {layers:.2f} | {'; '.join(rest)} |")
-    return "\n".join(lines)
+        rest = [f"{m} {v / row[PLAIN]:.2f}" for m, v in row.items() if m not in (PLAIN, OURS)]
+        lines.append(f"| {name} | {row[PLAIN]} | {row[OURS] / row[PLAIN]:.2f} | {'; '.join(rest)} |")
+    return "\n".join(lines + layers_table(results.get("layers", {})))
+
+
+def layers_table(rows: dict[str, Any]) -> list[str]:
+    """What clipping inside the backward pass costs and saves."""
+    lines = ["", "| model | time, flat | time, per layer | memory, flat | memory, per layer |"]
+    lines.append("| --- | --- | --- | --- | --- |")
+    for name, row in rows.items():
+        times = [spread(row["ratio"][mode]) for mode in (OURS, LAYERS)]
+        sizes = [f"{row['memory'][mode] / row['memory'][PLAIN]:.2f}" for mode in (OURS, LAYERS)]
+        lines.append(f"| {name} | " + " | ".join(times + sizes) + " |")
+    return lines
 
 
 def spread(values: list[float]) -> str:
@@ -210,7 +219,7 @@ def save(key: str, value: dict[str, Any]) -> None:
     results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     packages = ("torch", "opacus", "transformers", "peft", "numpy")
     results |= {
-        "command": "OMP_NUM_THREADS=1 python measure.py time, then memory",
+        "command": "OMP_NUM_THREADS=1 python measure.py time, then memory, then layers",
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, 1 thread",
         "versions": {package: version(package) for package in packages},
     }
@@ -229,14 +238,19 @@ def main(arguments: list[str]) -> None:
     elif arguments == ["--figure"]:
         figure(json.loads(RESULTS.read_text()))
     elif arguments[:1] == ["memory"]:
-        save("memory", memory(arguments[1:] or list(PEERS)))
+        names = arguments[1:] or list(PEERS)
+        save("memory", memory(names, {name: [PLAIN, OURS, *PEERS[name]] for name in names}))
     else:
+        key = arguments[0]
         reuse_heap()
         rounds = int(arguments[1]) if len(arguments) > 1 else 20
         for name in arguments[2:] or PEERS:
-            found = time_model(name, rounds)
+            three = [PLAIN, OURS, LAYERS]
+            found = time_model(name, rounds, three if key == "layers" else [PLAIN, OURS, QUIET, *PEERS[name]])
+            if key == "layers":
+                found["memory"] = memory([name], {name: three})[name]
             print(name, found["ratio"], found["failures"], flush=True)
-            save("time", {name: found})
+            save(key, {name: found})
 
 
 if __name__ == "__main__":

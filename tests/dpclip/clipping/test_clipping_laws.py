@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 from clipper_laws import check_rule
-from hypothesis import given, settings
+from hypothesis import given
+from hypothesis import settings as laws
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -16,10 +17,12 @@ BOUNDED = [name for name in rule_names() if name != "none"]
 
 
 @pytest.mark.parametrize("name", BOUNDED)
-@settings(max_examples=15, deadline=None, derandomize=True)
+@laws(max_examples=15, deadline=None, derandomize=True)
 @given(scale=st.floats(1e-6, 1e6), seed=st.integers(0, 99), threshold=st.floats(1e-3, 1e3))
 def test_registered_rule_keeps_the_laws(name: str, scale: float, seed: int, threshold: float) -> None:
-    check_rule(lambda: make_rule(f"{name}:max_grad_norm={threshold}"), scale, seed)
+    settings = [f"max_grad_norm={threshold}"] if hasattr(make_rule(name), "max_grad_norm") else []
+    settings += [f"upper={3 * threshold}"] if name == "global" else []
+    check_rule(lambda: make_rule(f"{name}:{','.join(settings)}"), scale, seed)
 
 
 class _Loose(Flat):
@@ -58,7 +61,7 @@ def test_automatic_never_reaches_its_bound_but_keeps_the_order() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("flatt", "'flatt' is unknown: choose one of automatic, flat, none"),
+        ("flatt", "'flatt' is unknown: choose one of adaclip, automatic, automatic-v, "),
         ("flat:c=1", "has no setting 'c': it knows max_grad_norm"),
         ("flat:max_grad_norm=big", "'big' is not a number"),
         ("flat:max_grad_norm=0", "must be positive and finite"),

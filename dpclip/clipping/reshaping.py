@@ -1,0 +1,40 @@
+"""What rules share that change coordinates before they clip: flat gradients in, flat gradients back."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import ClassVar
+
+from torch import Tensor
+
+from dpclip.clipping.rule import ClippingRule, Gradients, StepRelease
+
+
+class Reshaping(ClippingRule):
+    """Clips w = f(g) instead of g, and gives the optimizer f^-1 of the released mean.
+
+    Memory: every micro-batch holds w for all its samples and parameters, [B, d].
+    """
+
+    reshapes: ClassVar[bool] = True
+
+    def partition(self, names: Sequence[str], sizes: Sequence[int]) -> list[int]:
+        self._sizes = list(sizes)
+        return super().partition(names, sizes)
+
+    def reshaped(self, view: Gradients) -> Gradients:
+        return view.rewritten(self.forward, self._sizes)
+
+    def restored(self, step: StepRelease) -> StepRelease:
+        back = [self.back(slot, w.reshape(-1)).view_as(w) for slot, w in enumerate(step.gradient)]
+        return replace(step, gradient=back)
+
+    @abstractmethod
+    def forward(self, slot: int, gradients: Tensor) -> Tensor:
+        """w of one parameter's gradients, [B, d] to [B, d]; a function of released values only."""
+
+    @abstractmethod
+    def back(self, slot: int, mean: Tensor) -> Tensor:
+        """The gradient that the released mean of w stands for, [d] to [d]."""
