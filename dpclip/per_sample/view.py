@@ -173,18 +173,23 @@ class FactoredView:
         self._add(slot, ones, total, None)
         return total
 
+    def samples(self, slot: int) -> Tensor | None:
+        """One parameter's gradients written out, [units, *shape], float32 or wider; None if it was not used."""
+        if not self._uses[slot]:
+            return None
+        samples = self._by_unit(slot).written_out().samples
+        return samples.to(wide(samples.dtype)) * self.scale
+
     def rewritten(self, change: Callable[[int, Tensor], Tensor], sizes: Sequence[int]) -> FactoredView:
         if self.forgotten:
             raise RuntimeError("the gradients are gone: make the backend with written_out=True")
         device = next((tensor.device for tensor in self.tensors()), torch.device("cpu"))
         changed = FactoredView(self.groups, self.units, None, 1.0, self.evidence)
         for slot, size in enumerate(sizes):
-            if self._uses[slot]:
-                samples = self._by_unit(slot).written_out().samples.reshape(self.units, size)
-                samples = samples.to(wide(samples.dtype)) * self.scale
-            else:
+            samples = self.samples(slot)
+            if samples is None:
                 samples = torch.zeros(self.units, size, device=device)
-            changed.add(slot, Dense(change(slot, samples)))
+            changed.add(slot, Dense(change(slot, samples.reshape(self.units, size))))
         return changed
 
     def _by_unit(self, slot: int) -> Factored:
