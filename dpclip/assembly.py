@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils.data import default_collate
 
 from accounting import Adjacency
-from dpclip.clipping import ClippingRule, Flat, Unclipped
+from dpclip.clipping import ClippingRule, Flat, RunShape, Unclipped
 from dpclip.engine import Engine
 from dpclip.errors import BadInput
 from dpclip.ledger import Commitments, Ledger
@@ -21,7 +21,7 @@ from dpclip.postprocess import PostProcessor
 from dpclip.preflight import check_batch_norm
 from dpclip.private import PrivateTraining, RowDataset, UnitIndex
 from dpclip.randomness import SecretKey
-from dpclip.sampling import PoissonSampler
+from dpclip.sampling import make_sampler
 
 
 def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -70,6 +70,7 @@ def make_private(
     seed: int | None = None,
     ledger_path: Path | None = None,
     postprocess: Sequence[PostProcessor] = (),
+    accept_conditional: bool = False,
 ) -> PrivateTraining:
     """Couple a model, an optimizer and a data set to one privacy budget.
 
@@ -91,6 +92,8 @@ def make_private(
         seed: reproducible randomness; the guarantee is then conditional on the seed's secrecy.
         ledger_path: where to keep the write-ahead ledger; by default in memory.
         postprocess: free transforms of the released gradient.
+        accept_conditional: allow a rule whose promise rests on an assumption that nobody has checked; the guarantee
+            says so.
 
     Raises:
         BadInput: values that are meaningless or contradict each other, with the remedy.
@@ -106,6 +109,7 @@ def make_private(
         accountant=accountant,
         adjacency=adjacency,
         unit="all rows of one unit" if index.grouped else "one row of the training data",
+        sampling=clipping.sampling if clipping else "poisson",
     )
     key = SecretKey.generate() if seed is None else SecretKey.from_seed(seed)
     ledger = Ledger.create(ledger_path, plan)
@@ -113,7 +117,7 @@ def make_private(
         model, optimizer, dataset, index, plan=plan, key=key, ledger=ledger, commitments=Commitments(None),
         rule=clipping, grad_sample_mode=grad_sample_mode, loss_reduction=loss_reduction,
         physical_batch_size=physical_batch_size or min(32, expected_batch_size), rows_per_unit=rows_per_unit,
-        collate=collate_fn, row_cost=row_cost, postprocess=postprocess,
+        collate=collate_fn, row_cost=row_cost, postprocess=postprocess, accept_conditional=accept_conditional,
     )  # fmt: skip
 
 
@@ -135,6 +139,7 @@ def assemble(
     collate: Callable[[list[Any]], Any],
     row_cost: Callable[[int], int] | None,
     postprocess: Sequence[PostProcessor],
+    accept_conditional: bool = False,
 ) -> PrivateTraining:
     """Build the stages around a plan that is already made; `make_private` and the command line meet here."""
     if physical_batch_size < 1 or rows_per_unit < 1:
@@ -146,11 +151,35 @@ def assemble(
     parameters = list(named.values())
     check_optimizer(optimizer, parameters)
     chosen = (rule or Flat()) if plan.private else Unclipped()
+    _check_promise(chosen, plan, accept_conditional)
+    chosen.settle(RunShape(plan.steps, plan.expected_batch_size, plan.scheme.participations(plan)))
     groups = chosen.partition(list(named), [p.numel() for p in parameters])
     backend = make_backend(grad_sample_mode, model, parameters, groups, loss_reduction, chosen.reshapes)
-    sampler = PoissonSampler(plan, len(index), key)
+    sampler = make_sampler(plan, len(index), key)
     engine = Engine(plan, parameters, chosen, groups, optimizer, sampler, ledger, commitments, key, postprocess)
     return PrivateTraining(
         engine, backend, dataset, index,
         physical_batch_size=physical_batch_size, rows_per_unit=rows_per_unit, collate=collate, row_cost=row_cost,
     )  # fmt: skip
+
+
+def _check_promise(rule: ClippingRule, plan: Plan, accept_conditional: bool) -> None:
+    """A rule is only right with the batches that it was proved for."""
+    if plan.private and rule.sampling != plan.sampling:
+        raise BadInput(
+            f"clipping {rule.name} needs {rule.sampling} batches and the plan has {plan.sampling}: plan anew"
+        )
+    check_assumption(rule, accept_conditional)
+
+
+def check_assumption(rule: ClippingRule, accept_conditional: bool) -> None:
+    """A guarantee that rests on an unchecked assumption has to be asked for.
+
+    Raises:
+        BadInput: it was not.
+    """
+    if rule.assumption and not accept_conditional:
+        raise BadInput(
+            f"the guarantee of this clipping rule would be conditional ({rule.assumption}): add --accept-conditional "
+            "(accept_conditional=True) to have it all the same, or choose a mode that is proved"
+        )

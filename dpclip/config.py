@@ -57,6 +57,7 @@ class Settings:
     max_length: int | None = None
     long_records: LongRecords = "truncate"
     clipping: str = "flat"
+    accept_conditional: bool = False
     grad_sample_mode: str = "auto"
     accountant: str = "prv"
     epochs: float | None = None

@@ -18,7 +18,7 @@ from dpclip.plan import Plan
 from dpclip.postprocess import PostProcessor
 from dpclip.randomness import SecretKey
 from dpclip.released import Receipt, Released
-from dpclip.sampling import PoissonSampler
+from dpclip.sampling import Sampler
 
 
 class ReplayDiverged(RuntimeError):
@@ -60,7 +60,7 @@ class Engine:
         rule: ClippingRule,
         groups: Sequence[int],
         optimizer: torch.optim.Optimizer,
-        sampler: PoissonSampler,
+        sampler: Sampler,
         ledger: Ledger,
         commitments: Commitments,
         key: SecretKey,
@@ -73,6 +73,11 @@ class Engine:
         self.step = 0
         self.generation = 0
         self._open: _Open | None = None
+
+    def start_generation(self, reason: str) -> None:
+        """Go on from here with fresh randomness; what the rule carries over from steps before is dropped."""
+        self.generation = self.ledger.start_generation(self.step, reason)
+        self.rule.fresh_start()
 
     def begin(self) -> np.ndarray:
         """Charge the next step, and only then draw its logical batch.

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from dpclip.assembly import check_assumption
 from dpclip.clipping import make_rule
 from dpclip.config import Settings, option
 from dpclip.environment import free_bytes
@@ -145,12 +146,14 @@ def _rows_that_fit(
 
 
 def _check_names(settings: Settings) -> None:
-    bounds = make_rule(settings.clipping).bounds()
+    rule = make_rule(settings.clipping)
+    bounds = rule.bounds()
     if math.isfinite(settings.epsilon) and not all(math.isfinite(bound) for bound in bounds):
         raise BadInput(
             f"--clipping {settings.clipping} bounds nothing, so no noise suffices for epsilon = {settings.epsilon:g}: "
             "choose another rule, or --epsilon inf"
         )
+    check_assumption(rule, settings.accept_conditional)
     if settings.grad_sample_mode not in backend_names():
         raise BadInput(
             f"--grad-sample-mode {settings.grad_sample_mode!r} is unknown: choose one of {', '.join(backend_names())}"
@@ -194,6 +197,7 @@ def _plan(settings: Settings, index: UnitIndex, fixed: Plan | None) -> Plan:
         if settings.unit_column
         else "one row of the training data",
         noise_multiplier=fixed.noise_multiplier if fixed else None,
+        sampling=make_rule(settings.clipping).sampling,
     )
     if fixed is not None and plan != fixed:
         changed = [k for k, v in plan.to_json().items() if fixed.to_json()[k] != v]

@@ -12,6 +12,7 @@ from accounting import Comparison, Event, Journal, compare, event_from_json, mak
 from dpclip.errors import BadInput, BudgetExhausted
 from dpclip.plan import Plan
 from dpclip.released import Receipt
+from dpclip.schemes import Charge
 
 
 class Ledger:
@@ -25,7 +26,7 @@ class Ledger:
         self.plan = plan
         self._journal = journal
         self._charged: dict[tuple[int, int], Receipt] = {}
-        self._events: Counter[Event] = Counter()
+        self._charges: Counter[Charge] = Counter()
         for record in journal.records if journal else ():
             self._replay(record)
 
@@ -59,9 +60,9 @@ class Ledger:
 
     def _book(self, step: int, generation: int, event: Event) -> Receipt:
         sigma = float(getattr(event, "noise_multiplier", 0.0))
-        receipt = Receipt(step, generation, sigma, len(self._charged))
+        self._charges[Charge(event, step % 2, generation)] += 1
+        receipt = Receipt(step, generation, sigma, len(self._charged), self._planned_steps())
         self._charged[step, generation] = receipt
-        self._events[event] += 1
         return receipt
 
     def charge(self, step: int, generation: int, noise_multiplier: float) -> Receipt:
@@ -74,34 +75,41 @@ class Ledger:
         if known is not None:
             return known
         event = self.plan.event(noise_multiplier)
-        self._check_budget(event)
+        self._check_budget(Charge(event, step % 2, generation))
         if self._journal is not None:
             body = {"kind": "step", "step": step, "generation": generation, "event": event.to_json()}
             self._journal.append(body)
         return self._book(step, generation, event)
 
-    def _check_budget(self, event: Event) -> None:
+    def _check_budget(self, charge: Charge) -> None:
         if not self.plan.private:
             return
-        as_planned = set(self._events) | {event} == {self.plan.event()} and self.charges < self.plan.steps
-        if as_planned and self._plan_fits:
+        after = self.plan.spent(self._charges + Counter([charge]))
+        planned, most = self.plan.whole
+        if set(after) == {planned} and after[planned] <= most and self._plan_fits:
             return
         accountant = make_accountant(self.plan.accountant, self.plan.adjacency)
-        for charged, count in self._events.items():
-            accountant.charge(charged, count)
-        after = accountant.quote(event, 1, self.plan.delta).upper
-        if after > self.plan.target_epsilon:
+        for event, count in after.items():
+            accountant.charge(event, count)
+        spent = accountant.epsilon(self.plan.delta).upper
+        if spent > self.plan.target_epsilon:
             raise BudgetExhausted(
-                f"step {self.charges + 1} would spend epsilon {after:.4g} of {self.plan.target_epsilon:g} "
+                f"step {self.charges + 1} would spend epsilon {spent:.4g} of {self.plan.target_epsilon:g} "
                 f"at delta {self.plan.delta:g}"
             )
+
+    def _planned_steps(self) -> int | None:
+        planned, most = self.plan.whole
+        spent = self.plan.spent(self._charges)
+        if set(spent) != {planned} or spent[planned] > most:
+            return None
+        return self.plan.scheme.after(self.plan, spent[planned]) if self.plan.private else spent[planned]
 
     @cached_property
     def _plan_fits(self) -> bool:
         """Whether all planned steps together stay within the budget; asked of the accountant once a run."""
         accountant = make_accountant(self.plan.accountant, self.plan.adjacency)
-        spent = accountant.quote(self.plan.event(), self.plan.steps, self.plan.delta)
-        return spent.upper <= self.plan.target_epsilon
+        return accountant.quote(*self.plan.whole, self.plan.delta).upper <= self.plan.target_epsilon
 
     def start_generation(self, from_step: int, reason: str) -> int:
         """Open a new generation of randomness for steps that cannot be replayed bit for bit."""
@@ -127,8 +135,8 @@ class Ledger:
 
     @property
     def events(self) -> list[tuple[Event, int]]:
-        """What was charged: events with their counts."""
-        return list(self._events.items())
+        """What the charged steps cost together: events with their counts."""
+        return list(self.plan.spent(self._charges).items())
 
     @property
     def charges(self) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections import Counter
 from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
 from typing import Any
@@ -13,11 +14,11 @@ from accounting import (
     Adjacency,
     Event,
     NonPrivate,
-    PoissonGaussian,
     calibrate_noise_multiplier,
     compare,
 )
 from dpclip.errors import BadInput
+from dpclip.schemes import Charges, Scheme, added_up, scheme_of
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,7 @@ class Plan:
         accountant: "prv" or "rdp", the accountant whose figure is the guarantee.
         adjacency: neighbouring relation.
         unit: what one unit of privacy is, in words.
+        sampling: how batches are drawn, and with it how steps compose (`schemes.py`).
     """
 
     units: int
@@ -45,6 +47,7 @@ class Plan:
     accountant: str = "prv"
     adjacency: Adjacency = "add-remove"
     unit: str = "one row of the training data"
+    sampling: str = "poisson"
 
     def __post_init__(self) -> None:
         if self.units < 1:
@@ -56,6 +59,7 @@ class Plan:
             )
         if self.steps < 1:
             raise BadInput(f"steps = {self.steps}: train for at least one step")
+        self.scheme.check(self)
 
     @property
     def private(self) -> bool:
@@ -63,9 +67,14 @@ class Plan:
         return math.isfinite(self.target_epsilon)
 
     @property
+    def scheme(self) -> Scheme:
+        """How batches are drawn."""
+        return scheme_of(self.sampling)
+
+    @property
     def sample_rate(self) -> float:
-        """Probability q that a unit is in a logical batch. The sampler's realised rate is never above it."""
-        exact = Fraction(self.expected_batch_size, self.units)
+        """Probability that a unit is in a batch that may draw it. The sampler's realised rate is never above it."""
+        exact = self.scheme.rate(self)
         nearest = float(exact)
         return nearest if Fraction(nearest) >= exact else math.nextafter(nearest, 1.0)
 
@@ -74,13 +83,24 @@ class Plan:
         if not self.private:
             return NonPrivate("trained with epsilon = inf: no noise was added")
         sigma = self.noise_multiplier if noise_multiplier is None else noise_multiplier
-        return PoissonGaussian(sample_rate=self.sample_rate, noise_multiplier=sigma)
+        return self.scheme.event(self, sigma)
+
+    def spent(self, charges: Charges) -> Counter[Event]:
+        """What the charged steps cost together."""
+        return self.scheme.spent(self, charges) if self.private else added_up(charges)
+
+    @property
+    def whole(self) -> tuple[Event, int]:
+        """What all planned steps cost together: an event and its count."""
+        return self.scheme.whole(self) if self.private else (self.event(), self.steps)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, infinity as the string "inf"."""
         fields = asdict(self)
         if not self.private:
             fields["target_epsilon"] = "inf"
+        if self.sampling == "poisson":
+            del fields["sampling"]
         return fields
 
     @classmethod
@@ -134,6 +154,7 @@ def make_plan(
     adjacency: Adjacency = "add-remove",
     unit: str = "one row of the training data",
     noise_multiplier: float | None = None,
+    sampling: str = "poisson",
 ) -> Plan:
     """Choose the steps, then the smallest noise that keeps the whole run within (epsilon, delta).
 
@@ -145,6 +166,7 @@ def make_plan(
         epochs: passes over the data; or give `steps`.
         noise_multiplier: skip the calibration and use this one (its epsilon must still be within the budget,
             which the ledger checks step by step).
+        sampling: what the clipping rule asks for.
 
     Raises:
         BadInput: meaningless or contradictory values.
@@ -154,7 +176,7 @@ def make_plan(
     delta = default_delta(units) if target_delta is None else target_delta
     check_target(target_epsilon, delta, units)
     count = steps_for(units, expected_batch_size, epochs) if steps is None else int(steps)  # type: ignore[arg-type]
-    draft = Plan(units, expected_batch_size, count, 0.0, delta, target_epsilon, accountant, adjacency, unit)
+    draft = Plan(units, expected_batch_size, count, 0.0, delta, target_epsilon, accountant, adjacency, unit, sampling)
     if not draft.private:
         return draft
     if noise_multiplier is not None:
@@ -168,7 +190,7 @@ def make_plan(
 
 def _calibrated(draft: Plan) -> Plan:
     found = calibrate_noise_multiplier(
-        draft.target_epsilon, draft.delta, draft.sample_rate, draft.steps,
+        draft.target_epsilon, draft.delta, draft.sample_rate, replace(draft, noise_multiplier=1.0).whole[1],
         adjacency=draft.adjacency, accountant=draft.accountant,
     )  # fmt: skip
     return replace(draft, noise_multiplier=found.noise_multiplier)
@@ -176,5 +198,4 @@ def _calibrated(draft: Plan) -> Plan:
 
 def _reported(plan: Plan) -> float:
     """What a statement on the whole plan would say."""
-    spent = [(plan.event(), plan.steps)]
-    return compare(spent, plan.delta, adjacency=plan.adjacency, accountant=plan.accountant).epsilon
+    return compare([plan.whole], plan.delta, adjacency=plan.adjacency, accountant=plan.accountant).epsilon

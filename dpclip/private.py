@@ -15,7 +15,6 @@ from dpclip.clipping import StepRelease
 from dpclip.engine import Engine
 from dpclip.errors import BadInput
 from dpclip.per_sample import Backend
-from dpclip.randomness import SecretKey
 from dpclip.released import Released
 from dpclip.sampling import micro_batches
 
@@ -219,7 +218,7 @@ class PrivateTraining:
     def guarantee(self) -> Guarantee:
         """The promise for the steps charged so far."""
         verdict = self.engine.ledger.compare()
-        kind, assumption = guarantee_kind(self.engine.key)
+        kind, assumption = guarantee_kind(self.engine)
         plan = self.plan
         return Guarantee(verdict.epsilon, plan.delta, kind, plan.adjacency, plan.unit, verdict.accountant, assumption)
 
@@ -229,8 +228,9 @@ class PrivateTraining:
         self.engine.ledger.close()
 
 
-def guarantee_kind(key: SecretKey) -> tuple[str, str | None]:
-    """Worst-case for a key from the operating system; conditional when an explicit seed could be guessed."""
-    if key.seeded:
-        return "conditional", "the random seed stays secret and could not be guessed"
-    return "worst-case", None
+def guarantee_kind(engine: Engine) -> tuple[str, str | None]:
+    """Worst-case, or conditional with what it rests on: a seed that could be guessed, a rule's unchecked assumption."""
+    found = [engine.rule.assumption] if engine.rule.assumption else []
+    if engine.key.seeded:
+        found.append("the random seed stays secret and could not be guessed")
+    return ("conditional", "; ".join(found)) if found else ("worst-case", None)

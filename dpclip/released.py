@@ -19,12 +19,15 @@ class Receipt:
             be bit-identical.
         noise_multiplier: the sigma_eff that was charged, relative to the joint L2 sensitivity.
         position: the charge's position in the ledger.
+        planned_steps: after how many planned steps as much has been spent as after this charge; None if it is more
+            than the whole plan.
     """
 
     step: int
     generation: int
     noise_multiplier: float
     position: int
+    planned_steps: int | None = None
 
 
 @dataclass(frozen=True)

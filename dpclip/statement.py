@@ -38,7 +38,7 @@ def compile_statement(training: PrivateTraining, facts: RunFacts) -> dict[str, A
     plan, engine = training.plan, training.engine
     ledger = engine.ledger
     comparison = ledger.compare()
-    kind, assumption = guarantee_kind(engine.key)
+    kind, assumption = guarantee_kind(engine)
     guarantee = {
         "epsilon": accounts.finite(comparison.epsilon),
         "delta": plan.delta,
@@ -79,8 +79,8 @@ def compile_statement(training: PrivateTraining, facts: RunFacts) -> dict[str, A
 def _mechanism(training: PrivateTraining) -> dict[str, Any]:
     plan = training.plan
     return {
-        "name": "Poisson-subsampled Gaussian" if plan.private else "none (no noise)",
-        "sampler": "Poisson",
+        "name": plan.scheme.title if plan.private else "none (no noise)",
+        "sampler": plan.scheme.sampler,
         "units": plan.units,
         "sample_rate": plan.sample_rate,
         "expected_batch_size": plan.expected_batch_size,
@@ -95,8 +95,7 @@ def _assumptions(training: PrivateTraining) -> list[str]:
     plan = training.plan
     found = [
         f"The number of units, N = {plan.units}, is public; the sample rate and delta are derived from it.",
-        "Batches are Poisson samples: each unit joins each step independently with probability q, drawn from a "
-        "cryptographic stream; empty batches are released and charged like any other.",
+        plan.scheme.assumption,
         "The noise is Gaussian in real arithmetic; rounding of norms, factors and sums in float32 is covered by "
         f"enlarging every sensitivity by a factor 1 + {FLOAT_SLACK:g}.",
         "The folder private/ and the run's secret key stay secret.",

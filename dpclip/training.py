@@ -179,7 +179,7 @@ class _Run:
     def took(self, step: int, released: Released[StepRelease]) -> None:
         norm = released.map(lambda r: math.sqrt(sum(float(t.double().square().sum()) for t in r.gradient)))
         done, plan = step + 1, self.job.plan
-        epsilon = epsilon_after(self.spend, released.receipt.position + 1, plan.target_epsilon)
+        epsilon = epsilon_after(self.spend, released.receipt.planned_steps, plan.target_epsilon)
         values = {
             "released_gradient_norm": norm.value,
             "learning_rate": learning_rate(self.job, step),
@@ -232,7 +232,7 @@ class _Run:
         unfinished = engine.ledger.charges_after(engine.step)
         if changed and unfinished:
             reason = f"cannot replay bit for bit: {', '.join(changed)} changed"
-            engine.generation = engine.ledger.start_generation(engine.step, reason)
+            engine.start_generation(reason)
             self.listener.note(f"{reason}; {unfinished} steps are charged again with fresh randomness")
             self._save()
 
@@ -243,7 +243,7 @@ class _Run:
         self.training.close_step()
         engine = self.training.engine
         self.checkpoints.restore(engine, self.job.loaded.model)
-        engine.generation = engine.ledger.start_generation(engine.step, reason)
+        engine.start_generation(reason)
         self._save()
         self.listener.note(f"{reason}; going on from step {engine.step} with fresh randomness, charged again")
         self.metrics = MetricsLog(self.folder.metrics_path, upto=engine.step)
@@ -276,6 +276,7 @@ def _assemble(job: Job, ledger: Ledger, commitments: Commitments) -> PrivateTrai
         loss_reduction="mean", physical_batch_size=job.physical_batch_size,
         rows_per_unit=settings.rows_per_unit, collate=job.task.collate,
         row_cost=lambda row: job.task.cost(job.examples[row]), postprocess=(),
+        accept_conditional=settings.accept_conditional,
     )  # fmt: skip
 
 
@@ -293,12 +294,17 @@ def learning_rate(job: Job, step: int) -> float:
 def _spending(plan: Plan) -> list[tuple[int, float]]:
     if not plan.private:
         return []
-    return spending(plan.event(), plan.steps, plan.delta, plan.adjacency, plan.accountant)
+    curve = spending(*plan.whole, plan.delta, plan.adjacency, plan.accountant)
+    points = [(plan.scheme.after(plan, count), epsilon) for count, epsilon in curve[1:]]
+    last = [(plan.steps, points[-1][1])] if points[-1][0] < plan.steps else []
+    return [curve[0], *points, *last]
 
 
-def epsilon_after(spend: list[tuple[int, float]], charges: int, budget: float) -> float:
-    """epsilon after so many charges, read from the next point of the curve, so never too small.
+def epsilon_after(spend: list[tuple[int, float]], steps: int | None, budget: float) -> float:
+    """epsilon after so many planned steps, read from the next point of the curve, so never too small.
 
-    Beyond the planned steps it is the budget, which the ledger has checked before each charge.
+    Beyond the planned steps (None) it is the budget, which the ledger has checked before each charge.
     """
-    return next((epsilon for count, epsilon in spend if count >= charges), budget)
+    if steps is None:
+        return budget
+    return next((epsilon for count, epsilon in spend if count >= steps), budget)

@@ -229,9 +229,8 @@ def what_it_learns_keeps_its_promises(make: Callable[[], ClippingRule], seed: in
     other.load_public_state(state)
     other.load_tensor_state({name: value.clone() for name, value in rule.tensor_state().items()})
     assert other.bounds() == rule.bounds()
-    again = released_to(rule, seed + 9)
-    rule.observe(again)
-    other.observe(again)
+    for each in (rule, other):
+        each.observe(released_to(each, seed + 9))
     assert other.bounds() == rule.bounds()
     assert other.public_state() == rule.public_state()
     for name, value in rule.tensor_state().items():

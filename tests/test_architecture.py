@@ -82,6 +82,7 @@ def test_accounting_is_imported_by_the_bridges_only() -> None:
         "dpclip.ledger",
         "dpclip.plan",
         "dpclip.private",
+        "dpclip.schemes",
         "dpclip.statement",
         "dpclip.training",
     }

@@ -143,7 +143,7 @@ def _header(job: Job, folder: Path | None) -> Panel:
         ("budget", budget),
         ("unit", plan.unit),
         ("data", f"{job.records.source}: {job.records.rows:,} rows, N = {plan.units:,} units"),
-        ("batches", f"Poisson, q = {plan.sample_rate:.6g}, expected batch {plan.expected_batch_size}"),
+        ("batches", f"{plan.scheme.sampler}, q = {plan.sample_rate:.6g}, expected batch {plan.expected_batch_size}"),
         ("steps", f"{plan.steps:,}"),
         ("noise", f"σ = {plan.noise_multiplier:.4g} times the sensitivity" if plan.private else "none"),
         ("clipping", settings.clipping if plan.private else "none"),

@@ -32,6 +32,9 @@ def add_to(app: typer.Typer, errors: Callable[[], AbstractContextManager[None]])
         epsilon: Annotated[float | None, _o("Privacy budget; inf trains without privacy.", _PRIVACY)] = None,
         delta: Annotated[float | None, _o("Default min(1e-5, 1/(10 N)).", _PRIVACY)] = None,
         clipping: Annotated[str, _o("Rule, as flat or flat:max_grad_norm=0.5.", _PRIVACY)] = "flat",
+        accept_conditional: Annotated[
+            bool, _o("Allow a rule whose guarantee rests on an unchecked assumption.", _PRIVACY, "--accept-conditional")
+        ] = False,
         accountant: Annotated[str, _o("prv (default) or rdp.", _PRIVACY)] = "prv",
         unit_column: Annotated[
             str | None, _o("Rows with one value here are one unit of privacy (one person).", _PRIVACY)

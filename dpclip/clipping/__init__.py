@@ -7,6 +7,7 @@ from typing import Any
 
 from dpclip.clipping.adaclip import AdaClip
 from dpclip.clipping.automatic import Automatic, AutomaticV
+from dpclip.clipping.error_feedback import ErrorFeedback
 from dpclip.clipping.flat import Flat
 from dpclip.clipping.geoclip import GeoClip
 from dpclip.clipping.global_scaling import Global
@@ -15,7 +16,7 @@ from dpclip.clipping.normalised import Normalised
 from dpclip.clipping.per_group import PerBlock, PerGroup, PerLayer, PerTensor
 from dpclip.clipping.psac import Psac
 from dpclip.clipping.quantile import PerLayerQuantile, Quantile
-from dpclip.clipping.rule import ClippingRule, Gradients, SideQuery, StepRelease
+from dpclip.clipping.rule import ClippingRule, Gradients, RunShape, SideQuery, StepRelease
 from dpclip.clipping.unclipped import Unclipped
 from dpclip.clipping.value import Value
 from dpclip.errors import BadInput
@@ -25,6 +26,7 @@ __all__ = [
     "Automatic",
     "AutomaticV",
     "ClippingRule",
+    "ErrorFeedback",
     "Flat",
     "GeoClip",
     "Global",
@@ -39,6 +41,7 @@ __all__ = [
     "PerTensor",
     "Psac",
     "Quantile",
+    "RunShape",
     "SideQuery",
     "StepRelease",
     "Unclipped",
@@ -59,7 +62,7 @@ def register(rule: type[ClippingRule]) -> type[ClippingRule]:
 
 for _rule in (
     Flat, PerLayer, PerBlock, PerTensor, Automatic, AutomaticV, Normalised, Psac, Global,
-    Quantile, PerLayerQuantile, HistogramQuantile, HistogramError, Value, AdaClip, GeoClip, Unclipped,
+    Quantile, PerLayerQuantile, HistogramQuantile, HistogramError, Value, AdaClip, GeoClip, ErrorFeedback, Unclipped,
 ):  # fmt: skip
     register(_rule)
 
@@ -95,4 +98,9 @@ def make_rule(text: str) -> ClippingRule:
     return rule(**values)
 
 
-_KINDS: dict[str, type] = {"float": float, "int": int, "str": str}  # by annotation; other settings are for Python
+_KINDS: dict[str, type] = {
+    "float": float,
+    "float | None": float,
+    "int": int,
+    "str": str,
+}  # by annotation; other settings are for Python

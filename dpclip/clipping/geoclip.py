@@ -76,7 +76,7 @@ class Covariance:
         rest = self.decay * self.rest
         if spare:
             rest = (rest * (self.others - 1) + values[0]) / self.others
-        self.directions = torch.linalg.qr(basis @ vectors[:, spare:]).Q  # orthonormal again, to rounding
+        self.directions = torch.linalg.qr(basis @ vectors[:, spare:]).Q.contiguous()  # orthonormal again, to rounding
         self.variances = values[spare:].clamp(self.lowest, self.highest)
         self.rest = rest.clamp(self.lowest, self.highest)
 

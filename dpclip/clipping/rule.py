@@ -60,6 +60,21 @@ class StepRelease:
     side_stds: Mapping[str, float] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class RunShape:
+    """What a rule may know of the plan; public.
+
+    Attributes:
+        steps: planned logical steps.
+        expected_batch_size: the divisor of the released sum.
+        participations: most steps that draw any one unit, or None if that is not bounded.
+    """
+
+    steps: int
+    expected_batch_size: int
+    participations: int | None = None
+
+
 class Gradients(Protocol):
     """Per-sample gradients as a rule sees them: B samples, K groups."""
 
@@ -100,6 +115,20 @@ class ClippingRule(ABC):
 
     reshapes: ClassVar[bool] = False
     """Whether the gradients themselves are needed, not only their norms."""
+
+    sampling: str = "poisson"
+    """How batches must be drawn for the rule's promise to hold: "poisson", "halves" or "passes" (`schemes.py`)."""
+
+    assumption: str | None = None
+    """What the promise rests on that nobody has checked; the guarantee is then conditional, and has to be asked for."""
+
+    def settle(self, shape: RunShape) -> None:
+        """Told once, before training, how long the run is; called before `bounds`."""
+        return None
+
+    def fresh_start(self) -> None:
+        """Steps before this one are about to be repeated with fresh noise: forget what they left behind in private."""
+        return None
 
     def partition(self, names: Sequence[str], sizes: Sequence[int]) -> list[int]:
         """The group of each trainable parameter, numbered from 0; all in one group unless overridden.

@@ -55,6 +55,47 @@ def one_line(result: Result, *parts: str) -> None:
         assert part in lines[0]
 
 
+@pytest.mark.parametrize(
+    ("rule", "name", "sampler"),
+    [
+        ("dice", "alternating halves", "Poisson on alternating halves"),
+        ("dice:mode=capped", "one Gaussian over the whole run", "shuffled passes"),
+        ("per-layer-quantile", "Poisson-subsampled Gaussian", "Poisson"),
+        ("geoclip", "Poisson-subsampled Gaussian", "Poisson"),
+    ],
+)
+def test_a_rule_brings_its_own_batches_and_the_statement_names_them(
+    place: Path, rule: str, name: str, sampler: str
+) -> None:
+    output = f"rule-{rule.replace(':', '-')}"
+    result = train(place, output, clipping=rule, grad_sample_mode="auto")
+    assert result.exit_code == 0, result.output
+    statement = json.loads((place / output / "public" / "statement.json").read_text())
+    assert name in statement["mechanism"]["name"]
+    assert statement["mechanism"]["sampler"] == sampler
+    assert statement["guarantee"]["kind"] == "worst-case"
+    assert 0 < statement["guarantee"]["epsilon"] <= 8
+    assert statement["spend"][-1]["step"] == 4
+    assert statement["spend"][-1]["epsilon"] <= 8
+    assert not list((place / output / "public").rglob("*rule*"))  # what it has learned or carries stays in private/
+    assert "geoclip" not in rule or list((place / output / "private").rglob("rule.safetensors"))
+
+
+def test_a_conditional_guarantee_has_to_be_asked_for_and_is_named_everywhere(place: Path) -> None:
+    rule = "dice:mode=literal,calibration=published"
+    one_line(train(place, "conditional", clipping=rule), "could not be verified", "--accept-conditional")
+    assert not (place / "conditional").exists()
+    result = train(place, "conditional", "--accept-conditional", clipping=rule)
+    assert result.exit_code == 0, result.output
+    assert "conditional" in result.output
+    public = place / "conditional" / "public"
+    guarantee = json.loads((public / "statement.json").read_text())["guarantee"]
+    assert guarantee["kind"] == "conditional"
+    assert "bounded" in guarantee["assumption"]
+    assert "conditional" in guarantee["sentence"]
+    assert "conditional" in (public / "report.html").read_text().lower()
+
+
 # --- what it does -----------------------------------------------------------------------------------------------------
 
 
@@ -234,7 +275,7 @@ def test_an_exhausted_budget_exits_with_3(place: Path, monkeypatch: pytest.Monke
         ({"batch_size": 0}, ["--batch-size 0", "at least 1"]),
         ({"text_column": "words"}, ["words", "text"]),
         ({"clipping": "none"}, ["none", "bounds nothing", "--epsilon inf"]),
-        ({"clipping": "flatt"}, ["'flatt'", "automatic, flat"]),
+        ({"clipping": "flatt"}, ["'flatt'", "automatic-v, dc-sgd-e"]),
         ({"grad_sample_mode": "magic"}, ["'magic'", "hooks"]),
         ({"accountant": "moments"}, ["'moments'", "prv, rdp"]),
         ({"task": "translation"}, ["'translation'", "lm, classification"]),

@@ -96,6 +96,16 @@ def test_interrupted_and_resumed_equals_uninterrupted_bit_for_bit(place: Path, w
     same_results(run, whole)
 
 
+@pytest.mark.parametrize("rule", ["dice", "dice:mode=capped", "per-layer-quantile", "geoclip"])
+def test_what_a_rule_carries_is_resumed_bit_for_bit(place: Path, rule: str) -> None:
+    """Learned thresholds, covariances and private errors are part of the checkpoint."""
+    name = rule.replace(":", "-")
+    start(place, f"{name}-whole", clipping=rule, steps=12)
+    run = interrupted(place, f"{name}-interrupted", 7, clipping=rule, steps=12)
+    resume(run)
+    same_results(run, place / f"{name}-whole")
+
+
 def test_resuming_a_finished_run_changes_nothing(place: Path, whole: Path) -> None:
     copy = place / "copy"
     shutil.copytree(whole, copy)
