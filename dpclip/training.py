@@ -183,6 +183,7 @@ class _Run:
         values = {
             "released_gradient_norm": norm.value,
             "learning_rate": learning_rate(self.job, step),
+            **self.training.engine.rule.metrics(),
         }
         line = {**values, "epsilon": epsilon} if plan.private else values
         self.metrics.add(done, line)

@@ -12,7 +12,7 @@ from rich.console import Console
 from accounting.errors import InvalidInput
 from accounting.journal import JournalBusy, JournalCorrupt
 from dpclip import __version__
-from dpclip.cli import calibrate, doctor, epsilon, report, train
+from dpclip.cli import calibrate, compare, doctor, epsilon, report, train
 from dpclip.errors import BadInput, BudgetExhausted
 
 app = typer.Typer(
@@ -57,5 +57,5 @@ def _complain(message: str) -> None:
     Console(stderr=True, soft_wrap=True, highlight=False).print(f"dpclip: {message}", markup=False)
 
 
-for verb in (train, report, epsilon, calibrate, doctor):
+for verb in (train, compare, report, epsilon, calibrate, doctor):
     verb.add_to(app, one_line_errors)

@@ -109,6 +109,11 @@ class ErrorFeedback(ClippingRule):
         third = (self.cap or 2 * first) if mode.capped else first * _FINITE
         return first, second, third
 
+    @property
+    def capped(self) -> bool:
+        """Whether C3 bounds a sample's part in the error."""
+        return _MODES[self.mode].capped
+
     def bounds(self) -> list[float]:
         first, second, third = self.thresholds
         if self.calibration == "published":

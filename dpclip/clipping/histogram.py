@@ -110,6 +110,9 @@ class Histogram(ClippingRule):
         """The next threshold, from noisy counts that are not negative."""
         raise NotImplementedError
 
+    def metrics(self) -> dict[str, float]:
+        return {"threshold": self._threshold}
+
     def public_state(self) -> dict[str, Any]:
         return {"threshold": self._threshold, "steps": self._steps}
 

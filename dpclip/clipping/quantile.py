@@ -71,6 +71,7 @@ class Quantile(PerGroup):
         if self.count_noise < 0 or self.total < 0:
             raise BadInput(f"count_noise = {self.count_noise} and total = {self.total} cannot be negative")
         self._current = super().bounds()
+        self._share = math.nan
 
     def partition(self, names: Sequence[str], sizes: Sequence[int]) -> list[int]:
         groups = super().partition(names, sizes)
@@ -95,6 +96,7 @@ class Quantile(PerGroup):
     def observe(self, released: Released[StepRelease]) -> None:
         step = released.value
         shares = (step.sides["within"] / step.divisor + 0.5).tolist()
+        self._share = sum(shares) / len(shares)
         moved = [
             c * math.exp(-self.rate * max(-20.0, min(20.0, share - self.quantile)))
             for c, share in zip(self._current, shares, strict=True)
@@ -105,6 +107,10 @@ class Quantile(PerGroup):
         joint = math.sqrt(sum(c**2 for c in thresholds))
         scale = self.total / joint if self.total else 1.0
         return [max(_LOWEST, min(_HIGHEST, c * scale)) for c in thresholds]
+
+    def metrics(self) -> dict[str, float]:
+        joint = math.sqrt(sum(c**2 for c in self._current))
+        return {"threshold": joint, "share_within": self._share}
 
     def public_state(self) -> dict[str, Any]:
         return {"thresholds": list(self._current)}

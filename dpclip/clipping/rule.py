@@ -179,6 +179,10 @@ class ClippingRule(ABC):
         """Learn from what has been released, and from nothing else."""
         return None
 
+    def metrics(self) -> dict[str, float]:
+        """Released or public numbers worth a curve, after each step."""
+        return {}
+
     def public_state(self) -> dict[str, Any]:
         """State that follows from released values."""
         return {}

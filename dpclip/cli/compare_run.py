@@ -1,0 +1,124 @@
+"""Carries out `dpclip compare` once its options are parsed."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+import warnings
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
+
+from rich.console import Console
+from rich.markdown import Markdown
+
+from dpclip.cli.progress import Silent
+from dpclip.config import Settings, option, read_toml
+from dpclip.errors import BadInput
+
+_OWN = ("epsilon", "clipping", "seed", "baseline")
+
+
+def run(
+    rules: str, epsilons: str, seeds: int, config: Path | None, output: Path, rest: list[str], as_json: bool
+) -> None:
+    """Compare, print the table, write the figure.
+
+    Raises:
+        BadInput: options that cannot be used.
+    """
+    budgets = tuple(_budget(text) for text in epsilons.split(",") if text.strip())
+    values = read_toml(config) if config else {}
+    values = {k: v for k, v in values.items() if k not in (*_OWN, "output")} | settings_from(rest)
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    warnings.filterwarnings("ignore", category=UserWarning, module=r"(torch|opacus|transformers|peft)\b.*")
+    from dpclip import comparison
+    from dpclip.report.comparison import write_figure
+
+    base = Settings(**{"epsilon": 1.0, **values})
+    grid = comparison.Grid(base, comparison.split_rules(rules), budgets, seeds)
+    console = Console(highlight=False, quiet=as_json, soft_wrap=True)
+    count = sum(1 for _ in grid.cells())
+    console.print(f"{count} runs: {len(grid.rules)} rules, ε = {epsilons}, {seeds} seeds, in {output}")
+    listener = _Counter(console)
+
+    def began(number: int, cell: comparison.Cell) -> None:
+        listener.begin(f"run {number + 1} of {count}: {cell.rule}, ε = {cell.epsilon:g}, seed {cell.seed}")
+
+    result = comparison.carry_out(grid, output, listener, began)
+    figure = write_figure(output, result)
+    if as_json:
+        print(json.dumps(result))  # noqa: T201
+        return
+    console.print(Markdown(comparison.markdown(result)))
+    console.print(f"Table: {output}/comparison.md, comparison.json   Figure: {figure}")
+
+
+def settings_from(words: list[str]) -> dict[str, Any]:
+    """Options of `dpclip train` as settings.
+
+    Raises:
+        BadInput: an option that train does not have, or that the comparison sets itself; a value that does not fit.
+    """
+    hints = get_type_hints(Settings)
+    known = {option(field.name): field.name for field in fields(Settings) if field.name not in _OWN}
+    found: dict[str, Any] = {}
+    queue = list(words)
+    while queue:
+        word, equals, value = queue.pop(0).partition("=")
+        name = known.get(word)
+        if name is None:
+            raise BadInput(f"{word}: compare takes the options of train but for {', '.join(map(option, _OWN))}")
+        if hints[name] is bool:
+            found[name] = True
+            continue
+        if not equals:
+            if not queue:
+                raise BadInput(f"{word} needs a value")
+            value = queue.pop(0)
+        found[name] = _typed(word, value, hints[name])
+    if found.get("physical_batch_size") == "auto":
+        del found["physical_batch_size"]
+    return found
+
+
+def _typed(word: str, value: str, hint: Any) -> Any:
+    kinds = [kind for kind in (hint, *get_args(hint)) if kind in (int, float)]
+    if not kinds or (word == "--physical-batch-size" and value == "auto"):
+        return value
+    try:
+        return kinds[0](value)
+    except ValueError:
+        raise BadInput(f"{word} {value!r} is not a {'whole number' if kinds[0] is int else 'number'}") from None
+
+
+def _budget(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        raise BadInput(
+            f"--epsilon {text!r} is not a number: give budgets as 1,2,8 (inf trains without privacy)"
+        ) from None
+    if not value > 0 or math.isnan(value):
+        raise BadInput(f"--epsilon {text!r} must be positive")
+    return value
+
+
+class _Counter(Silent):
+    """One line for each run, with the time it took."""
+
+    def __init__(self, console: Console) -> None:
+        self._console, self._started = console, time.monotonic()
+
+    def begin(self, text: str) -> None:
+        """A run begins."""
+        self._started = time.monotonic()
+        self._console.print(text, end=" … ")
+
+    def evaluated(self, step: int, metric: str, value: float) -> None:
+        """Before and after each run."""
+        took = f" ({time.monotonic() - self._started:.0f} s)" if step else ""
+        self._console.print(f"{metric} {value:.4g}{took}", end="\n" if step else " → ")
