@@ -85,6 +85,7 @@ def _mechanism(training: PrivateTraining) -> dict[str, Any]:
         "sample_rate": plan.sample_rate,
         "expected_batch_size": plan.expected_batch_size,
         "noise_multiplier": plan.noise_multiplier,
+        "compositions": plan.whole[1],
         "clipping": training.engine.rule.describe(),
         "released": "every noisy gradient sum, hence every intermediate model",
         "float_slack": FLOAT_SLACK,
@@ -102,6 +103,8 @@ def _assumptions(training: PrivateTraining) -> list[str]:
         "The architecture, the tokenizer, the initial weights and all settings were chosen without looking at the "
         "private data.",
     ]
+    if training.engine.rule.assumption:
+        found.append(f"Unchecked, and the guarantee is void without it: {training.engine.rule.assumption}.")
     if training.engine.key.seeded:
         found.append(
             "Randomness comes from an explicit seed: whoever knows or guesses it can remove the noise. Use a run "

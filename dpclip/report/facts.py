@@ -77,6 +77,7 @@ MECHANISM = (
         " Rounded down.",
         rounding.noise_multiplier,
     ),
+    Known("compositions", "Compositions", "How many releases of this mechanism the whole plan counts in ε."),
     Known("clipping", "Clipping", "The rule that bounds what one unit can change in a step."),
     Known("released", "Released", "What an onlooker may see in full: ε already counts it."),
     Known(
