@@ -148,7 +148,7 @@ def _method(call: Call, parameter: nn.Parameter, use: Factored) -> str:
     if isinstance(use, Convolved):
         return "Gram matrices of pixels"
     if substitute_for(call.layer) is not None:
-        return "step by step, written out"
+        return "step by step, written out" if isinstance(call.layer, nn.RNNBase) else "written out"
     if factoring_for(call.kind, call.layer) is not None:
         return "written out" if parameter.dim() > 1 else "sums over positions"
     if call.kind in BookkeepingBackend.GRAD_SAMPLERS:

@@ -222,7 +222,7 @@ class Watcher(GradSampleHooks):
         if substitute_for(module) is not None:
             self.substituted.append(module)
             return
-        if isinstance(module, nn.MultiheadAttention):  # never calls its output projection as a module
+        if isinstance(module, nn.MultiheadAttention):  # refined: never calls its output projection as a module
             whole = [p for p in module.parameters() if p in self.slots]
             handles += self._recomputation.attach(module, whole)
             return

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 from torch import Tensor, nn
 
 from dpclip.per_sample.factored import Factored
+from dpclip.per_sample.layers.attention import attention
 from dpclip.per_sample.layers.recurrent import recurrent
 
 
@@ -35,7 +36,12 @@ class Recorder(Protocol):
 
 Substitute = Callable[[Any, Recorder], Callable[..., Any]]
 
-_SUBSTITUTES: dict[type[nn.Module], Substitute] = {nn.RNN: recurrent, nn.GRU: recurrent, nn.LSTM: recurrent}
+_SUBSTITUTES: dict[type[nn.Module], Substitute] = {
+    nn.RNN: recurrent,
+    nn.GRU: recurrent,
+    nn.LSTM: recurrent,
+    nn.MultiheadAttention: attention,
+}
 
 
 def substitute_for(layer: nn.Module) -> Substitute | None:
