@@ -45,7 +45,7 @@ class GhostBackend(BookkeepingBackend):
 
     def new_view(self, units: int, owners: Tensor | None, scale: float) -> FactoredView:
         self._cuts = []
-        hidden = {self.slots[p] for m in self.substituted for p in m.parameters() if p in self.slots}
+        hidden = {self.slots[p] for m in self.substitutions.modules for p in m.parameters() if p in self.slots}
         view = GhostView(self.groups, units, owners, scale, self.evidence)
         view.attach(self.parameters, hidden, self.muted, keep=self.written_out or len(set(self.groups)) > _MOST_PASSES)
         return view

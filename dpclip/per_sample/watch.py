@@ -29,11 +29,10 @@ from dpclip.per_sample.completion import Completion
 from dpclip.per_sample.errors import BatchDimensionError, MisjudgedRows
 from dpclip.per_sample.factored import Factored
 from dpclip.per_sample.layers.samplers import sampler_for
-from dpclip.per_sample.layers.substitutes import substitute_for
 from dpclip.per_sample.operations import Operations
 from dpclip.per_sample.recompute import Recomputation
-from dpclip.per_sample.recording import Recording
 from dpclip.per_sample.rows import RowEvidence
+from dpclip.per_sample.substitutions import Substitutions
 from dpclip.per_sample.view import ClipPart, FactoredView
 
 
@@ -73,7 +72,7 @@ class Watcher(GradSampleHooks):
         self._clip_part: ClipPart | None = None
         self.evidence = RowEvidence.of(model)
         self._operations, self._recomputation = Operations(self), Recomputation(self)
-        self.substituted: list[nn.Module] = []
+        self.substitutions = Substitutions(self)
         self.prepare(model)
         super().__init__(model, loss_reduction=loss_reduction, strict=False, force_functorch=force_functorch)
 
@@ -155,8 +154,7 @@ class Watcher(GradSampleHooks):
         for parameter in self.parameters:
             parameter.grad = None
             parameter.requires_grad_(not freeze)
-        for module in self.substituted:
-            self._substitute(module)
+        self.substitutions.put_in()
         try:
             yield view
             self._recomputation.check_taken()
@@ -171,8 +169,7 @@ class Watcher(GradSampleHooks):
             self._view = None
             self._operations.clear()
             self._recomputation.clear()
-            for module in self.substituted:
-                module.__dict__.pop("forward", None)
+            self.substitutions.take_out()
             if check is not None:
                 check.close()
             for parameter in self.parameters:
@@ -219,8 +216,7 @@ class Watcher(GradSampleHooks):
         refined = self.refines(module)
         if not any(p in self.slots for p in module.parameters()):
             return
-        if substitute_for(module) is not None:
-            self.substituted.append(module)
+        if self.substitutions.cover(module):
             return
         if isinstance(module, nn.MultiheadAttention):  # refined: never calls its output projection as a module
             whole = [p for p in module.parameters() if p in self.slots]
@@ -298,13 +294,6 @@ class Watcher(GradSampleHooks):
         assert self._view is not None
         with self.unwatched(), exact_products():
             self.record(self._view, call, grad)
-
-    def _substitute(self, module: nn.Module) -> None:
-        substitute = substitute_for(module)
-        assert substitute is not None
-        plain = module.forward
-        watched = substitute(module, Recording(self, module))
-        module.forward = lambda *args, **kwargs: (watched if self.active else plain)(*args, **kwargs)
 
     def rows_first(self, tensor: Tensor) -> Tensor:
         """[rows * n, ...] activations as [rows, n, ...]; anything else as it is."""
