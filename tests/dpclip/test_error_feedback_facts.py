@@ -58,7 +58,7 @@ def test_fact_1_the_feedback_shows_no_more_energy_than_the_bound(leaky: bool) ->
 def test_fact_1_an_adaptive_path_of_bounded_energy_is_dominated_by_one_gaussian() -> None:
     """Two releases in one dimension; the second shift is chosen from the first release, within the energy left."""
     first = 0.6
-    grid = np.linspace(-9, 9, 4001)
+    grid = np.linspace(-9, 9, 1801)
     width = grid[1] - grid[0]
     rest = math.sqrt(1 - first**2)
     for chosen in (lambda y: rest * (y > 0.3), lambda y: rest * np.sign(y), lambda y: rest * np.tanh(y)):
