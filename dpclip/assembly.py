@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from torch import nn
 from torch.utils.data import default_collate
 
 from accounting import Adjacency
+from dpclip import noise
 from dpclip.clipping import ClippingRule, Flat, RunShape, Unclipped
 from dpclip.engine import Engine
 from dpclip.errors import BadInput
@@ -151,9 +152,7 @@ def assemble(
     parameters = list(named.values())
     check_optimizer(optimizer, parameters)
     chosen = (rule or Flat()) if plan.private else Unclipped()
-    _check_promise(chosen, plan, accept_conditional)
-    chosen.settle(RunShape(plan.steps, plan.expected_batch_size, plan.scheme.participations(plan)))
-    groups = chosen.partition(list(named), [p.numel() for p in parameters])
+    groups = fit_rule(chosen, plan, named, accept_conditional)
     backend = make_backend(grad_sample_mode, model, parameters, groups, loss_reduction, chosen.reshapes)
     sampler = make_sampler(plan, len(index), key)
     engine = Engine(plan, parameters, chosen, groups, optimizer, sampler, ledger, commitments, key, postprocess)
@@ -163,13 +162,28 @@ def assemble(
     )  # fmt: skip
 
 
-def _check_promise(rule: ClippingRule, plan: Plan, accept_conditional: bool) -> None:
-    """A rule is only right with the batches that it was proved for."""
+def fit_rule(rule: ClippingRule, plan: Plan, named: Mapping[str, nn.Parameter], accept_conditional: bool) -> list[int]:
+    """Tell a rule of the run and the model.
+
+    Returns:
+        the group of each parameter.
+
+    Raises:
+        BadInput: the rule needs other batches, its guarantee would be conditional, or its statistics cost more than a
+            step has.
+    """
     if plan.private and rule.sampling != plan.sampling:
         raise BadInput(
             f"clipping {rule.name} needs {rule.sampling} batches and the plan has {plan.sampling}: plan anew"
         )
     check_assumption(rule, accept_conditional)
+    rule.settle(RunShape(plan.steps, plan.expected_batch_size, plan.scheme.participations(plan)))
+    groups = rule.partition(list(named), [p.numel() for p in named.values()])
+    try:
+        noise.scale_noise(plan.noise_multiplier, rule.bounds(), rule.shares(), rule.side_queries())
+    except noise.PrivacyError as error:
+        raise BadInput(f"clipping {rule.name}: {error}") from error
+    return groups
 
 
 def check_assumption(rule: ClippingRule, accept_conditional: bool) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from dpclip.assembly import check_assumption
+from dpclip.assembly import check_assumption, fit_rule, trainable
 from dpclip.clipping import make_rule
 from dpclip.config import Settings, option
 from dpclip.environment import free_bytes
@@ -116,6 +116,8 @@ def prepare(settings: Settings, key: SecretKey, fixed: Plan | None = None) -> Jo
     plan = _plan(settings, index, fixed)
     evaluation = _read_evaluation(settings)
     loaded = _load(settings, records, key)
+    if plan.private:
+        fit_rule(make_rule(settings.clipping), plan, trainable(loaded.model), settings.accept_conditional)
     task = _task(settings, loaded, records)
     if settings.long_records == "refuse":
         _refuse_long(task, records)

@@ -81,6 +81,12 @@ def test_a_rule_brings_its_own_batches_and_the_statement_names_them(
     assert "geoclip" not in rule or list((place / output / "private").rglob("rule.safetensors"))
 
 
+def test_statistics_that_cost_more_than_a_step_has_are_refused_before_anything_is_written(place: Path) -> None:
+    result = train(place, "greedy", clipping="quantile:count_noise=0.01")
+    one_line(result, "clipping quantile", "more than one step's budget", "give them more noise")
+    assert not (place / "greedy").exists()
+
+
 def test_a_conditional_guarantee_has_to_be_asked_for_and_is_named_everywhere(place: Path) -> None:
     rule = "dice:mode=literal,calibration=published"
     one_line(train(place, "conditional", clipping=rule), "could not be verified", "--accept-conditional")

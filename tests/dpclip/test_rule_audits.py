@@ -28,7 +28,7 @@ def test_no_canary_has_more_energy_than_is_paid_for(name: str) -> None:
 @pytest.mark.parametrize("epsilon", [1.0, 8.0])
 @pytest.mark.parametrize("name", RULES)
 def test_the_audit_proves_no_more_than_is_stated(name: str, epsilon: float) -> None:
-    lower, energy = rule_audit.audit(lambda: make_rule(name), epsilon, 300)
+    lower, energy = rule_audit.audit(lambda: make_rule(name), epsilon, 200)
     assert lower <= epsilon
     assert energy <= 1 + 1e-6
 
