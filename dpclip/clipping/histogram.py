@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -106,9 +107,9 @@ class Histogram(ClippingRule):
             chosen = self.choose(kept, released.value)
             self._threshold = min(self.highest, max(self.lowest, chosen))
 
+    @abstractmethod
     def choose(self, counts: list[float], step: StepRelease) -> float:
         """The next threshold, from noisy counts that are not negative."""
-        raise NotImplementedError
 
     def metrics(self) -> dict[str, float]:
         return {"threshold": self._threshold}

@@ -226,7 +226,7 @@ class Part:
         self._whole.add_slots(self._slots, factors, into)
 
     def rewritten(self, change: Callable[[int, Tensor], Tensor], sizes: Sequence[int]) -> PerSampleView:
-        raise NotImplementedError("a rule that changes coordinates sees all parameters at once")
+        raise RuntimeError("a rule that changes coordinates sees all parameters at once: it cannot be separable")
 
     def doubts(self) -> list[str]:
         return self._whole.doubts()
