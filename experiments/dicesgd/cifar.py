@@ -155,7 +155,7 @@ def figure(results: dict[str, Any]) -> None:
     from matplotlib import pyplot
 
     found = cells(results)
-    chart, panels = pyplot.subplots(1, len(EPSILONS), figsize=(9, 3.6), sharey=True)
+    chart, panels = pyplot.subplots(1, len(EPSILONS), figsize=(9, 4), sharey=True)
     for axes, epsilon in zip(panels, EPSILONS, strict=True):
         for rule in RULES:
             points = [(c, found[rule, c, epsilon]) for c in THRESHOLDS if (rule, c, epsilon) in found]
@@ -174,8 +174,8 @@ def figure(results: dict[str, Any]) -> None:
         axes.set_title(f"ε = {epsilon:g}", fontsize=9)
         axes.grid(alpha=0.3)
     panels[0].set_ylabel("test accuracy")
-    panels[0].legend(fontsize=6)
-    chart.tight_layout()
+    chart.legend(*panels[0].get_legend_handles_labels(), loc="lower center", ncols=4, fontsize=7, frameon=False)
+    chart.tight_layout(rect=(0, 0.12, 1, 1))
     chart.savefig(HERE / "figure.svg", metadata={"Date": None})
 
 
