@@ -177,13 +177,18 @@ def fit_rule(rule: ClippingRule, plan: Plan, named: Mapping[str, nn.Parameter], 
             f"clipping {rule.name} needs {rule.sampling} batches and the plan has {plan.sampling}: plan anew"
         )
     check_assumption(rule, accept_conditional)
-    rule.settle(RunShape(plan.steps, plan.expected_batch_size, plan.scheme.participations(plan)))
+    rule.settle(shape_of(plan))
     groups = rule.partition(list(named), [p.numel() for p in named.values()])
     try:
         noise.scale_noise(plan.noise_multiplier, rule.bounds(), rule.shares(), rule.side_queries())
     except noise.PrivacyError as error:
         raise BadInput(f"clipping {rule.name}: {error}") from error
     return groups
+
+
+def shape_of(plan: Plan) -> RunShape:
+    """What a rule may know of a plan."""
+    return RunShape(plan.steps, plan.expected_batch_size, plan.scheme.participations(plan))
 
 
 def check_assumption(rule: ClippingRule, accept_conditional: bool) -> None:

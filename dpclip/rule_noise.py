@@ -6,7 +6,8 @@ import math
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from dpclip.clipping import ClippingRule, ErrorFeedback, RunShape, make_rule
+from dpclip.assembly import shape_of
+from dpclip.clipping import ClippingRule, ErrorFeedback, make_rule
 from dpclip.errors import BadInput
 from dpclip.noise import scale_noise
 from dpclip.plan import Plan, make_plan
@@ -41,7 +42,7 @@ class RuleNoise:
 
 def noise_of(rule: ClippingRule, plan: Plan) -> RuleNoise:
     """The noise of a rule whose sampling the plan has."""
-    rule.settle(RunShape(plan.steps, plan.expected_batch_size, plan.scheme.participations(plan)))
+    rule.settle(shape_of(plan))
     sensitivity = math.sqrt(sum(bound**2 for bound in rule.bounds()))
     scale = scale_noise(plan.noise_multiplier, rule.bounds(), rule.shares(), rule.side_queries())
     return RuleNoise(
@@ -78,14 +79,14 @@ def best_thresholds(rule: ErrorFeedback, plan: Plan) -> ErrorFeedback:
     C3 is how much of a gradient may ever count, so rules with one C3 lose equally little; among them, less noise is
     better. In one-step mode that is C1 = C3 / 2, with noise C3 / sqrt(2).
     """
-    rule.settle(RunShape(plan.steps, plan.expected_batch_size, plan.scheme.participations(plan)))
+    rule.settle(shape_of(plan))
     cap = rule.thresholds[2]
     if not rule.capped:
         return rule
 
     def at(first: float) -> ErrorFeedback:
         other = replace(rule, max_grad_norm=first, cap=cap, error_norm=max(first, rule.error_norm or 0.0))
-        other.settle(RunShape(plan.steps, plan.expected_batch_size, plan.scheme.participations(plan)))
+        other.settle(shape_of(plan))
         return other
 
     return min((at(cap * step / _GRID) for step in range(1, _GRID + 1)), key=lambda found: found.bounds()[0])

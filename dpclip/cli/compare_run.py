@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import time
-import warnings
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
@@ -14,7 +12,9 @@ from typing import Any, get_args, get_type_hints
 from rich.console import Console
 from rich.markdown import Markdown
 
+from dpclip.cli.checks import rows_or_auto
 from dpclip.cli.progress import Silent
+from dpclip.cli.quiet import quieten_libraries
 from dpclip.config import Settings, option, read_toml
 from dpclip.errors import BadInput
 
@@ -32,9 +32,7 @@ def run(
     budgets = tuple(_budget(text) for text in epsilons.split(",") if text.strip())
     values = read_toml(config) if config else {}
     values = {k: v for k, v in values.items() if k not in (*_OWN, "output")} | settings_from(rest)
-    os.environ.setdefault("HF_HUB_VERBOSITY", "error")
-    warnings.filterwarnings("ignore", category=FutureWarning)
-    warnings.filterwarnings("ignore", category=UserWarning, module=r"(torch|opacus|transformers|peft)\b.*")
+    quieten_libraries()
     from dpclip import comparison
     from dpclip.report.comparison import write_figure
 
@@ -79,15 +77,14 @@ def settings_from(words: list[str]) -> dict[str, Any]:
             if not queue:
                 raise BadInput(f"{word} needs a value")
             value = queue.pop(0)
-        found[name] = _typed(word, value, hints[name])
-    if found.get("physical_batch_size") == "auto":
-        del found["physical_batch_size"]
+        rows = name == "physical_batch_size"
+        found[name] = rows_or_auto(word, value) if rows else _typed(word, value, hints[name])
     return found
 
 
 def _typed(word: str, value: str, hint: Any) -> Any:
     kinds = [kind for kind in (hint, *get_args(hint)) if kind in (int, float)]
-    if not kinds or (word == "--physical-batch-size" and value == "auto"):
+    if not kinds:
         return value
     try:
         return kinds[0](value)

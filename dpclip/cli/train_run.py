@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import warnings
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 from dpclip.cli.progress import Narrator, Silent
+from dpclip.cli.quiet import quieten_libraries
 from dpclip.config import PERFORMANCE, Settings, option, read_toml
 from dpclip.errors import BadInput
 from dpclip.run_folder import RunFolder, check_free, free_folder
@@ -27,9 +26,7 @@ def run(given: dict[str, Any], *, config: Path | None, output: Path | None, resu
         settings = _settings_to_resume(folder, given)
     else:
         settings, output = _settings_to_start(given, config, output)
-    os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # an unreachable hub is reported once, by us
-    warnings.filterwarnings("ignore", category=FutureWarning)
-    warnings.filterwarnings("ignore", category=UserWarning, module=r"(torch|opacus|transformers|peft)\b.*")
+    quieten_libraries()
     listener = Silent() if as_json else Narrator(Console(highlight=False))
 
     with listener:

@@ -63,12 +63,6 @@ class AdaClip(Reshaping):
         self._variance = [torch.full((size,), start) for size in sizes]
         return super().partition(names, sizes)
 
-    def bounds(self) -> list[float]:
-        return [1.0]
-
-    def weightings(self, norms: Tensor) -> dict[str, Tensor]:
-        return {"release": (1.0 / norms).clamp(max=1.0)}
-
     def _scale(self, slot: int, like: Tensor) -> tuple[Tensor, Tensor]:
         """a and b of one parameter."""
         whole = sum(float(v.double().sqrt().sum()) for v in self._variance)

@@ -137,12 +137,6 @@ class GeoClip(Reshaping):
         decay = self.decay if full else self.low_rank_decay
         return Covariance(size, size if full else self.rank, decay, self.lowest, self.highest)
 
-    def bounds(self) -> list[float]:
-        return [1.0]
-
-    def weightings(self, norms: Tensor) -> dict[str, Tensor]:
-        return {"release": (1.0 / norms).clamp(max=1.0)}
-
     @property
     def _scale(self) -> float:
         return math.sqrt(self.gamma / sum(shape.spread() for shape in self._shapes))

@@ -24,6 +24,13 @@ class Reshaping(ClippingRule):
         self._sizes = list(sizes)
         return super().partition(names, sizes)
 
+    def bounds(self) -> list[float]:
+        """On ||w||: 1 unless overridden."""
+        return [1.0]
+
+    def weightings(self, norms: Tensor) -> dict[str, Tensor]:
+        return {"release": (self.bounds()[0] / norms).clamp(max=1.0)}
+
     def reshaped(self, view: Gradients) -> Gradients:
         return view.rewritten(self.forward, self._sizes)
 

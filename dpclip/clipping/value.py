@@ -49,8 +49,5 @@ class Value(Reshaping):
     def back(self, slot: int, mean: Tensor) -> Tensor:
         return mean
 
-    def weightings(self, norms: Tensor) -> dict[str, Tensor]:
-        return {"release": (self.max_grad_norm / norms).clamp(max=1.0)}
-
     def describe(self) -> dict[str, Any]:
         return {"rule": self.name, "max_grad_norm": self.max_grad_norm, "threshold": self.threshold}
