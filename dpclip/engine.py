@@ -94,12 +94,21 @@ class Engine:
         self._open = _Open(receipt, scale, sides=self._empty_sides())
         return self.sampler.draw(self.step, self.generation)
 
-    def absorb(self, view: PerSampleView) -> None:
-        """Clip one micro-batch and add it to the step's sums."""
+    def absorb(self, view: PerSampleView, losses: Tensor | None = None) -> None:
+        """Clip one micro-batch and add it to the step's sums.
+
+        Args:
+            view: the per-sample gradients.
+            losses: each unit's loss, [B]; needed by rules that release a statistic of it.
+
+        Raises:
+            PrivacyError: the rule needs the losses, and they are not there or not one a unit.
+        """
         step = self._current()
         norms, finite = self._clip(view, step)
         for side in self.rule.side_queries():
-            statistics = side.per_sample(norms) * finite.all(0)
+            read = norms if side.reads == "norms" else _one_a_unit(losses, norms)
+            statistics = side.per_sample(read) * finite.all(0)
             step.sides[side.name] += statistics.sum(1).to("cpu", torch.float64)
         step.doubts, step.half_done = view.doubts(), False
 
@@ -184,6 +193,15 @@ class Engine:
 
     def _empty_sides(self) -> dict[str, Tensor]:
         return {side.name: torch.zeros(side.size, dtype=torch.float64) for side in self.rule.side_queries()}
+
+
+def _one_a_unit(losses: Tensor | None, norms: Tensor) -> Tensor:
+    if losses is None or losses.shape != norms.shape[1:]:
+        raise noise.PrivacyError(
+            "the clipping rule releases a statistic of each unit's loss and was not given one loss a unit: compute the "
+            "loss with private.mean(losses), or choose a rule or mode that does not need it (rl:mode=A)"
+        )
+    return losses.to(norms).unsqueeze(0)
 
 
 def _norms(squared: Tensor, separable: bool = False) -> tuple[Tensor, Tensor]:

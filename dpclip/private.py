@@ -114,6 +114,7 @@ class PrivateTraining:
         self._physical_batch_size, self._rows_per_unit = physical_batch_size, rows_per_unit
         self._collate, self._row_cost = collate, row_cost
         self._pending: _Pending | None = None
+        self._losses: Tensor | None = None  # of the micro-batch's units
         self._ready = False
 
     def batches(self) -> Iterator[Any]:
@@ -164,7 +165,7 @@ class PrivateTraining:
         owners = None
         if self._units.grouped:
             owners = torch.tensor([i for i, rows in enumerate(rows_of_units) for _ in rows])
-        self._pending = _Pending(len(rows_of_units), owners, last)
+        self._pending, self._losses = _Pending(len(rows_of_units), owners, last), None
         return self._collate([self._dataset[row] for row in flat])
 
     @contextmanager
@@ -175,8 +176,8 @@ class PrivateTraining:
             raise RuntimeError("microbatch() takes the batch that batches() has just yielded, once")
         with self._backend.capture(pending.units, pending.owners, self.engine.part_clipper()) as view:
             yield
-        self.engine.absorb(view)
-        self._pending, self._ready = None, pending.last
+        self.engine.absorb(view, self._losses)
+        self._pending, self._losses, self._ready = None, None, pending.last
 
     def mean(self, losses: Tensor) -> Tensor:
         """Mean over the micro-batch's units of the mean over each unit's rows.
@@ -188,10 +189,13 @@ class PrivateTraining:
         if pending is None or losses.dim() != 1:
             raise RuntimeError("mean() takes one loss a row, inside microbatch()")
         if pending.owners is None:
+            self._losses = losses.detach()
             return losses.mean()
         owners = pending.owners.to(losses.device)
         counts = torch.bincount(owners, minlength=pending.units).to(losses.dtype)
-        return (losses / counts[owners]).sum() / pending.units
+        shares = losses / counts[owners]
+        self._losses = torch.zeros_like(counts).index_add_(0, owners, shares.detach())
+        return shares.sum() / pending.units
 
     def step(self) -> bool:
         """Take the optimizer step if the logical batch is complete; otherwise do nothing.
@@ -213,7 +217,7 @@ class PrivateTraining:
 
     def close_step(self) -> None:
         """Forget a step that was begun but not released."""
-        self._pending, self._ready = None, False
+        self._pending, self._losses, self._ready = None, None, False
 
     def guarantee(self) -> Guarantee:
         """The promise for the steps charged so far."""

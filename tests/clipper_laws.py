@@ -189,12 +189,20 @@ def side_statistics_stay_within_their_sensitivity(rule: ClippingRule, scale: flo
     generator = torch.Generator().manual_seed(seed)
     norms = torch.rand(len(rule.bounds()), 9, generator=generator, dtype=torch.float64) * scale
     norms[:, 0], norms[:, 1], norms[:, 2] = 0.0, 1e-30, 1e18
+    losses = torch.tensor([[math.nan, math.inf, -math.inf, -1e18, 1e18, 0.0, 0.7, 5.0, 1e3]], dtype=torch.float64)
     for side in rule.side_queries():
-        statistics = side.per_sample(norms)
+        read = norms if side.reads == "norms" else losses
+        statistics = side.per_sample(read)
         assert statistics.shape == (side.size, 9)
         assert float(statistics.double().square().sum(0).sqrt().max()) <= side.sensitivity * (1 + 1e-9)
-        assert torch.equal(side.per_sample(norms[:, 3:5]), statistics[:, 3:5])
+        assert torch.equal(side.per_sample(read[:, 3:5]), statistics[:, 3:5])
         assert (side.relative_noise is None) != (side.share == 0)
+
+
+def side_sums(rule: ClippingRule, norms: Tensor) -> dict[str, Tensor]:
+    """The side statistics of samples whose losses, where a rule asks for them, are the norms of their first group."""
+    reads = {"norms": norms, "losses": norms[:1]}
+    return {s.name: s.per_sample(reads[s.reads]).sum(1).double() for s in rule.side_queries()}
 
 
 def released_to(rule: ClippingRule, seed: int, divisor: float = 8.0) -> Released[StepRelease]:
@@ -206,7 +214,7 @@ def released_to(rule: ClippingRule, seed: int, divisor: float = 8.0) -> Released
         view.weighted_sum(factors, sums[name])
     scale = scale_noise(1.1, rule.bounds(), rule.shares(), rule.side_queries())
     assert scale.noise_multiplier == 1.1
-    sides = {s.name: s.per_sample(norms).sum(1).double() for s in rule.side_queries()}
+    sides = side_sums(rule, norms)
     key = SecretKey.from_seed(seed)
     released = release(rule.combine(sums), sides, scale, Receipt(seed, 0, 1.1, seed), key, divisor)
     return released.map(rule.restored)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from clipper_laws import NAMES, SIZES, clipped, rule_groups
+from clipper_laws import NAMES, SIZES, clipped, rule_groups, side_sums
 from scipy.stats import beta
 from torch import Tensor
 
@@ -101,8 +101,7 @@ def _sums(rule: ClippingRule, step: int, canary: float | None) -> tuple[Gradient
     sums = {name: GradientSum.zeros([torch.zeros(size) for size in SIZES], rule_groups(rule)) for name in weightings}
     for name, factors in weightings.items():
         view.weighted_sum(factors, sums[name])
-    sides = {s.name: s.per_sample(norms).sum(1).double() for s in rule.side_queries()}
-    return rule.combine(sums), sides
+    return rule.combine(sums), side_sums(rule, norms)
 
 
 def lower_bound(positive: np.ndarray, negative: np.ndarray, delta: float, confidence: float = 0.999) -> float:

@@ -7,6 +7,7 @@ from typing import Any
 
 from dpclip.clipping.adaclip import AdaClip
 from dpclip.clipping.automatic import Automatic, AutomaticV
+from dpclip.clipping.control.rule import Controlled
 from dpclip.clipping.error_feedback import ErrorFeedback
 from dpclip.clipping.flat import Flat
 from dpclip.clipping.geoclip import GeoClip
@@ -26,6 +27,7 @@ __all__ = [
     "Automatic",
     "AutomaticV",
     "ClippingRule",
+    "Controlled",
     "ErrorFeedback",
     "Flat",
     "GeoClip",
@@ -62,7 +64,8 @@ def register(rule: type[ClippingRule]) -> type[ClippingRule]:
 
 for _rule in (
     Flat, PerLayer, PerBlock, PerTensor, Automatic, AutomaticV, Normalised, Psac, Global,
-    Quantile, PerLayerQuantile, HistogramQuantile, HistogramError, Value, AdaClip, GeoClip, ErrorFeedback, Unclipped,
+    Quantile, PerLayerQuantile, HistogramQuantile, HistogramError, Value, AdaClip, GeoClip, ErrorFeedback, Controlled,
+    Unclipped,
 ):  # fmt: skip
     register(_rule)
 

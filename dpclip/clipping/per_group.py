@@ -94,21 +94,23 @@ class PerGroup(ClippingRule):
             check_threshold(f"the threshold of {group}", threshold)
         if self.allocation not in _ALLOCATIONS:
             raise BadInput(f"allocation {self.allocation!r} is unknown: choose one of {', '.join(_ALLOCATIONS)}")
-        self.groups: list[Hashable] = [""]
+        self.group_names: list[Hashable] = [""]
         self._sizes = [1]
 
     def partition(self, names: Sequence[str], sizes: Sequence[int]) -> list[int]:
         owners = [self.group_of(name) for name in names]
-        self.groups = list(dict.fromkeys(owners))
-        unknown = [group for group in self.thresholds if group not in self.groups]
+        self.group_names = list(dict.fromkeys(owners))
+        unknown = [group for group in self.thresholds if group not in self.group_names]
         if unknown:
-            raise BadInput(f"threshold for {unknown[0]}: there is no such group; the model has {_some(self.groups)}")
-        self._sizes = [sum(n for o, n in zip(owners, sizes, strict=True) if o == group) for group in self.groups]
-        return [self.groups.index(owner) for owner in owners]
+            raise BadInput(
+                f"threshold for {unknown[0]}: there is no such group; the model has {_some(self.group_names)}"
+            )
+        self._sizes = [sum(n for o, n in zip(owners, sizes, strict=True) if o == group) for group in self.group_names]
+        return [self.group_names.index(owner) for owner in owners]
 
     def bounds(self) -> list[float]:
-        equal = self.max_grad_norm / math.sqrt(len(self.groups))
-        return [self.thresholds.get(group, equal) for group in self.groups]
+        equal = self.max_grad_norm / math.sqrt(len(self.group_names))
+        return [self.thresholds.get(group, equal) for group in self.group_names]
 
     def shares(self) -> list[float]:
         return noise_shares(self.allocation, self.bounds(), self._sizes)
@@ -118,7 +120,7 @@ class PerGroup(ClippingRule):
 
     def describe(self) -> dict[str, Any]:
         bounds = [float(f"{bound:.6g}") for bound in self.bounds()]
-        return {"rule": self.name, "groups": len(self.groups), "thresholds": bounds, "allocation": self.allocation}
+        return {"rule": self.name, "groups": len(self.group_names), "thresholds": bounds, "allocation": self.allocation}
 
 
 @dataclass

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from torch import Tensor
@@ -82,16 +82,19 @@ class Quantile(PerGroup):
         return list(self._current)
 
     def side_queries(self) -> Sequence[SideQuery]:
-        count = len(self._current)
-        sensitivity = math.sqrt(count) / 2
-        thresholds = self.bounds()
+        counts = self.counts(self.budget_share)
+        if self.count_noise > 0:
+            return [replace(counts, relative_noise=self.count_noise / counts.sensitivity, share=0.0)]
+        return [counts]
+
+    def counts(self, share: float) -> SideQuery:
+        """The centred counts of units within the thresholds, for a part of the step's budget."""
+        groups, thresholds = len(self._current), list(self._current)
 
         def within(norms: Tensor) -> Tensor:
             return (norms <= column(thresholds, norms)).to(norms.dtype) - 0.5
 
-        if self.count_noise > 0:
-            return [SideQuery("within", sensitivity, self.count_noise / sensitivity, within, count)]
-        return [SideQuery("within", sensitivity, None, within, count, share=self.budget_share)]
+        return SideQuery("within", math.sqrt(groups) / 2, None, within, groups, share=share)
 
     def observe(self, released: Released[StepRelease]) -> None:
         step = released.value

@@ -6,7 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 from torch import Tensor
 
@@ -22,9 +22,11 @@ class SideQuery:
         name: key under which `observe` finds the released sum.
         sensitivity: L2 bound on one unit's column of `per_sample`.
         relative_noise: noise standard deviation over that sensitivity; None goes by `share`.
-        per_sample: norms [K, B] -> statistics [m, B], summed over the logical batch before the release.
+        per_sample: norms [K, B], or losses [1, B], -> statistics [m, B], summed over the logical batch before the
+            release.
         size: m.
         share: part of the step's privacy budget 1/sigma^2, in place of `relative_noise`.
+        reads: "norms" or "losses".
     """
 
     name: str
@@ -33,6 +35,7 @@ class SideQuery:
     per_sample: Callable[[Tensor], Tensor]
     size: int = 1
     share: float = 0.0
+    reads: Literal["norms", "losses"] = "norms"
 
     def noise_for(self, noise_multiplier: float) -> float:
         """Noise over sensitivity, in a step whose budget is 1/noise_multiplier^2."""

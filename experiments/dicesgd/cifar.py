@@ -1,49 +1,32 @@
 """DP-SGD against every mode of DiceSGD on a part of CIFAR-10, over a grid of C1, each at its proved noise.
 
-usage: python cifar.py DATA.npz [SEEDS]    runs what results.json lacks
-       python cifar.py --table             the table of README.md
-       python cifar.py --figure            figure.svg
+usage: python cifar.py adam|sgd DATA.npz [SEEDS]   runs what cifar_adam.json or cifar_sgd.json lacks
+       python cifar.py adam|sgd --table            a table of README.md
+       python cifar.py --figure                    cifar.svg
 
-DATA.npz holds x_train [10000, 32, 32, 3] uint8, y_train, x_test, y_test. Writes results.json after each run.
+DATA.npz holds x_train [10000, 32, 32, 3] uint8, y_train, x_test, y_test. With SGD the learning rate
+is RATE / C1, so that C1 only decides what is clipped; RATE is the best of RATES for each rule on a seed of its own,
+epsilon 8, C1 = 1.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import platform
-import statistics
 import sys
-import time
 import warnings
-from importlib.metadata import version
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
+from grid import DELTA, HERE, RULES, Cell, cells, figure, opened, private_run, saved, table
 from torch import Tensor, nn
 
-import dpclip
-from dpclip.clipping import make_rule
-
-HERE = Path(__file__).parent
-RESULTS = HERE / "results.json"
-BATCH, EPOCHS, RATE, DELTA = 500, 4, 1e-2, 1e-5
-THRESHOLDS = (0.1, 1.0, 10.0)
-EPSILONS = (2.0, 8.0)
-RULES = {
-    "DP-SGD": "flat:max_grad_norm={c}",
-    "DP-SGD at C3": "flat:max_grad_norm={cap}",
-    "one-step": "dice:mode=one-step,max_grad_norm={c}",
-    "capped": "dice:mode=capped,max_grad_norm={c}",
-    "leaky": "dice:mode=leaky,max_grad_norm={c}",
-    "literal": "dice:mode=literal,max_grad_norm={c}",
-    "literal, published noise (conditional)": "dice:mode=literal,calibration=published,max_grad_norm={c}",
-}
+BATCH, EPOCHS, ADAM_RATE, MOMENTUM = 500, 4, 1e-2, 0.9
+RATES = (0.03, 0.1, 0.3, 1.0)
+THRESHOLDS = {"adam": (0.1, 1.0, 10.0), "sgd": (0.01, 0.1, 1.0)}
+Rows = list[tuple[Tensor, Tensor]]
 
 
-def data(path: str) -> tuple[list[tuple[Tensor, Tensor]], tuple[Tensor, Tensor]]:
+def data(path: str) -> tuple[Rows, tuple[Tensor, Tensor]]:
     """Training rows, and the test set."""
     arrays = np.load(path)
 
@@ -55,7 +38,7 @@ def data(path: str) -> tuple[list[tuple[Tensor, Tensor]], tuple[Tensor, Tensor]]
 
 
 def network(seed: int) -> nn.Module:
-    """A small convolutional net, 26,000 weights."""
+    """A small convolutional net, 23,690 weights."""
     torch.manual_seed(seed)
     return nn.Sequential(
         nn.Conv2d(3, 32, 5, stride=2, padding=2), nn.GroupNorm(4, 32), nn.ReLU(), nn.MaxPool2d(2),
@@ -64,127 +47,53 @@ def network(seed: int) -> nn.Module:
     )  # fmt: skip
 
 
-def accuracy(model: nn.Module, test: tuple[Tensor, Tensor]) -> float:
-    """Share of the test set."""
+def train(rows: Rows, test: tuple[Tensor, Tensor], cell: Cell, rate: float | None) -> dict[str, object]:
+    """One run: with Adam, or with SGD at `rate` / C1."""
+    model = network(cell.seed)
+    optimizer = (
+        torch.optim.Adam(model.parameters(), lr=ADAM_RATE)
+        if rate is None
+        else torch.optim.SGD(model.parameters(), lr=rate / cell.threshold, momentum=MOMENTUM)
+    )
+    found = private_run(model, optimizer, rows, cell, epochs=EPOCHS, batch=BATCH, physical_batch=250)
     with torch.no_grad():
-        return float((model(test[0]).argmax(1) == test[1]).float().mean())
+        found["accuracy"] = round(float((model(test[0]).argmax(1) == test[1]).float().mean()), 4)
+    return found | {"rate": rate}
 
 
-def train(
-    rows: list[Any], test: tuple[Tensor, Tensor], rule: str, threshold: float, epsilon: float, seed: int
-) -> dict[str, Any]:
-    """One run with Adam (the paper's variant), whose steps do not depend on C1's scale: what C1 does is its bias."""
-    model = network(seed)
-    optimizer = torch.optim.Adam(model.parameters(), lr=RATE)
-    clipping = make_rule(RULES[rule].format(c=threshold, cap=2 * threshold))
-    private = dpclip.make_private(
-        model, optimizer, rows, target_epsilon=epsilon, target_delta=DELTA, epochs=EPOCHS, expected_batch_size=BATCH,
-        physical_batch_size=250, clipping=clipping, seed=seed, accept_conditional="conditional" in rule,
-    )  # fmt: skip
-    start = time.process_time()
-    for inputs, targets in private.batches():
-        with private.microbatch((inputs, targets)):
-            private.mean(nn.functional.cross_entropy(model(inputs), targets, reduction="none")).backward()
-        private.step()
-    found = {
-        "accuracy": round(accuracy(model, test), 4), "noise": private.plan.noise_multiplier * clipping.bounds()[0],
-        "epsilon": private.guarantee().epsilon, "assumption": clipping.assumption,
-        "cpu_s": round(time.process_time() - start, 1),
-    }  # fmt: skip
-    private.close()
-    return found
-
-
-def run(path: str, seeds: int) -> None:
-    """All cells that are missing; seeds outermost."""
+def run(kind: str, path: str, seeds: int) -> None:
+    """All cells that are missing."""
     rows, test = data(path)
-    results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"runs": {}}
-    results |= {
-        "command": f"OMP_NUM_THREADS=1 python cifar.py cifar10_jpeg_10k_2k.npz {seeds}",
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, 1 thread",
-        "versions": {package: version(package) for package in ("torch", "numpy")},
-        "settings": {"batch": BATCH, "epochs": EPOCHS, "rate": RATE, "delta": DELTA, "optimizer": "Adam"},
-    }
-    for seed in range(1, seeds + 1):
-        for epsilon in EPSILONS:
-            for threshold in THRESHOLDS:
-                for rule in RULES:
-                    key = f"{rule}|{threshold:g}|{epsilon:g}|{seed}"
-                    if key not in results["runs"]:
-                        results["runs"][key] = train(rows, test, rule, threshold, epsilon, seed)
-                        print(key, results["runs"][key], flush=True)
-                        RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+    file = HERE / f"cifar_{kind}.json"
+    settings = {"batch": BATCH, "epochs": EPOCHS, "delta": DELTA, "optimizer": kind}
+    settings |= {"rate": ADAM_RATE} if kind == "adam" else {"momentum": MOMENTUM, "rates": RATES}
+    results = opened(file, f"OMP_NUM_THREADS=1 python cifar.py {kind} cifar10_jpeg_10k_2k.npz {seeds}", settings)
+    best: dict[str, float | None] = dict.fromkeys(RULES)
+    if kind == "sgd":
+        best = {rule: _best_rate(rows, test, rule, results) for rule in RULES}
+    for cell in cells(THRESHOLDS[kind], range(1, seeds + 1)):
+        if cell.key not in results["runs"]:
+            results["runs"][cell.key] = train(rows, test, cell, best[cell.rule])
+            saved(file, results, cell.key)
 
 
-def cells(results: dict[str, Any]) -> dict[tuple[str, float, float], list[float]]:
-    """Accuracies by rule, threshold and epsilon."""
-    found: dict[tuple[str, float, float], list[float]] = {}
-    for key, value in results["runs"].items():
-        rule, threshold, epsilon, _ = key.split("|")
-        found.setdefault((rule, float(threshold), float(epsilon)), []).append(value["accuracy"])
-    return found
-
-
-def table(results: dict[str, Any]) -> str:
-    """Markdown: mean ± standard deviation in per cent."""
-    found, lines = cells(results), []
-    for epsilon in EPSILONS:
-        lines += [f"| ε = {epsilon:g} | " + " | ".join(f"C1 = {c:g}" for c in THRESHOLDS) + " | noise / C1 |"]
-        lines += ["| --- |" + " --- |" * (len(THRESHOLDS) + 1)]
-        for rule in RULES:
-            row = [shown(found.get((rule, c, epsilon), [])) for c in THRESHOLDS]
-            noise = results["runs"].get(f"{rule}|1|{epsilon:g}|1", {}).get("noise", float("nan"))
-            lines.append(f"| {rule} | " + " | ".join(row) + f" | {noise:.2f} |")
-        lines.append("")
-    return "\n".join(lines)
-
-
-def shown(values: list[float]) -> str:
-    """One cell."""
-    if not values:
-        return "—"
-    spread = f" ± {100 * statistics.stdev(values):.1f}" if len(values) > 1 else ""
-    return f"{100 * statistics.fmean(values):.1f}{spread}"
-
-
-def figure(results: dict[str, Any]) -> None:
-    """Accuracy against C1, one panel a budget."""
-    import matplotlib
-
-    matplotlib.use("svg")
-    from matplotlib import pyplot
-
-    found = cells(results)
-    chart, panels = pyplot.subplots(1, len(EPSILONS), figsize=(9, 4), sharey=True)
-    for axes, epsilon in zip(panels, EPSILONS, strict=True):
-        for rule in RULES:
-            points = [(c, found[rule, c, epsilon]) for c in THRESHOLDS if (rule, c, epsilon) in found]
-            spread = [statistics.stdev(v) if len(v) > 1 else 0.0 for _, v in points]
-            axes.errorbar(
-                [c for c, _ in points],
-                [statistics.fmean(v) for _, v in points],
-                yerr=spread,
-                marker="o",
-                capsize=2,
-                markersize=3,
-                label=rule,
-            )
-        axes.set_xscale("log")
-        axes.set_xlabel("C1")
-        axes.set_title(f"ε = {epsilon:g}", fontsize=9)
-        axes.grid(alpha=0.3)
-    panels[0].set_ylabel("test accuracy")
-    chart.legend(*panels[0].get_legend_handles_labels(), loc="lower center", ncols=4, fontsize=7, frameon=False)
-    chart.tight_layout(rect=(0, 0.12, 1, 1))
-    chart.savefig(HERE / "figure.svg", metadata={"Date": None})
+def _best_rate(rows: Rows, test: tuple[Tensor, Tensor], rule: str, results: dict) -> float:
+    tuned = results.setdefault("tuning", {}).setdefault(rule, {})
+    for rate in RATES:
+        if str(rate) not in tuned:
+            tuned[str(rate)] = train(rows, test, Cell(rule, 1.0, 8.0, 100), rate)["accuracy"]
+            print("tuning", rule, rate, tuned[str(rate)], flush=True)
+    return float(max(tuned, key=tuned.__getitem__))
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore")
-    if sys.argv[1] == "--table":
-        print(table(json.loads(RESULTS.read_text())))
-    elif sys.argv[1] == "--figure":
-        figure(json.loads(RESULTS.read_text()))
+    if sys.argv[1] == "--figure":
+        grids = {f"{k}, ": json.loads((HERE / f"cifar_{k}.json").read_text())["runs"] for k in ("adam", "sgd")}
+        figure(grids, (0.01, 0.1, 1.0, 10.0), HERE / "cifar.svg")
+    elif sys.argv[2] == "--table":
+        runs = json.loads((HERE / f"cifar_{sys.argv[1]}.json").read_text())["runs"]
+        print(table(runs, THRESHOLDS[sys.argv[1]]))
     else:
-        run(sys.argv[1], int(sys.argv[2]) if len(sys.argv) > 2 else 3)
+        run(sys.argv[1], sys.argv[2], int(sys.argv[3]) if len(sys.argv) > 3 else 3)

@@ -12,8 +12,9 @@ import rule_audit
 from dpclip.clipping import ClippingRule, PerTensor, Quantile, make_rule, rule_names
 from dpclip.noise import NoiseScale
 
-RULES = [name for name in rule_names() if name not in ("none", "dice")]
+RULES = [name for name in rule_names() if name not in ("none", "dice", "rl")]
 RULES += [f"dice:mode={mode}" for mode in ("one-step", "capped", "leaky", "literal")]
+RULES += ["rl:interval=1,mode=A", "rl:interval=1,mode=B"]
 
 
 @pytest.mark.parametrize("name", RULES)

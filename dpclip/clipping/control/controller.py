@@ -1,0 +1,97 @@
+"""The contract of a controller: released values in, settings of the clipping rule out."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from dpclip.clipping.control.observation import Summary
+from dpclip.released import Released
+
+THRESHOLD, ALLOCATION, NOISE = 0, 1, 2
+"""Columns of an action."""
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a controller may know besides released values; all of it public.
+
+    Attributes:
+        step: logical steps done.
+        steps: planned steps, 0 if not known.
+        budget_left: part of the budget that is not spent.
+        sizes: elements of each group, shape [K].
+        executed: the action in force, [K, A].
+        interval: steps from one decision to the next.
+    """
+
+    step: int
+    steps: int
+    budget_left: float
+    sizes: tuple[int, ...]
+    executed: Tensor
+    interval: int
+
+    @property
+    def progress(self) -> float:
+        """Part of the run that is done."""
+        return min(1.0, self.step / self.steps) if self.steps else 0.0
+
+
+class Controller(ABC):
+    """Chooses, every few steps, how far the rule departs from its analytic settings.
+
+    An action is a tensor [K, A] in [-1, 1]: for each of the K groups, how far its threshold lies from the rule's own
+    (0: not at all; 1: as far up as may be) and how much more than its share of the noise budget it gets; in runs that
+    choose their noise a third column, whose mean over the groups counts. A new controller is one file and one line in
+    `control/__init__.py`.
+    """
+
+    name: ClassVar[str]
+    tracks: ClassVar[bool] = True
+    """Whether thresholds follow the released quantiles (where the mode has them); otherwise they stay as they began."""
+
+    def start(self, groups: int, actions: int) -> None:
+        """Told once how many groups and how many columns there are; forgets everything."""
+        return None
+
+    @abstractmethod
+    def act(self, seen: Released[tuple[Summary, ...]], context: Context) -> Tensor:
+        """The next action, [K, A].
+
+        Args:
+            seen: the steps since the last decision, made of what they released.
+            context: what is public anyway.
+        """
+
+    def executed(self, action: Tensor) -> None:
+        """What was made of the action: changes are limited a decision."""
+        return None
+
+    def metrics(self) -> dict[str, float]:
+        """Released numbers worth a curve."""
+        return {}
+
+    def public_state(self) -> dict[str, Any]:
+        """Plain values of the state."""
+        return {}
+
+    def load_public_state(self, state: Mapping[str, Any]) -> None:
+        """Restore `public_state`."""
+        return None
+
+    def tensor_state(self) -> dict[str, Tensor]:
+        """Tensors of the state; all of it follows from released values."""
+        return {}
+
+    def load_tensor_state(self, state: Mapping[str, Tensor]) -> None:
+        """Restore `tensor_state`."""
+        return None
+
+    def describe(self) -> dict[str, Any]:
+        """For the statement."""
+        return {"controller": self.name}

@@ -1,0 +1,134 @@
+"""The learning controller: observes, remembers, learns, acts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from dpclip.clipping.control.controller import Context, Controller
+from dpclip.clipping.control.observation import Reward, Summary, features, width
+from dpclip.clipping.control.sac import SacSettings, SoftActorCritic, Transitions, below
+from dpclip.errors import BadInput
+from dpclip.released import Released
+
+MOST_TRANSITIONS, LARGEST_BATCH, FIRST_BATCH, UPDATES = 2000, 32, 8, 4
+_PARTS = ("observations", "actions", "rewards", "next_observations", "done")
+
+
+class Sac(Controller):
+    """A soft actor-critic that departs from the analytic controller where that pays.
+
+    It begins with departures of mean 0 and, from 8 transitions on, makes 4 updates a decision on up to 32 of the last
+    2,000. What it remembers are the actions that were executed.
+
+    Args:
+        seed: of its networks and its exploration.
+        policy: a file of networks to begin with (`SoftActorCritic.policy`), made from public or synthetic runs.
+        reward: "loss", "signal" or "both", see `Reward`.
+        settings: of the algorithm.
+
+    Reference: Khadangi et al., "Efficient Differentially Private Fine-Tuning of LLMs via Reinforcement Learning", 2025
+    (the idea; that agent reads un-noised statistics, this one released values only).
+    """
+
+    name: ClassVar[str] = "sac"
+
+    def __init__(
+        self, seed: int = 0, policy: Path | None = None, reward: str = "both", settings: SacSettings | None = None
+    ) -> None:
+        self._seed, self._policy, self._settings = seed, policy, settings or SacSettings()
+        self._kind = reward
+        self.start(1, 2)
+
+    def start(self, groups: int, actions: int) -> None:
+        self._actions = actions
+        self._built: SoftActorCritic | None = None
+        if self._policy is not None:
+            _begin_with(self._agent, self._policy)
+        self._reward = Reward(self._kind)
+        self._memory: dict[str, list[Tensor]] = {part: [] for part in _PARTS}
+        self._before: Tensor | None = None  # the observation of the last decision, and what was done about it
+        self._done: Tensor | None = None
+        self._change = 0.0
+        self._last = 0.0
+
+    def act(self, seen: Released[tuple[Summary, ...]], context: Context) -> Tensor:
+        gained = self._reward.of(seen.value, self._change)
+        observation = features(seen.value, context, self._reward.trend)
+        if self._before is not None and self._done is not None:
+            self._remember(self._before, self._done, gained, observation)
+            self._learn()
+        self._before, self._last = observation, gained
+        return self._agent.act(observation)
+
+    @property
+    def _agent(self) -> SoftActorCritic:
+        """Built when it is first needed."""
+        if self._built is None:
+            self._built = SoftActorCritic(width(self._actions), self._actions, self._settings, self._seed)
+        return self._built
+
+    def executed(self, action: Tensor) -> None:
+        self._change = 0.0 if self._done is None else float((action - self._done).abs().mean())
+        self._done = action.clone()
+
+    def _remember(self, before: Tensor, action: Tensor, gained: float, after: Tensor) -> None:
+        row = (before, action, torch.tensor(gained), after, torch.tensor(0.0))
+        for part, value in zip(_PARTS, row, strict=True):
+            self._memory[part] = [*self._memory[part], value][-MOST_TRANSITIONS:]
+
+    def _learn(self) -> None:
+        size = len(self._memory["rewards"])
+        if size < FIRST_BATCH:
+            return
+        whole = {part: torch.stack(values) for part, values in self._memory.items()}
+        for _ in range(UPDATES):
+            picked = torch.randperm(size, generator=self._agent.generator)[:LARGEST_BATCH]
+            self._agent.update(Transitions(**{part: values[picked] for part, values in whole.items()}))
+
+    # --- state ----------------------------------------------------------------------------------------------------
+
+    def metrics(self) -> dict[str, float]:
+        return {"reward": self._last, "transitions": float(len(self._memory["rewards"]))}
+
+    def public_state(self) -> dict[str, Any]:
+        return {"reward": self._reward.state, "change": self._change, "last": self._last}
+
+    def load_public_state(self, state: Mapping[str, Any]) -> None:
+        self._reward.state = dict(state["reward"])
+        self._change, self._last = state["change"], state["last"]
+
+    def tensor_state(self) -> dict[str, Tensor]:
+        kept = {"before": self._before, "done": self._done}
+        memory = {f"memory.{part}": torch.stack(values) for part, values in self._memory.items() if values}
+        networks = self._built.tensor_state() if self._built else {}
+        agent = {f"agent.{name}": value for name, value in networks.items()}
+        return {**{name: value for name, value in kept.items() if value is not None}, **memory, **agent}
+
+    def load_tensor_state(self, state: Mapping[str, Tensor]) -> None:
+        self._before, self._done = state.get("before"), state.get("done")
+        self._memory = {part: list(state.get(f"memory.{part}", ())) for part in _PARTS}
+        if networks := below(state, "agent"):
+            self._agent.load_tensor_state(networks)
+
+    def policy(self) -> dict[str, Tensor]:
+        """The networks, to begin a later run with."""
+        return self._agent.policy()
+
+    def describe(self) -> dict[str, Any]:
+        start = {"policy": self._policy.name} if self._policy else {}
+        return {"controller": self.name, "reward": self._kind, "agent_seed": self._seed, **start}
+
+
+def _begin_with(agent: SoftActorCritic, policy: Path) -> None:
+    try:
+        agent.load_policy(load_file(policy))
+    except (OSError, RuntimeError, KeyError, SafetensorError) as error:
+        reason = str(error).splitlines()[0]
+        raise BadInput(f"policy {policy} cannot be used: {reason}; give a file kept from a run of this mode") from error

@@ -1,0 +1,177 @@
+"""What a controller is shown: numbers made of released values alone, a summary a step and features a decision."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from dpclip.clipping.rule import StepRelease
+
+if TYPE_CHECKING:
+    from dpclip.clipping.control.controller import Context
+
+MOST_COORDINATES = 2**22  # a summary looks at no more than so many, evenly spaced
+_TINY = 1e-30
+
+
+@dataclass(frozen=True)
+class Summary:
+    """One step, in numbers; K groups.
+
+    Attributes:
+        energy: squared norm of the released mean gradient.
+        noise: what noise alone contributes to it: coordinates times variance.
+        agreement: inner product with the step before, whose noise is independent; its expectation has no noise in it.
+        within: released share of units below the rule's own threshold; empty where none is released.
+        loss: released mean of the clipped losses, if there is one.
+        loss_noise: its noise standard deviation.
+    """
+
+    energy: tuple[float, ...]
+    noise: tuple[float, ...]
+    agreement: tuple[float, ...]
+    within: tuple[float, ...] = ()
+    loss: float | None = None
+    loss_noise: float = 0.0
+
+    def shown(self) -> dict[str, float]:
+        """Numbers worth a curve."""
+        share = {"share_within": sum(self.within) / len(self.within)} if self.within else {}
+        return share if self.loss is None else {**share, "released_loss": self.loss}
+
+    @classmethod
+    def from_json(cls, fields: Mapping[str, Any]) -> Summary:
+        """The inverse of `dataclasses.asdict`, after JSON."""
+        values: dict[str, Any] = {k: tuple(v) if isinstance(v, Sequence) else v for k, v in fields.items()}
+        return cls(**values)
+
+
+class Summariser:
+    """Turns each step's release into a `Summary`; remembers the last released gradient for the next.
+
+    Args:
+        owners: the group of each parameter.
+        sizes: elements of each parameter.
+    """
+
+    def __init__(self, owners: Sequence[int], sizes: Sequence[int]) -> None:
+        self._owners, self._sizes = list(owners), list(sizes)
+        self._groups = max(owners) + 1
+        self._stride = math.ceil(sum(sizes) / MOST_COORDINATES)
+        self._previous: list[Tensor] = []
+
+    def summarise(self, step: StepRelease, loss_offset: float) -> Summary:
+        """The step in numbers.
+
+        Args:
+            step: what the step released.
+            loss_offset: what was subtracted from each loss.
+        """
+        kept = [gradient.detach().reshape(-1)[:: self._stride].float() for gradient in step.gradient]
+        energy, agreement = [0.0] * self._groups, [0.0] * self._groups
+        noise = [0.0] * self._groups
+        for slot, (values, group) in enumerate(zip(kept, self._owners, strict=True)):
+            energy[group] += float(torch.dot(values, values))
+            noise[group] += values.numel() * (step.stds[group] / step.divisor) ** 2
+            if self._previous:
+                agreement[group] += float(torch.dot(values, self._previous[slot]))
+        self._previous = [values.clone() for values in kept]
+        sides, stds = step.sides, step.side_stds
+        within = tuple((sides["within"] / step.divisor + 0.5).tolist()) if "within" in sides else ()
+        if "loss" not in sides:
+            return Summary(tuple(energy), tuple(noise), tuple(agreement), within)
+        loss = float(sides["loss"][0]) / step.divisor + loss_offset
+        return Summary(tuple(energy), tuple(noise), tuple(agreement), within, loss, stds["loss"] / step.divisor)
+
+    def tensor_state(self) -> dict[str, Tensor]:
+        """The last released gradient, as far as it is kept."""
+        return {f"previous.{slot}": values for slot, values in enumerate(self._previous)}
+
+    def load_tensor_state(self, state: Mapping[str, Tensor]) -> None:
+        """Restore `tensor_state`."""
+        self._previous = [state[f"previous.{slot}"] for slot in range(len(state))]
+
+
+def width(actions: int) -> int:
+    """Features of one group, F, for actions of so many columns."""
+    return actions + 10
+
+
+def features(steps: Sequence[Summary], context: Context, loss_trend: float) -> Tensor:
+    """What the agent sees of each group, [K, F], every number between about -2 and 2.
+
+    Signal to noise, agreement and share below the threshold, averaged over the steps since the last decision; the
+    action in force; the group's size; and, the same for all groups, the mean of the first three, how far the run is,
+    what is left of the budget and which way the released loss goes.
+    """
+    groups = len(context.sizes)
+    noise = torch.tensor([s.noise for s in steps]).clamp(min=_TINY)
+    energy, agreement = torch.tensor([s.energy for s in steps]), torch.tensor([s.agreement for s in steps])
+    signal = ((energy - noise) / noise).mean(0).clamp(-0.5, 1e3)
+    shared = (agreement / noise).mean(0).clamp(-0.5, 1e3)
+    within = torch.tensor([s.within for s in steps if s.within]).reshape(-1, groups)
+    below = (within.mean(0) - 0.5).clamp(-1, 1) if len(within) else torch.zeros(groups)
+    own = torch.stack([torch.log1p(signal), torch.log1p(shared), 2 * below], 1) / 2
+    sizes = torch.tensor(context.sizes, dtype=torch.float32)
+    size = torch.log(sizes / sizes.sum()) / 5
+    mine = torch.cat([own, context.executed, size.unsqueeze(1)], 1)
+    common = torch.tensor([context.progress, context.budget_left, loss_trend])
+    everyone = torch.cat([own.mean(0), common]).expand(groups, -1)
+    return torch.cat([mine, everyone], 1).clamp(-2, 2).float()
+
+
+@dataclass
+class Reward:
+    """What a decision brought, between -1 and 1, from released values alone.
+
+    Progress is the fall of the running mean of the released losses, in units of its own usual size and never of less
+    than its noise. Signal is the part of the released gradient that successive steps agree on, over the noise, which
+    does not depend on the gradient's scale: log(1 + mean over the groups) / 5.
+
+    Args:
+        kind: "loss", "signal" or "both", their mean; where no loss is released, signal alone.
+        rate: of the running means.
+        effort: what a change of the action costs.
+    """
+
+    kind: str = "both"
+    rate: float = 0.3
+    effort: float = 0.01
+    state: dict[str, float] = field(default_factory=dict)
+
+    def of(self, steps: Sequence[Summary], change: float) -> float:
+        """The reward of the steps since the last decision, in which the action changed by `change` on average."""
+        parts = []
+        if self.kind != "loss" or steps[0].loss is None:
+            parts.append(_signal(steps))
+        if self.kind != "signal" and steps[0].loss is not None:
+            parts.append(self._progress(steps))
+        return max(-1.0, min(1.0, sum(parts) / len(parts) - self.effort * change))
+
+    @property
+    def trend(self) -> float:
+        """The last progress, for the features."""
+        return self.state.get("progress", 0.0)
+
+    def _progress(self, steps: Sequence[Summary]) -> float:
+        losses = [s.loss for s in steps if s.loss is not None]
+        floor = steps[0].loss_noise / math.sqrt(len(steps))
+        now = sum(losses) / len(losses)
+        before = self.state.get("mean", now)
+        mean = before + self.rate * (now - before)
+        fall = before - mean
+        usual = self.state.get("usual", abs(fall))
+        usual += self.rate * (abs(fall) - usual)
+        progress = max(-1.0, min(1.0, fall / max(usual, self.rate * floor, _TINY)))
+        self.state = {"mean": mean, "usual": usual, "progress": progress}
+        return progress
+
+
+def _signal(steps: Sequence[Summary]) -> float:
+    shares = [a / max(n, _TINY) for s in steps for a, n in zip(s.agreement, s.noise, strict=True)]
+    return math.log1p(max(0.0, sum(shares) / len(shares))) / 5

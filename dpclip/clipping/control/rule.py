@@ -1,0 +1,219 @@
+"""Per-group thresholds and noise allocation, set by a controller that sees released values only."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from dpclip.clipping.control import ControllerSettings, make_controller
+from dpclip.clipping.control.controller import ALLOCATION, THRESHOLD, Context
+from dpclip.clipping.control.observation import Summariser, Summary
+from dpclip.clipping.control.sac import below
+from dpclip.clipping.per_group import Grouping, PerGroup, block_of, layer_of, tensor_of
+from dpclip.clipping.quantile import Quantile, whole
+from dpclip.clipping.rule import RunShape, SideQuery, StepRelease
+from dpclip.errors import BadInput
+from dpclip.released import Released
+
+GROUPINGS: dict[str, Grouping] = {"layer": layer_of, "block": block_of, "tensor": tensor_of, "model": whole}
+MODES = ("A", "B")
+REWARDS = ("loss", "signal", "both")
+
+
+@dataclass
+class Controlled(PerGroup):
+    """factor_ik = min(1, C_k / ||g_ik||), with C_k and each group's share of the noise budget set by a controller.
+
+    The analytic settings are each group's released quantile for C_k and the minimum-variance allocation. Every
+    `interval` steps the controller, by default a soft actor-critic, chooses by how much to depart from them:
+    C_k = analytic C_k exp(reach u_k), share_k in proportion to analytic share_k exp(reach v_k), u and v in [-1, 1].
+    sigma_eff stays as planned whatever it chooses, so the guarantee is that of any other rule.
+
+    Args:
+        mode: what the controller sees. "A": released gradients only, thresholds start at C / sqrt(K) and have no
+            quantile to follow. "B": also the noisy share of units below each analytic threshold and the noisy mean of
+            the clipped losses, released with the gradient and paid for in sigma_eff.
+        controller: "sac", or a control: "quantile", "constant", "random", "schedule".
+        groups: "layer" (both halves of a LoRA adapter together), "block", "tensor" or "model".
+        interval: steps from one decision to the next.
+        warmup: part of the run before the first decision.
+        max_grad_norm: joint threshold at the start.
+        reach: how far a decision may depart, in log; log 2 by default.
+        step_limit: largest change of a log threshold or log share from one decision to the next.
+        quantile, rate: of the analytic thresholds, as in `Quantile`.
+        count_share, loss_share: parts of each step's 1/sigma^2 that the counts and the loss take; together they make
+            the gradient's noise larger by (1 - count_share - loss_share)^(-1/2), 0.76 % by default.
+        loss_bound: losses are clipped to [0, loss_bound].
+        reward: what the agent is rewarded for, "loss", "signal" or "both".
+        policy: file of networks that the agent begins with; "" begins untrained.
+        agent_seed: of the agent's own random numbers, which protect nothing.
+        allocation: the analytic one, see `noise_shares`.
+
+    Guarantee: one sample moves group k's sum by at most C_k, the counts by at most sqrt(K)/2 in all and the loss by at
+    most loss_bound / 2.
+
+    Edge cases: a loss that is not finite counts as half the bound, a gradient that is not finite not at all.
+
+    Reference: Khadangi et al., "Efficient Differentially Private Fine-Tuning of LLMs via Reinforcement Learning", 2025
+    (a controller for thresholds); analytic parts and observation are derived here, see docs/explanation/control.md.
+    """
+
+    max_grad_norm: float = 0.1
+    mode: str = "B"
+    controller: str = "sac"
+    groups: str = "layer"
+    interval: int = 8
+    warmup: float = 0.1
+    reach: float = math.log(2)
+    step_limit: float = 0.25
+    quantile: float = 0.5
+    rate: float = 0.2
+    count_share: float = 0.01
+    loss_share: float = 0.005
+    loss_bound: float = 10.0
+    reward: str = "both"
+    policy: str = ""
+    agent_seed: int = 0
+    name: ClassVar[str] = "rl"
+
+    def __post_init__(self) -> None:
+        _one_of("mode", self.mode, MODES)
+        _one_of("groups", self.groups, tuple(GROUPINGS))
+        _one_of("reward", self.reward, REWARDS)
+        self.group_of = GROUPINGS[self.groups]
+        super().__post_init__()
+        self._check()
+        policy = Path(self.policy) if self.policy else None
+        self.agent = make_controller(self.controller, ControllerSettings(self.agent_seed, policy, self.reward))
+        self._analytic = Quantile(self.max_grad_norm, quantile=self.quantile, rate=self.rate, group_of=self.group_of)
+        self._steps, self._planned = 0, 0
+        self._begin([0], [1])
+
+    def _check(self) -> None:
+        if self.interval < 1:
+            raise BadInput(f"interval = {self.interval}: at least one step between decisions")
+        if not 0 <= self.warmup < 1:
+            raise BadInput(f"warmup = {self.warmup}: a part of the run, from 0 to below 1")
+        if not (self.reach > 0 and self.step_limit > 0 and 0 < self.loss_bound < math.inf):
+            raise BadInput("reach, step_limit and loss_bound must be positive and finite")
+        if not (self.count_share > 0 and self.loss_share > 0 and self.count_share + self.loss_share < 1):
+            raise BadInput(
+                f"count_share = {self.count_share}, loss_share = {self.loss_share}: positive parts of the step's "
+                "budget, below 1 together"
+            )
+
+    def settle(self, shape: RunShape) -> None:
+        self._planned = shape.steps
+
+    def partition(self, names: Sequence[str], sizes: Sequence[int]) -> list[int]:
+        owners = super().partition(names, sizes)
+        self._analytic.partition(names, sizes)
+        self._begin(owners, sizes)
+        return owners
+
+    def _begin(self, owners: Sequence[int], sizes: Sequence[int]) -> None:
+        self._summariser = Summariser(owners, sizes)
+        self._history: tuple[Summary, ...] = ()
+        self._latest: dict[str, float] = {}
+        self._action = torch.zeros(len(self._sizes), 2)
+        self.agent.start(len(self._sizes), 2)
+
+    # --- what is clipped and how the noise is shared --------------------------------------------------------------
+
+    def bounds(self) -> list[float]:
+        departures = (self.reach * self._action[:, THRESHOLD].double()).exp().tolist()
+        return [bound * by for bound, by in zip(self._analytic.bounds(), departures, strict=True)]
+
+    def shares(self) -> list[float]:
+        departures = (self.reach * self._action[:, ALLOCATION].double()).exp().tolist()
+        weights = [share * by for share, by in zip(super().shares(), departures, strict=True)]
+        return [weight / math.fsum(weights) for weight in weights]
+
+    def side_queries(self) -> Sequence[SideQuery]:
+        if self.mode == "A":
+            return ()
+        half = self.loss_bound / 2
+
+        def centred(losses: Tensor) -> Tensor:
+            return torch.where(losses.isfinite(), losses.clamp(0.0, 2 * half) - half, torch.zeros_like(losses))
+
+        loss = SideQuery("loss", half, None, centred, share=self.loss_share, reads="losses")
+        return [self._analytic.counts(self.count_share), loss]
+
+    # --- what is learned, from released values only ---------------------------------------------------------------
+
+    def observe(self, released: Released[StepRelease]) -> None:
+        seen = released.map(self._with_history)
+        if self.mode != "A" and self.agent.tracks:
+            self._analytic.observe(released)
+        self._history, self._steps = seen.value, self._steps + 1
+        self._latest = seen.value[-1].shown()
+        if self._steps > self.warmup * self._planned and self._steps % self.interval == 0:
+            self._decide(seen)
+
+    def _with_history(self, step: StepRelease) -> tuple[Summary, ...]:
+        latest = self._summariser.summarise(step, loss_offset=self.loss_bound / 2)
+        return (*self._history, latest)[-self.interval :]
+
+    def _decide(self, seen: Released[tuple[Summary, ...]]) -> None:
+        budget_left = max(0.0, 1 - self._steps / self._planned) if self._planned else 1.0
+        sizes, in_force = tuple(self._sizes), self._action.clone()
+        context = Context(self._steps, self._planned, budget_left, sizes, in_force, self.interval)
+        wanted = self.agent.act(seen, context).clamp(-1, 1)
+        limit = self.step_limit / self.reach
+        self._action = (in_force + (wanted - in_force).clamp(-limit, limit)).clamp(-1, 1)
+        self.agent.executed(self._action)
+        self._history = ()
+
+    # --- state ----------------------------------------------------------------------------------------------------
+
+    def metrics(self) -> dict[str, float]:
+        bounds = self.bounds()
+        found = {
+            "threshold": math.sqrt(sum(c**2 for c in bounds)), "smallest_threshold": min(bounds),
+            "largest_threshold": max(bounds), "largest_noise_share": max(self.shares()),
+            "departure": float(self._action.abs().mean()), **self.agent.metrics(),
+        }  # fmt: skip
+        return {**found, **self._latest}
+
+    def public_state(self) -> dict[str, Any]:
+        return {
+            "steps": self._steps, "action": self._action.tolist(), "analytic": self._analytic.public_state(),
+            "history": [asdict(summary) for summary in self._history], "latest": self._latest,
+            "agent": self.agent.public_state(),
+        }  # fmt: skip
+
+    def load_public_state(self, state: Mapping[str, Any]) -> None:
+        self._steps, self._latest = state["steps"], dict(state["latest"])
+        self._action = torch.tensor(state["action"])
+        self._analytic.load_public_state(state["analytic"])
+        self._history = tuple(Summary.from_json(summary) for summary in state["history"])
+        self.agent.load_public_state(state["agent"])
+
+    def tensor_state(self) -> dict[str, Tensor]:
+        parts = {"summary": self._summariser.tensor_state(), "agent": self.agent.tensor_state()}
+        return {f"{part}.{name}": value for part, state in parts.items() for name, value in state.items()}
+
+    def load_tensor_state(self, state: Mapping[str, Tensor]) -> None:
+        self._summariser.load_tensor_state(below(state, "summary"))
+        self.agent.load_tensor_state(below(state, "agent"))
+
+    def describe(self) -> dict[str, Any]:
+        observed = {"A": [], "B": ["share below each analytic threshold", "mean clipped loss"]}[self.mode]
+        price = 0.0 if self.mode == "A" else (1 - self.count_share - self.loss_share) ** -0.5 - 1
+        own = {
+            "mode": self.mode, "interval": self.interval, "reach": self.reach, "observed": observed,
+            "more_noise_for_observing": round(price, 6), **self.agent.describe(),
+        }  # fmt: skip
+        return {**super().describe(), **own}
+
+
+def _one_of(setting: str, value: str, known: Sequence[str]) -> None:
+    if value not in known:
+        raise BadInput(f"{setting} = {value!r} is unknown: choose one of {', '.join(known)}")

@@ -1,0 +1,350 @@
+"""Thresholds under a controller: only released values steer, the noise pays for everything, and runs can be resumed."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import json
+import math
+from collections.abc import Iterator
+
+import clipper_laws
+import pytest
+import torch
+from torch import Tensor, nn
+
+import dpclip
+from dpclip.clipping import Controlled, PerLayerQuantile, RunShape, StepRelease, make_rule
+from dpclip.clipping.control import Context, Controller, Summary, controller_names, make_controller, register_controller
+from dpclip.clipping.control.controls import Constant
+from dpclip.errors import BadInput
+from dpclip.noise import PrivacyError, scale_noise
+from dpclip.private import PrivateTraining
+from dpclip.released import Released
+
+CASES = [f"rl:interval=1,mode={mode},controller={name}" for mode in "AB" for name in controller_names()]
+
+
+@pytest.mark.parametrize("text", [*CASES, "rl:interval=3", "rl:interval=1,groups=model", "rl:interval=1,groups=tensor"])
+def test_every_controller_in_every_mode_keeps_the_laws(text: str) -> None:
+    clipper_laws.check_rule(lambda: make_rule(text), 1.0, 1)
+
+
+# --- only released values steer --------------------------------------------------------------------------------------
+
+
+def model(width: int = 3) -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(4, width), nn.Tanh(), nn.Linear(width, width), nn.Tanh(), nn.Linear(width, 2))
+
+
+def training(rule: Controlled, data: Tensor, steps: int = 24) -> tuple[PrivateTraining, nn.Module]:
+    net = model()
+    rows = [(row, int(row.sum() > 0)) for row in data]
+    private = dpclip.make_private(
+        net, torch.optim.SGD(net.parameters(), lr=0.5), rows, target_epsilon=8, expected_batch_size=16,
+        steps=steps, physical_batch_size=5, clipping=rule, seed=3,
+    )  # fmt: skip
+    return private, net
+
+
+def steps_of(private: PrivateTraining, net: nn.Module) -> Iterator[None]:
+    """Takes the steps of a run; yields after each micro-batch."""
+    for inputs, targets in private.batches():
+        with private.microbatch((inputs, targets)):
+            private.mean(nn.functional.cross_entropy(net(inputs), targets, reduction="none")).backward()
+        yield
+        private.step()
+
+
+class Recorder:
+    """Keeps each step's release, and what the rule made of it."""
+
+    def __init__(self, private: PrivateTraining) -> None:
+        self.rule = private.engine.rule
+        self.seen: list[tuple[Released[StepRelease], list[float], list[float]]] = []
+        self.private = private
+        private.observers.append(self)
+        observe = self.rule.observe
+
+        def kept(released: Released[StepRelease]) -> None:
+            copied = released.map(copy.deepcopy)
+            observe(released)
+            self.seen.append((copied, self.rule.bounds(), self.rule.shares()))
+
+        self.rule.observe = kept  # type: ignore[method-assign]
+
+    def begins(self, step: int, generation: int) -> None: ...
+
+    def took(self, step: int, released: Released[StepRelease]) -> None: ...
+
+
+@pytest.mark.parametrize("text", ["rl:interval=1", "rl:interval=2,mode=A", "rl:interval=1,controller=random"])
+def test_actions_follow_from_what_was_released_alone(text: str) -> None:
+    """The same releases and garbage for data, gradients and batches: the same decisions, bit for bit."""
+    data = torch.randn(80, 4, generator=torch.Generator().manual_seed(1))
+    rule = make_rule(text)
+    assert isinstance(rule, Controlled)
+    private, net = training(rule, data)
+    recorder = Recorder(private)
+    for _ in steps_of(private, net):
+        pass
+    names = [name for name, _ in net.named_parameters()]
+    sizes = [p.numel() for p in net.parameters()]
+    private.close()
+    assert len(recorder.seen) == 24
+    assert len({tuple(bounds) for _, bounds, _ in recorder.seen}) > 10, "nothing was decided"
+
+    other = make_rule(text)
+    other.settle(RunShape(24, 16))
+    other.partition(names, sizes)
+    garbage = torch.Generator().manual_seed(9)
+    for released, bounds, shares in recorder.seen:
+        for _ in range(int(torch.randint(4, (1,), generator=garbage))):
+            norms = torch.rand(len(bounds), 7, generator=garbage) * 1e6
+            other.weightings(norms)
+            for side in other.side_queries():
+                side.per_sample(norms if side.reads == "norms" else norms[:1])
+        other.observe(released)
+        assert other.bounds() == bounds
+        assert other.shares() == shares
+
+
+class _Spy(Constant):
+    """Holds what it is handed to its type."""
+
+    name = "spy"
+
+    def act(self, seen: Released[tuple[Summary, ...]], context: Context) -> Tensor:
+        assert type(seen) is Released
+        assert all(type(summary) is Summary for summary in seen.value)
+        assert type(context) is Context
+        flat = [value for summary in seen.value for value in vars(summary).values()]
+        assert all(isinstance(v, float | None) or all(isinstance(x, float) for x in v) for v in flat)
+        return super().act(seen, context)
+
+
+def test_a_controller_is_handed_released_values_and_public_numbers() -> None:
+    register_controller("spy", lambda settings: _Spy())
+    try:
+        private, net = training(Controlled(controller="spy", interval=2), torch.randn(40, 4), steps=6)
+        for _ in steps_of(private, net):
+            pass
+        private.close()
+    finally:
+        from dpclip.clipping import control
+
+        del control._CONTROLLERS["spy"]
+
+
+def test_thresholds_are_fixed_while_a_step_is_open() -> None:
+    rule = Controlled(interval=1, controller="random")
+    private, net = training(rule, torch.randn(80, 4), steps=8)
+    before, seen = None, set()
+    for _ in steps_of(private, net):
+        now = (private.engine.step, tuple(rule.bounds()), tuple(rule.shares()))
+        if before is not None and before[0] == now[0]:
+            assert now == before
+        before = now
+        seen.add(now)
+    private.close()
+    assert len({bounds for _, bounds, _ in seen}) > 4
+    assert rule.sampling == "poisson"
+
+
+# --- what it costs ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("groups", [1, 2, 12])
+@pytest.mark.parametrize("allocation", ["uniform", "proportional", "minimum-variance"])
+@pytest.mark.parametrize("mode", ["A", "B"])
+def test_no_sample_moves_a_whitened_release_by_more_than_is_paid_for(groups: int, allocation: str, mode: str) -> None:
+    rule = Controlled(mode=mode, controller="random", interval=1, allocation=allocation)
+    names, sizes = [f"h.{k}.weight" for k in range(groups)], [3 * k + 2 for k in range(groups)]
+    rule.partition(names, sizes)
+    generator = torch.Generator().manual_seed(groups)
+    rule._action = 2 * torch.rand(groups, 2, generator=generator) - 1
+    sigma = 0.8
+    scale = scale_noise(sigma, rule.bounds(), rule.shares(), rule.side_queries())
+    assert scale.noise_multiplier == pytest.approx(sigma)
+    norms = torch.rand(groups, 500, generator=generator, dtype=torch.float64).mul(20).sub(10).exp()
+    norms[:, 0], norms[:, 1] = 1e12, 1e-12
+    clipped = norms * rule.weightings(norms)["release"]
+    energy = (clipped / torch.tensor(scale.stds).unsqueeze(1)).square().sum(0)
+    for side in rule.side_queries():
+        values = side.per_sample(norms if side.reads == "norms" else norms[:1])
+        energy += (values / scale.side_stds[side.name]).square().sum(0)
+    assert float(energy.max()) <= sigma**-2
+    assert float(energy[0]) == pytest.approx(sigma**-2, rel=0.005)
+
+
+def test_observing_costs_at_most_one_per_cent_more_noise() -> None:
+    stds = {}
+    for mode in "AB":
+        rule = Controlled(mode=mode)
+        rule.partition(clipper_laws.NAMES, clipper_laws.SIZES)
+        stds[mode] = scale_noise(1.0, rule.bounds(), rule.shares(), rule.side_queries()).stds
+    ratios = [b / a for a, b in zip(stds["A"], stds["B"], strict=True)]
+    assert max(ratios) <= 1.01
+    assert min(ratios) > 1.005
+    assert Controlled().describe()["more_noise_for_observing"] == pytest.approx(max(ratios) - 1, abs=1e-6)
+
+
+def test_a_loss_that_is_missing_is_refused_with_the_remedy() -> None:
+    net = model()
+    rows = [(row, 1) for row in torch.randn(8, 4)]
+    private = dpclip.make_private(
+        net, torch.optim.SGD(net.parameters(), lr=0.1), rows, target_epsilon=8, expected_batch_size=8, steps=1,
+        clipping=Controlled(),
+    )  # fmt: skip
+    inputs, targets = next(private.batches())
+    with pytest.raises(PrivacyError, match=r"private\.mean\(losses\)"), private.microbatch((inputs, targets)):
+        nn.functional.cross_entropy(net(inputs), targets).backward()
+
+
+def test_the_released_loss_is_the_mean_over_units_not_rows() -> None:
+    """Rows of one unit count once, by their mean; the divisor is the expected batch size."""
+    net = nn.Linear(1, 1)
+    rows = [(torch.ones(1), value) for value in (1.0, 3.0, 5.0, 5.0)]
+    private = dpclip.make_private(
+        net, torch.optim.SGD(net.parameters(), lr=0.0), rows, target_epsilon=1e6, target_delta=0.1,
+        expected_batch_size=2, steps=1, clipping=Controlled(), units=["a", "a", "b", "c"], rows_per_unit=2, seed=1,
+    )  # fmt: skip
+    private.engine.sampler.draw = lambda step, generation: [0, 1]  # type: ignore[method-assign,assignment,return-value]
+    released: list[float] = []
+
+    class Reader:
+        def begins(self, step: int, generation: int) -> None: ...
+
+        def took(self, step: int, released_step: Released[StepRelease]) -> None:
+            released.append(float(released_step.value.sides["loss"][0]))
+
+    private.observers.append(Reader())
+    for _, targets in private.batches():
+        with private.microbatch(None):
+            private.mean(targets.float() + 0 * net(torch.ones(len(targets), 1)).squeeze(1)).backward()
+        private.step()
+    std = private.engine.rule.side_queries()[1].noise_for(private.plan.noise_multiplier) * 5
+    assert released[0] == pytest.approx((2.0 - 5) + (5.0 - 5), abs=5 * std)
+    assert std < 0.2
+
+
+# --- the controllers -------------------------------------------------------------------------------------------------
+
+
+def test_a_controller_that_departs_by_nothing_is_the_analytic_one() -> None:
+    rule, plain = Controlled(controller="quantile", interval=1), PerLayerQuantile()
+    for each in (rule, plain):
+        each.partition(clipper_laws.NAMES, clipper_laws.SIZES)
+    for seed in range(5):
+        released = clipper_laws.released_to(rule, seed)
+        for each in (rule, plain):
+            each.observe(released)
+        assert rule.bounds() == plain.bounds()
+        assert rule.shares() == pytest.approx(plain.shares())
+    assert rule.bounds() != PerLayerQuantile().bounds()
+
+
+def test_the_constant_controller_stays_where_it_began() -> None:
+    rule = Controlled(controller="constant", interval=1)
+    rule.partition(clipper_laws.NAMES, clipper_laws.SIZES)
+    before = rule.bounds()
+    for seed in range(5):
+        rule.observe(clipper_laws.released_to(rule, seed))
+    assert rule.bounds() == before
+
+
+def test_the_schedule_falls_from_the_highest_to_the_lowest_reach() -> None:
+    rule = Controlled(controller="schedule", mode="A", interval=1, step_limit=10, warmup=0)
+    rule.settle(RunShape(10, 8))
+    rule.partition(clipper_laws.NAMES, clipper_laws.SIZES)
+    start = rule.bounds()[0]
+    seen = []
+    for seed in range(10):
+        rule.observe(clipper_laws.released_to(rule, seed))
+        seen.append(rule.bounds()[0] / start)
+    assert seen[0] == pytest.approx(2**0.8)
+    assert seen[-1] == pytest.approx(0.5)
+    assert all(a > b for a, b in itertools.pairwise(seen))
+
+
+def test_a_decision_changes_no_more_than_the_step_limit() -> None:
+    rule = Controlled(controller="random", interval=1, mode="A", step_limit=0.1)
+    rule.partition(clipper_laws.NAMES, clipper_laws.SIZES)
+    before = rule.bounds()
+    for seed in range(20):
+        rule.observe(clipper_laws.released_to(rule, seed))
+        moved = [abs(math.log(a / b)) for a, b in zip(before, rule.bounds(), strict=True)]
+        assert 0 < max(moved) <= 0.1 * (1 + 1e-5)
+        before = rule.bounds()
+
+
+def test_the_agent_remembers_what_was_executed() -> None:
+    rule = Controlled(interval=1, mode="A")
+    rule.partition(clipper_laws.NAMES, clipper_laws.SIZES)
+    executed = []
+    for seed in range(12):
+        rule.observe(clipper_laws.released_to(rule, seed))
+        executed.append(rule._action.clone())
+    memory = rule.agent.tensor_state()["memory.actions"]
+    assert torch.equal(memory, torch.stack(executed[:-1]))
+    assert rule.agent.metrics()["transitions"] == 11
+
+
+def test_a_policy_can_be_kept_and_begun_with(tmp_path) -> None:  # type: ignore[no-untyped-def]
+    from safetensors.torch import save_file
+
+    rule = Controlled(interval=1)
+    rule.partition(clipper_laws.NAMES, clipper_laws.SIZES)
+    for seed in range(12):
+        rule.observe(clipper_laws.released_to(rule, seed))
+    save_file({k: v.contiguous() for k, v in rule.agent.policy().items()}, tmp_path / "policy.safetensors")
+    other = Controlled(interval=1, policy=str(tmp_path / "policy.safetensors"))
+    other.partition(clipper_laws.NAMES[:2], clipper_laws.SIZES[:2])
+    assert other.describe()["policy"] == "policy.safetensors"
+    (tmp_path / "broken.safetensors").write_bytes(b"no")
+    with pytest.raises(BadInput, match=r"broken\.safetensors cannot be used"):
+        Controlled(policy=str(tmp_path / "broken.safetensors"))
+
+
+def test_its_state_is_json_and_goes_on_in_the_middle_of_an_interval() -> None:
+    rule = Controlled(interval=4)
+    rule.settle(RunShape(100, 8))
+    rule.partition(clipper_laws.NAMES, clipper_laws.SIZES)
+    for seed in range(50):
+        rule.observe(clipper_laws.released_to(rule, seed))
+    other = Controlled(interval=4)
+    other.settle(RunShape(100, 8))
+    other.partition(clipper_laws.NAMES, clipper_laws.SIZES)
+    other.load_public_state(json.loads(json.dumps(rule.public_state())))
+    other.load_tensor_state({k: v.clone() for k, v in rule.tensor_state().items()})
+    for seed in range(50, 60):
+        for each in (rule, other):
+            each.observe(clipper_laws.released_to(each, seed))
+        assert other.bounds() == rule.bounds()
+        assert other.shares() == rule.shares()
+        assert other.metrics() == rule.metrics()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("rl:mode=D", "mode = 'D' is unknown: choose one of A, B"),
+        ("rl:controller=magic", "controller 'magic' is unknown: choose one of constant, quantile, random"),
+        ("rl:groups=head", "choose one of layer, block, tensor, model"),
+        ("rl:interval=0", "interval = 0"),
+        ("rl:warmup=1", "warmup"),
+        ("rl:loss_share=0.99,count_share=0.5", "below 1 together"),
+        ("rl:reward=luck", "choose one of loss, signal, both"),
+        ("rl:allocation=best", "allocation 'best'"),
+    ],
+)
+def test_bad_settings_are_refused(text: str, message: str) -> None:
+    with pytest.raises(BadInput, match=message):
+        make_rule(text)
+
+
+def test_unknown_controllers_are_refused() -> None:
+    with pytest.raises(BadInput, match="choose one of"):
+        make_controller("none", None)  # type: ignore[arg-type]
+    assert issubclass(Constant, Controller)
