@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 
 from accounting.accountant import Counted, booked
+from accounting.filters import RenyiFilter
 from accounting.interval import Interval
 from accounting.prv import NAME as LIBRARY
 from accounting.prv import prv_opinion
@@ -43,6 +44,14 @@ def compare(events: Counted, delta: float, adjacency: str, accountant: str = "pr
     largest = max((o for o in all_three if math.isfinite(o.upper)), key=lambda opinion: opinion.upper)
     reason = f"{complaint}; the largest of the bounds is reported"
     return Comparison(largest.upper, largest.accountant, all_three, False, reason)
+
+
+def filtered(book: RenyiFilter, delta: float) -> Comparison:
+    """A filter's preset budget, beside what an accountant would say of the realised schedule, which is no bound."""
+    promised, plug_in = book.guarantee(), book.plug_in(delta)
+    other = Interval(plug_in.accountant, None, plug_in.figure, math.inf, plug_in.note)
+    reason = "the preset budget is promised; composing noise that was chosen while training proves nothing"
+    return Comparison(promised.epsilon, book.name, (promised.evidence, other), True, reason)
 
 
 def _complaint(renyi: Interval, ours: Interval, library: Interval) -> str | None:

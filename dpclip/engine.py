@@ -89,7 +89,8 @@ class Engine:
             BudgetExhausted: the step does not fit the budget; nothing was drawn.
         """
         rule = self.rule
-        scale = noise.scale_noise(self.plan.noise_multiplier, rule.bounds(), rule.shares(), rule.side_queries())
+        sigma = self.ledger.admissible(self.step, self.generation, rule.noise_wish())
+        scale = noise.scale_noise(sigma, rule.bounds(), rule.shares(), rule.side_queries())
         receipt = self.ledger.charge(self.step, self.generation, scale.noise_multiplier)
         self._open = _Open(receipt, scale, sides=self._empty_sides())
         return self.sampler.draw(self.step, self.generation)

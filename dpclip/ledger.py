@@ -9,6 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from accounting import Comparison, Event, Journal, compare, event_from_json, make_accountant
+from accounting.comparison import filtered
+from accounting.filters import BudgetSpent
+from accounting.statement import profile_section
 from dpclip.errors import BadInput, BudgetExhausted
 from dpclip.plan import Plan
 from dpclip.released import Receipt
@@ -27,6 +30,7 @@ class Ledger:
         self._journal = journal
         self._charged: dict[tuple[int, int], Receipt] = {}
         self._charges: Counter[Charge] = Counter()
+        self._filter = plan.scheme.filter(plan)
         for record in journal.records if journal else ():
             self._replay(record)
 
@@ -61,7 +65,13 @@ class Ledger:
     def _book(self, step: int, generation: int, event: Event) -> Receipt:
         sigma = float(getattr(event, "noise_multiplier", 0.0))
         self._charges[Charge(event, step % 2, generation)] += 1
-        receipt = Receipt(step, generation, sigma, len(self._charged), self._planned_steps())
+        if self._filter is not None:
+            self._filter.charge(event)
+            receipt = Receipt(step, generation, sigma, len(self._charged), None, self._filter.remaining())
+        else:
+            done = self._planned_steps()
+            left = 0.0 if done is None else max(0.0, 1 - done / self.plan.steps)
+            receipt = Receipt(step, generation, sigma, len(self._charged), done, left)
         self._charged[step, generation] = receipt
         return receipt
 
@@ -81,9 +91,26 @@ class Ledger:
             self._journal.append(body)
         return self._book(step, generation, event)
 
+    def admissible(self, step: int, generation: int, wish: float) -> float:
+        """The noise of the step: what the plan makes of the rule's wish, or more if a filter admits no less."""
+        known = self._charged.get((step, generation))
+        if known is not None:
+            return known.noise_multiplier
+        wanted = self.plan.scheme.wished(self.plan, wish)
+        if self._filter is None:
+            return wanted
+        try:
+            return self._filter.smallest_noise(1, self.plan.sample_rate, floor=wanted)
+        except BudgetSpent:
+            return wanted  # which `charge` refuses
+
     def _check_budget(self, charge: Charge) -> None:
         if not self.plan.private:
             return
+        if self._filter is not None:
+            if self._filter.can_afford(charge.event):
+                return
+            raise BudgetExhausted(f"step {self.charges + 1} does not fit into what the privacy filter has left")
         after = self.plan.spent(self._charges + Counter([charge]))
         planned, most = self.plan.whole
         if set(after) == {planned} and after[planned] <= most and self._plan_fits:
@@ -125,13 +152,21 @@ class Ledger:
         return generation
 
     def compare(self) -> Comparison:
-        """All accountants on what has been charged so far."""
+        """All accountants on what has been charged so far; a filter promises its budget, and they only compare."""
+        if self._filter is not None:
+            return filtered(self._filter, self.plan.delta)
         return compare(
             self.events,
             self.plan.delta,
             adjacency=self.plan.adjacency,
             accountant=self.plan.accountant,
         )
+
+    def profile(self) -> list[dict[str, Any]]:
+        """epsilon at several deltas; at the preset one only, where a filter makes the promise."""
+        if self._filter is not None:
+            return [{"delta": self.plan.delta, "epsilon": self.plan.target_epsilon}]
+        return profile_section(self.events, self.plan.adjacency, self.plan.accountant)
 
     @property
     def events(self) -> list[tuple[Event, int]]:

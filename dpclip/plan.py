@@ -193,7 +193,7 @@ def _calibrated(draft: Plan) -> Plan:
         draft.target_epsilon, draft.delta, draft.sample_rate, replace(draft, noise_multiplier=1.0).whole[1],
         adjacency=draft.adjacency, accountant=draft.accountant,
     )  # fmt: skip
-    return replace(draft, noise_multiplier=found.noise_multiplier)
+    return replace(draft, noise_multiplier=draft.scheme.noise_multiplier(draft, found.noise_multiplier))
 
 
 def _reported(plan: Plan) -> float:

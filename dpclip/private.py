@@ -237,4 +237,4 @@ def guarantee_kind(engine: Engine) -> tuple[str, str | None]:
     found = [engine.rule.assumption] if engine.rule.assumption else []
     if engine.key.seeded:
         found.append("the random seed stays secret and could not be guessed")
-    return ("conditional", "; ".join(found)) if found else ("worst-case", None)
+    return ("conditional", "; ".join(found)) if found else (engine.plan.scheme.kind, None)

@@ -21,6 +21,7 @@ class Receipt:
         position: the charge's position in the ledger.
         planned_steps: after how many planned steps as much has been spent as after this charge; None if it is more
             than the whole plan.
+        budget_left: part of the budget that is not spent after this charge.
     """
 
     step: int
@@ -28,6 +29,7 @@ class Receipt:
     noise_multiplier: float
     position: int
     planned_steps: int | None = None
+    budget_left: float = 1.0
 
 
 @dataclass(frozen=True)

@@ -98,7 +98,9 @@ class PassesSampler(Sampler):
         return np.flatnonzero(slots // self.plan.expected_batch_size == position)
 
 
-_SAMPLERS: dict[str, type[Sampler]] = {"poisson": PoissonSampler, "halves": HalvesSampler, "passes": PassesSampler}
+_SAMPLERS: dict[str, type[Sampler]] = {
+    "poisson": PoissonSampler, "filtered": PoissonSampler, "halves": HalvesSampler, "passes": PassesSampler,
+}  # fmt: skip
 
 
 def make_sampler(plan: Plan, population: int, key: SecretKey) -> Sampler:

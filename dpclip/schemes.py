@@ -7,6 +7,7 @@ Error feedback carries a sample's trace into later steps, so it needs a scheme w
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Mapping
@@ -14,11 +15,17 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import TYPE_CHECKING, ClassVar
 
-from accounting import Event, Gaussian, PoissonGaussian
+from accounting import Event, Gaussian, InvalidInput, PoissonGaussian
+from accounting.filters import RenyiFilter
 from dpclip.errors import BadInput
 
 if TYPE_CHECKING:
     from dpclip.plan import Plan
+
+
+NOISE_RANGE = (0.95, 1.25)
+"""The least and the most noise that a rule may choose, over the planned noise. A filter works at an order that suits
+the least of it, so every per cent below 1 costs steps."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +53,20 @@ class Scheme(ABC):
     title: ClassVar[str]
     sampler: ClassVar[str]
     assumption: ClassVar[str]
+    kind: ClassVar[str] = "worst-case"
+    """Of the guarantee."""
+
+    def filter(self, plan: Plan) -> RenyiFilter | None:
+        """What admits steps whose noise is chosen from what was released; None where all noise is planned."""
+        return None
+
+    def wished(self, plan: Plan, wish: float) -> float:
+        """The noise of a step whose rule wishes for less (-1) or more (1) than planned; here it is not asked."""
+        return plan.noise_multiplier
+
+    def noise_multiplier(self, plan: Plan, fixed: float) -> float:
+        """The noise of a plan that would need `fixed` if every step had the same."""
+        return fixed
 
     def check(self, plan: Plan) -> None:
         """Refuse plans that this scheme cannot carry out or account for."""
@@ -101,6 +122,53 @@ class Poisson(Scheme):
 
     def after(self, plan: Plan, count: int) -> int:
         return count
+
+
+class Filtered(Poisson):
+    """Poisson batches, with each step's noise chosen from what was released, within `NOISE_RANGE` of the planned noise.
+
+    Composing the noise that happened to be chosen would prove nothing. A Rényi filter, fixed with the plan, admits each
+    step before its batch is drawn, and always keeps enough for the rest of the run at the most noise. What is promised
+    is the budget, whatever was spent of it.
+    """
+
+    name: ClassVar[str] = "filtered"
+    title: ClassVar[str] = "Poisson-subsampled Gaussian, its noise chosen step by step under a privacy filter"
+    kind: ClassVar[str] = "filter budget"
+
+    def filter(self, plan: Plan) -> RenyiFilter | None:
+        if not plan.private:
+            return None
+        least, most = (by * plan.noise_multiplier for by in NOISE_RANGE)
+        releases = 2 * plan.steps  # steps that have to be repeated with fresh noise are charged again
+        return RenyiFilter.planned(
+            plan.target_epsilon, plan.delta, plan.adjacency, plan.sample_rate, least, releases,
+            reserve=(self.event(plan, most), plan.steps),
+        )  # fmt: skip
+
+    def wished(self, plan: Plan, wish: float) -> float:
+        most = NOISE_RANGE[1] if wish > 0 else 1 / NOISE_RANGE[0]
+        return plan.noise_multiplier * most ** max(-1.0, min(1.0, wish))
+
+    def noise_multiplier(self, plan: Plan, fixed: float) -> float:
+        """The least that the filter's orders afford in every step; a few per cent more than `fixed`."""
+        low, high = fixed, 2 * fixed
+        while not self._affords(plan, high):
+            low, high = high, 2 * high
+        while high > low * (1 + 1e-4):
+            middle = math.sqrt(low * high)
+            low, high = (low, middle) if self._affords(plan, middle) else (middle, high)
+        return high
+
+    def _affords(self, plan: Plan, noise: float) -> bool:
+        least = NOISE_RANGE[0] * noise
+        try:
+            book = RenyiFilter.planned(
+                plan.target_epsilon, plan.delta, plan.adjacency, plan.sample_rate, least, plan.steps
+            )
+        except InvalidInput:
+            return False
+        return book.can_afford(self.event(plan, noise), plan.steps)
 
 
 class Halves(Poisson):
@@ -202,7 +270,7 @@ def _only_add_remove(scheme: Scheme, plan: Plan) -> None:
         )
 
 
-_SCHEMES: dict[str, Scheme] = {scheme.name: scheme for scheme in (Poisson(), Halves(), Passes())}
+_SCHEMES: dict[str, Scheme] = {scheme.name: scheme for scheme in (Poisson(), Filtered(), Halves(), Passes())}
 
 
 def scheme_of(name: str) -> Scheme:

@@ -62,7 +62,7 @@ def compile_statement(training: PrivateTraining, facts: RunFacts) -> dict[str, A
         },
         "mechanism": _mechanism(training),
         **accounts.accountants_section(comparison),
-        "profile": accounts.profile_section(ledger.events, plan.adjacency, plan.accountant),
+        "profile": ledger.profile(),
         "spend": accounts.spend_section(facts.spend),
         "assumptions": _assumptions(training),
         "not_covered": _not_covered(facts),

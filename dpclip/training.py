@@ -295,6 +295,8 @@ def learning_rate(job: Job, step: int) -> float:
 def _spending(plan: Plan) -> list[tuple[int, float]]:
     if not plan.private:
         return []
+    if plan.scheme.filter(plan) is not None:  # the whole budget is promised from the first step on
+        return [(0, 0.0), (1, plan.target_epsilon), (plan.steps, plan.target_epsilon)]
     curve = spending(*plan.whole, plan.delta, plan.adjacency, plan.accountant)
     points = [(plan.scheme.after(plan, count), epsilon) for count, epsilon in curve[1:]]
     last = [(plan.steps, points[-1][1])] if points[-1][0] < plan.steps else []

@@ -19,19 +19,25 @@ from torch import Tensor
 
 from dpclip.clipping import ClippingRule, RunShape, StepRelease
 from dpclip.gradient_sum import GradientSum
+from dpclip.ledger import Ledger
 from dpclip.noise import NoiseScale, release, scale_noise
 from dpclip.plan import Plan, make_plan
 from dpclip.randomness import SecretKey
 from dpclip.released import Receipt
 
 UNITS, STEPS, DELTA = 12, 4, 1e-2
-BATCHES = {"poisson": UNITS, "halves": UNITS // 2, "passes": UNITS // STEPS}  # everybody's coin comes up, where it may
+BATCHES = {
+    "poisson": UNITS,
+    "filtered": UNITS,
+    "halves": UNITS // 2,
+    "passes": UNITS // STEPS,
+}  # everybody's coin comes up, where it may
 Noise = Callable[[float, ClippingRule], NoiseScale]
 
 
 @dataclass(frozen=True)
 class Run:
-    """One run: the log-likelihood ratio of canary against none, and the energy that the canary had in it."""
+    """One run: the log-likelihood ratio of canary against none, and the canary's energy over what was paid for."""
 
     ratio: float
     energy: float
@@ -56,9 +62,10 @@ def run(make: Callable[[], ClippingRule], plan: Plan, *, canary: bool, seed: int
     for rule in twins:
         rule.settle(RunShape(plan.steps, plan.expected_batch_size, plan.scheme.participations(plan)))
         rule.partition(NAMES, SIZES)
-    ratio = energy = 0.0
+    ledger = Ledger.create(None, plan)
+    ratio = energy = paid = 0.0
     for step in range(plan.steps):
-        drawn = {"poisson": True, "halves": step % 2 == 0, "passes": step == 0}[plan.sampling]
+        drawn = {"poisson": True, "filtered": True, "halves": step % 2 == 0, "passes": step == 0}[plan.sampling]
         sums, sides = zip(
             *(
                 _sums(rule, step, gradient if with_it and drawn else None)
@@ -66,12 +73,15 @@ def run(make: Callable[[], ClippingRule], plan: Plan, *, canary: bool, seed: int
             ),
             strict=True,
         )
-        scale = noise(plan.noise_multiplier, twins[0])
+        sigma = ledger.admissible(step, 0, twins[0].noise_wish())
+        scale = noise(sigma, twins[0])
         moved = [a - b for a, b in zip(sums[0].tensors, sums[1].tensors, strict=True)]
         moved_sides = {name: sides[0][name] - sides[1][name] for name in sides[0]}
         base = [t.clone() for t in sums[1].tensors]
         total, side = (sums[0], sides[0]) if canary else (sums[1], sides[1])
-        receipt = Receipt(step, 0, scale.noise_multiplier, step)
+        left = ledger.charge(step, 0, sigma).budget_left
+        receipt = Receipt(step, 0, scale.noise_multiplier, step, None, left)
+        paid += sigma**-2
         found = release(total, {k: v.clone() for k, v in side.items()}, scale, receipt, SecretKey.from_seed(seed), 1.0)
         parts = [
             (x - b, v, scale.stds[k])
@@ -85,7 +95,8 @@ def run(make: Callable[[], ClippingRule], plan: Plan, *, canary: bool, seed: int
         public = found.map(lambda r, b=plan.expected_batch_size: _divided(r, b))
         for rule in twins:
             rule.observe(public.map(rule.restored))
-    return Run(ratio, energy)
+    whole = paid if plan.sampling == "filtered" else plan.whole[1] / plan.noise_multiplier**2
+    return Run(ratio, energy / whole)
 
 
 def _divided(step: StepRelease, batch: int) -> StepRelease:
@@ -141,5 +152,4 @@ def audit(
         for canary in (True, False)
     ]
     ratios = [np.array([r.ratio for r in arm]) for arm in arms]
-    paid = plan.whole[1] / plan.noise_multiplier**2
-    return lower_bound(*ratios, DELTA), max(r.energy for arm in arms for r in arm) / paid
+    return lower_bound(*ratios, DELTA), max(r.energy for arm in arms for r in arm)

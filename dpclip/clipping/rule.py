@@ -120,7 +120,8 @@ class ClippingRule(ABC):
     """Whether the gradients themselves are needed, not only their norms."""
 
     sampling: str = "poisson"
-    """How batches must be drawn for the rule's promise to hold: "poisson", "halves" or "passes" (`schemes.py`)."""
+    """How batches must be drawn for the rule's promise to hold: "poisson", "filtered" (Poisson, with noise that the
+    rule chooses), "halves" or "passes" (`schemes.py`)."""
 
     assumption: str | None = None
     """What the promise rests on that nobody has checked; the guarantee is then conditional, and has to be asked for."""
@@ -150,6 +151,13 @@ class ClippingRule(ABC):
         """Each group's share of the gradient's privacy budget 1/sigma^2, shape [K], summing to 1."""
         count = len(self.bounds())
         return [1.0 / count] * count
+
+    def noise_wish(self) -> float:
+        """How much noise the next step should have: 0 as planned, -1 the least and 1 the most that the plan allows.
+
+        Heard with sampling "filtered" only.
+        """
+        return 0.0
 
     @abstractmethod
     def weightings(self, norms: Tensor) -> dict[str, Tensor]:

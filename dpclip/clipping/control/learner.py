@@ -55,17 +55,21 @@ class Sac(Controller):
         self._memory: dict[str, list[Tensor]] = {part: [] for part in _PARTS}
         self._before: Tensor | None = None  # the observation of the last decision, and what was done about it
         self._done: Tensor | None = None
-        self._change = 0.0
-        self._last = 0.0
+        self._change, self._last, self._left = 0.0, 0.0, 1.0
 
     def act(self, seen: Released[tuple[Summary, ...]], context: Context) -> Tensor:
-        gained = self._reward.of(seen.value, self._change)
+        gained = self._reward.of(seen.value, self._change) - self._overspent(context)
         observation = features(seen.value, context, self._reward.trend)
         if self._before is not None and self._done is not None:
             self._remember(self._before, self._done, gained, observation)
             self._learn()
         self._before, self._last = observation, gained
         return self._agent.act(observation)
+
+    def _overspent(self, context: Context) -> float:
+        """What the decision took of the budget beyond its even share, where the noise is the agent's to choose."""
+        spent, self._left = self._left - context.budget_left, context.budget_left
+        return spent - context.interval / context.steps if self._actions > 2 and context.steps else 0.0
 
     @property
     def _agent(self) -> SoftActorCritic:
@@ -98,11 +102,11 @@ class Sac(Controller):
         return {"reward": self._last, "transitions": float(len(self._memory["rewards"]))}
 
     def public_state(self) -> dict[str, Any]:
-        return {"reward": self._reward.state, "change": self._change, "last": self._last}
+        return {"reward": self._reward.state, "change": self._change, "last": self._last, "left": self._left}
 
     def load_public_state(self, state: Mapping[str, Any]) -> None:
         self._reward.state = dict(state["reward"])
-        self._change, self._last = state["change"], state["last"]
+        self._change, self._last, self._left = state["change"], state["last"], state["left"]
 
     def tensor_state(self) -> dict[str, Tensor]:
         kept = {"before": self._before, "done": self._done}

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from dpclip.clipping.control import ControllerSettings, make_controller
-from dpclip.clipping.control.controller import ALLOCATION, THRESHOLD, Context
+from dpclip.clipping.control.controller import ALLOCATION, NOISE, THRESHOLD, Context
 from dpclip.clipping.control.observation import Summariser, Summary
 from dpclip.clipping.control.sac import below
 from dpclip.clipping.per_group import Grouping, PerGroup, block_of, layer_of, tensor_of
@@ -22,7 +22,7 @@ from dpclip.errors import BadInput
 from dpclip.released import Released
 
 GROUPINGS: dict[str, Grouping] = {"layer": layer_of, "block": block_of, "tensor": tensor_of, "model": whole}
-MODES = ("A", "B")
+MODES = ("A", "B", "C")
 REWARDS = ("loss", "signal", "both")
 
 
@@ -38,7 +38,9 @@ class Controlled(PerGroup):
     Args:
         mode: what the controller sees. "A": released gradients only, thresholds start at C / sqrt(K) and have no
             quantile to follow. "B": also the noisy share of units below each analytic threshold and the noisy mean of
-            the clipped losses, released with the gradient and paid for in sigma_eff.
+            the clipped losses, released with the gradient and paid for in sigma_eff. "C": as B, and the controller
+            chooses each step's noise, too, from 0.95 to 1.25 times the planned noise and within what a privacy filter
+            admits; the guarantee is then the filter's budget.
         controller: "sac", or a control: "quantile", "constant", "random", "schedule".
         groups: "layer" (both halves of a LoRA adapter together), "block", "tensor" or "model".
         interval: steps from one decision to the next.
@@ -91,6 +93,8 @@ class Controlled(PerGroup):
         self._check()
         policy = Path(self.policy) if self.policy else None
         self.agent = make_controller(self.controller, ControllerSettings(self.agent_seed, policy, self.reward))
+        self.sampling = "filtered" if self.mode == "C" else "poisson"
+        self._columns = 3 if self.mode == "C" else 2
         self._analytic = Quantile(self.max_grad_norm, quantile=self.quantile, rate=self.rate, group_of=self.group_of)
         self._steps, self._planned = 0, 0
         self._begin([0], [1])
@@ -121,8 +125,8 @@ class Controlled(PerGroup):
         self._summariser = Summariser(owners, sizes)
         self._history: tuple[Summary, ...] = ()
         self._latest: dict[str, float] = {}
-        self._action = torch.zeros(len(self._sizes), 2)
-        self.agent.start(len(self._sizes), 2)
+        self._action = torch.zeros(len(self._sizes), self._columns)
+        self.agent.start(len(self._sizes), self._columns)
 
     # --- what is clipped and how the noise is shared --------------------------------------------------------------
 
@@ -134,6 +138,9 @@ class Controlled(PerGroup):
         departures = (self.reach * self._action[:, ALLOCATION].double()).exp().tolist()
         weights = [share * by for share, by in zip(super().shares(), departures, strict=True)]
         return [weight / math.fsum(weights) for weight in weights]
+
+    def noise_wish(self) -> float:
+        return float(self._action[:, NOISE].mean()) if self.mode == "C" else 0.0
 
     def side_queries(self) -> Sequence[SideQuery]:
         if self.mode == "A":
@@ -162,9 +169,8 @@ class Controlled(PerGroup):
         return (*self._history, latest)[-self.interval :]
 
     def _decide(self, seen: Released[tuple[Summary, ...]]) -> None:
-        budget_left = max(0.0, 1 - self._steps / self._planned) if self._planned else 1.0
-        sizes, in_force = tuple(self._sizes), self._action.clone()
-        context = Context(self._steps, self._planned, budget_left, sizes, in_force, self.interval)
+        sizes, in_force, left = tuple(self._sizes), self._action.clone(), seen.receipt.budget_left
+        context = Context(self._steps, self._planned, left, sizes, in_force, self.interval)
         wanted = self.agent.act(seen, context).clamp(-1, 1)
         limit = self.step_limit / self.reach
         self._action = (in_force + (wanted - in_force).clamp(-limit, limit)).clamp(-1, 1)
@@ -205,7 +211,7 @@ class Controlled(PerGroup):
         self.agent.load_tensor_state(below(state, "agent"))
 
     def describe(self) -> dict[str, Any]:
-        observed = {"A": [], "B": ["share below each analytic threshold", "mean clipped loss"]}[self.mode]
+        observed = [] if self.mode == "A" else ["share below each analytic threshold", "mean clipped loss"]
         price = 0.0 if self.mode == "A" else (1 - self.count_share - self.loss_share) ** -0.5 - 1
         own = {
             "mode": self.mode, "interval": self.interval, "reach": self.reach, "observed": observed,
