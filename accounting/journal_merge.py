@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from accounting.errors import require
-from accounting.events import Event, event_from_json, require_adjacency, require_count
+from accounting.events import ApproximateDP, Event, event_from_json, require_adjacency, require_count
 from accounting.journal import ORIGIN, Journal, JournalCorrupt, sealed
 
 Source = str | Path | Journal
@@ -49,20 +49,34 @@ class _History:
     def head(self) -> str:
         return self.entries[-1]["hash"]
 
+    @property
+    def filtered(self) -> bool:
+        """Whether its noise was chosen while it ran, so that adding up what was charged proves nothing."""
+        return self.header["plan"].get("sampling") == "filtered"
+
 
 def merged(journals: Sequence[Source]) -> list[tuple[Event, int]]:
     """What several journals charged together: distinct events with their counts, in order of first appearance.
 
-    journals: paths or journals; one that `write_merged` made counts for all it came from. Raises InvalidInput where
+    A run whose noise was chosen under a filter counts as its preset (epsilon, delta). journals: paths or journals; one
+    that `write_merged` made counts for all it came from. Raises InvalidInput where
     the histories cannot be added up (another adjacency or unit, a plan that was changed, a journal given twice, the
     same randomness used twice, a record of unknown kind), JournalCorrupt for a broken chain.
     """
+    histories = _histories(journals)
     counts: Counter[Event] = Counter()
-    for _, entry in _union(_histories(journals)):
+    for source, entry in _union(histories):
         event, count = _charge(entry)
-        if event is not None:
+        if event is not None and not histories[source].filtered:
             counts[event] += count
+    counts.update(_preset(history) for history in histories if history.filtered and len(history.entries) > 1)
     return [(event, count) for event, count in counts.items() if count > 0]
+
+
+def _preset(history: _History) -> Event:
+    """The budget that a filter enforced, which is what such a run promises, copies of it each for themselves."""
+    plan = history.header["plan"]
+    return ApproximateDP(float(plan["target_epsilon"]), float(plan["delta"]), plan["adjacency"])
 
 
 def write_merged(path: str | Path, journals: Sequence[Source]) -> Journal:

@@ -12,6 +12,8 @@ import torch
 from torch import nn
 
 import dpclip
+from accounting import ApproximateDP
+from accounting.journal_merge import merged
 from dpclip.clipping import Controlled, Flat
 from dpclip.errors import BudgetExhausted
 from dpclip.ledger import Ledger
@@ -141,3 +143,16 @@ def test_the_agent_is_told_what_is_left() -> None:
     assert 0 < float(left[-1]) < 0.5
     assert bool((left.diff() < 0).all())
     assert private.guarantee().kind == "conditional"
+
+
+def test_merged_journals_count_the_budget_of_a_filtered_run(tmp_path: Path) -> None:
+    """Adding up noise that was chosen while training would say less than was promised."""
+    filtered = plan(steps=10)
+    ordinary = make_plan(units=2000, expected_batch_size=100, target_epsilon=1.0, target_delta=1e-5, steps=10)
+    for name, each in {"filtered": filtered, "ordinary": ordinary, "unused": filtered}.items():
+        ledger = Ledger.create(tmp_path / name, each)
+        for step in range(0 if name == "unused" else 10):
+            ledger.charge(step, 0, ledger.admissible(step, 0, 1.0))
+        ledger.close()
+    found = merged([tmp_path / name for name in ("filtered", "ordinary", "unused")])
+    assert found == [(ordinary.event(), 10), (ApproximateDP(2.0, 1e-5, "add-remove"), 1)]

@@ -23,6 +23,7 @@ from dpclip.released import Released
 
 GROUPINGS: dict[str, Grouping] = {"layer": layer_of, "block": block_of, "tensor": tensor_of, "model": whole}
 MODES = ("A", "B", "C")
+_MOST_CURVES = 24  # of groups, evenly chosen
 REWARDS = ("loss", "signal", "both")
 
 
@@ -180,13 +181,11 @@ class Controlled(PerGroup):
     # --- state ----------------------------------------------------------------------------------------------------
 
     def metrics(self) -> dict[str, float]:
-        bounds = self.bounds()
-        found = {
-            "threshold": math.sqrt(sum(c**2 for c in bounds)), "smallest_threshold": min(bounds),
-            "largest_threshold": max(bounds), "largest_noise_share": max(self.shares()),
-            "departure": float(self._action.abs().mean()), **self.agent.metrics(),
-        }  # fmt: skip
-        return {**found, **self._latest}
+        bounds, shares = self.bounds(), self.shares()
+        found = {"threshold": math.sqrt(sum(c**2 for c in bounds)), "departure": float(self._action.abs().mean())}
+        for group in range(0, len(bounds), math.ceil(len(bounds) / _MOST_CURVES)):
+            found |= {f"group_threshold_{group}": bounds[group], f"noise_share_{group}": shares[group]}
+        return {**found, **self.agent.metrics(), **self._latest}
 
     def public_state(self) -> dict[str, Any]:
         return {

@@ -1,0 +1,110 @@
+"""What a learning controller adds to a step: whole intervals in alternating rounds of one process, one thread.
+
+usage: OMP_NUM_THREADS=1 python measure.py [ROUNDS]
+
+Built-in model and notes, expected batch 32. "rl" against "per-layer-quantile", which clips the same groups and releases
+the same counts. Each round takes 8 steps of each, one decision with 4 updates of the agent among them. Also the CPU
+time of one `observe` without a decision, by the number of parameters. Writes results.json.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import statistics
+import sys
+import time
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+import dpclip
+from dpclip.clipping import ClippingRule, Controlled, RunShape, StepRelease, make_rule
+from dpclip.environment import reuse_heap
+from dpclip.gradient_sum import GradientSum
+from dpclip.models.loading import load_model
+from dpclip.noise import release, scale_noise
+from dpclip.randomness import SecretKey
+from dpclip.released import Receipt, Released
+from dpclip.tasks.language_modelling import LanguageModelling
+from dpclip.tasks.records import read_records
+
+INTERVAL, WARM = 8, 9  # the agent learns from its ninth decision on
+
+
+def training(rule: ClippingRule, steps: int) -> Iterator[None]:
+    """A run that stops after each step."""
+    loaded = load_model("builtin", "lm")
+    model, task = loaded.model.train(), LanguageModelling(loaded.tokenizer, 128)
+    rows = task.encode(read_records("builtin", task="lm"))[:640]
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+    private = dpclip.make_private(
+        model, optimizer, rows, target_epsilon=8, expected_batch_size=32, steps=steps, clipping=rule,
+        collate_fn=task.collate, seed=1, row_cost=lambda row: task.cost(rows[row]),
+    )  # fmt: skip
+    for batch in private.batches():
+        with private.microbatch(batch):
+            private.mean(task.losses(model, batch)).backward()
+        if private.step():
+            yield
+
+
+def cpu_seconds(run: Iterator[None], steps: int) -> float:
+    """CPU time of so many steps."""
+    start = time.process_time()
+    for _ in range(steps):
+        next(run)
+    return time.process_time() - start
+
+
+def observe_seconds(parameters: int, groups: int, calls: int = 20) -> float:
+    """CPU time of one `observe`, median."""
+    rule = Controlled(interval=10**6)
+    sizes = [parameters // groups] * groups
+    rule.partition([f"h.{k}.weight" for k in range(groups)], sizes)
+    rule.settle(RunShape(100, 32))
+    scale = scale_noise(1.0, rule.bounds(), rule.shares(), rule.side_queries())
+    total = GradientSum.zeros([torch.zeros(size) for size in sizes], list(range(groups)))
+    sides = {q.name: torch.zeros(q.size, dtype=torch.float64) for q in rule.side_queries()}
+    released: Released[StepRelease] = release(total, sides, scale, Receipt(0, 0, 1.0, 0), SecretKey.from_seed(0), 32)
+    times = []
+    for _ in range(calls):
+        start = time.process_time()
+        rule.observe(released)
+        times.append(time.process_time() - start)
+    return statistics.median(times)
+
+
+def main(rounds: int) -> None:
+    """Alternate, then write what was found."""
+    reuse_heap()
+    steps = INTERVAL * (rounds + WARM + 1)
+    runs = {
+        name: training(make_rule(name), steps) for name in ("per-layer-quantile", f"rl:interval={INTERVAL},warmup=0")
+    }
+    for run in runs.values():
+        cpu_seconds(run, INTERVAL * WARM)
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(rounds):
+        for name, run in runs.items():
+            times[name].append(cpu_seconds(run, INTERVAL))
+    plain, controlled = times.values()
+    ratios = [b / a for a, b in zip(plain, controlled, strict=True)]
+    result = {
+        "rounds": rounds,
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} thread",
+        "torch": torch.__version__,
+        "ms_a_step": {name: round(1000 * statistics.median(t) / INTERVAL, 1) for name, t in times.items()},
+        "ratio_quartiles": [round(q, 4) for q in statistics.quantiles(ratios, n=4)],
+        "observe_ms": {f"{n:.0e}": round(1000 * observe_seconds(n, 48), 2) for n in (10**6, 10**7, 124 * 10**6)},
+    }
+    print(result)
+    (Path(__file__).parent / "results.json").write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    warnings.filterwarnings("ignore")
+    main(int(sys.argv[1]) if len(sys.argv) > 1 else 20)
