@@ -60,6 +60,10 @@ class Scheme(ABC):
         """What admits steps whose noise is chosen from what was released; None where all noise is planned."""
         return None
 
+    def certificate(self, plan: Plan) -> str:
+        """What the guarantee comes from."""
+        return f"accountant {plan.accountant}"
+
     def wished(self, plan: Plan, wish: float) -> float:
         """The noise of a step whose rule wishes for less (-1) or more (1) than planned; here it is not asked."""
         return plan.noise_multiplier
@@ -145,6 +149,9 @@ class Filtered(Poisson):
             plan.target_epsilon, plan.delta, plan.adjacency, plan.sample_rate, least, releases,
             reserve=(self.event(plan, most), plan.steps),
         )  # fmt: skip
+
+    def certificate(self, plan: Plan) -> str:
+        return "preset budget of a Rényi filter"
 
     def wished(self, plan: Plan, wish: float) -> float:
         most = NOISE_RANGE[1] if wish > 0 else 1 / NOISE_RANGE[0]

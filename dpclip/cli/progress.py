@@ -135,7 +135,7 @@ def _header(job: Job, folder: Path | None) -> Panel:
     plan, settings = job.plan, job.settings
     parameters = sum(p.numel() for p in job.loaded.model.parameters() if p.requires_grad)
     budget = (
-        f"ε = {plan.target_epsilon:g} at δ = {plan.delta:g}, {plan.adjacency}, accountant {plan.accountant}"
+        f"ε = {plan.target_epsilon:g} at δ = {plan.delta:g}, {plan.adjacency}, {plan.scheme.certificate(plan)}"
         if math.isfinite(plan.target_epsilon)
         else "none: ε = inf, training without privacy"
     )

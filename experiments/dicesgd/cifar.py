@@ -23,6 +23,7 @@ from torch import Tensor, nn
 BATCH, EPOCHS, ADAM_RATE, MOMENTUM = 500, 4, 1e-2, 0.9
 RATES = (0.03, 0.1, 0.3, 1.0)
 THRESHOLDS = {"adam": (0.1, 1.0, 10.0), "sgd": (0.01, 0.1, 1.0)}
+SGD_RULES = ("DP-SGD", "one-step", "leaky", "literal, published noise (conditional)")
 Rows = list[tuple[Tensor, Tensor]]
 
 
@@ -70,9 +71,9 @@ def run(kind: str, path: str, seeds: int) -> None:
     results = opened(file, f"OMP_NUM_THREADS=1 python cifar.py {kind} cifar10_jpeg_10k_2k.npz {seeds}", settings)
     best: dict[str, float | None] = dict.fromkeys(RULES)
     if kind == "sgd":
-        best = {rule: _best_rate(rows, test, rule, results) for rule in RULES}
+        best = {rule: _best_rate(rows, test, rule, results) for rule in SGD_RULES}
     for cell in cells(THRESHOLDS[kind], range(1, seeds + 1)):
-        if cell.key not in results["runs"]:
+        if cell.rule in best and cell.key not in results["runs"]:
             results["runs"][cell.key] = train(rows, test, cell, best[cell.rule])
             saved(file, results, cell.key)
 

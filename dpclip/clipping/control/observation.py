@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from dpclip.clipping.control.controller import Context
 
 MOST_COORDINATES = 2**22  # a summary looks at no more than so many, evenly spaced
-_TINY = 1e-30
+_TINY, _BLOCK = 1e-30, 256
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class Summariser:
             step: what the step released.
             loss_offset: what was subtracted from each loss.
         """
-        kept = [gradient.detach().reshape(-1)[:: self._stride].float() for gradient in step.gradient]
+        kept = [self._kept(gradient.detach().reshape(-1)) for gradient in step.gradient]
         energy, agreement = [0.0] * self._groups, [0.0] * self._groups
         noise = [0.0] * self._groups
         for slot, (values, group) in enumerate(zip(kept, self._owners, strict=True)):
@@ -87,6 +87,15 @@ class Summariser:
             return Summary(tuple(energy), tuple(noise), tuple(agreement), within)
         loss = float(sides["loss"][0]) / step.divisor + loss_offset
         return Summary(tuple(energy), tuple(noise), tuple(agreement), within, loss, stds["loss"] / step.divisor)
+
+    def _kept(self, values: Tensor) -> Tensor:
+        """One coordinate in `stride`, in blocks that lie together, which are read faster than single ones."""
+        if self._stride == 1:
+            return values.float()
+        whole = len(values) // (_BLOCK * self._stride)
+        if whole == 0:
+            return values[: -(-len(values) // self._stride)].float()
+        return values[: whole * _BLOCK * self._stride].view(whole, -1)[:, :_BLOCK].reshape(-1).float()
 
     def tensor_state(self) -> dict[str, Tensor]:
         """The last released gradient, as far as it is kept."""

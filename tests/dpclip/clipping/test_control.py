@@ -15,7 +15,15 @@ from torch import Tensor, nn
 
 import dpclip
 from dpclip.clipping import Controlled, PerLayerQuantile, RunShape, StepRelease, make_rule
-from dpclip.clipping.control import Context, Controller, Summary, controller_names, make_controller, register_controller
+from dpclip.clipping.control import (
+    Context,
+    Controller,
+    Summary,
+    controller_names,
+    make_controller,
+    observation,
+    register_controller,
+)
 from dpclip.clipping.control.controls import Constant
 from dpclip.errors import BadInput
 from dpclip.noise import PrivacyError, scale_noise
@@ -289,6 +297,19 @@ def test_the_agent_remembers_what_was_executed() -> None:
     memory = rule.agent.tensor_state()["memory.actions"]
     assert torch.equal(memory, torch.stack(executed[:-1]))
     assert rule.agent.metrics()["transitions"] == 11
+
+
+def test_large_models_are_summarised_by_a_part_of_their_coordinates(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Energy and noise are of the same coordinates, so their ratio is unbiased; small parameters are not lost."""
+    monkeypatch.setattr(observation, "MOST_COORDINATES", 4096)
+    sizes = [100_000, 30_000, 7]
+    summariser = observation.Summariser([0, 1, 1], sizes)
+    generator = torch.Generator().manual_seed(0)
+    gradients = [torch.randn(size, generator=generator) * scale for size, scale in zip(sizes, (2, 3, 3), strict=True)]
+    summary = summariser.summarise(StepRelease(gradients, {}, 1.0, (2.0, 3.0)), loss_offset=0.0)
+    assert [e / n for e, n in zip(summary.energy, summary.noise, strict=True)] == pytest.approx([1.0, 1.0], rel=0.1)
+    assert sum(n / s**2 for n, s in zip(summary.noise, (2, 3), strict=True)) <= 4096
+    assert summariser.tensor_state()["previous.2"].numel() == 1
 
 
 def test_a_policy_can_be_kept_and_begun_with(tmp_path) -> None:  # type: ignore[no-untyped-def]
