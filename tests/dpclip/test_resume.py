@@ -96,7 +96,13 @@ def test_interrupted_and_resumed_equals_uninterrupted_bit_for_bit(place: Path, w
     same_results(run, whole)
 
 
-@pytest.mark.parametrize("rule", ["dice", "dice:mode=capped", "per-layer-quantile", "geoclip"])
+@pytest.mark.parametrize(
+    "rule",
+    [
+        "dice", "dice:mode=capped", "per-layer-quantile", "geoclip", "rl:interval=1",
+        "rl:mode=C,interval=1,controller=random",
+    ],
+)  # fmt: skip
 def test_what_a_rule_carries_is_resumed_bit_for_bit(place: Path, rule: str) -> None:
     """Learned thresholds, covariances and private errors are part of the checkpoint."""
     name = rule.replace(":", "-")

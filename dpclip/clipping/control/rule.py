@@ -206,8 +206,9 @@ class Controlled(PerGroup):
         return {f"{part}.{name}": value for part, state in parts.items() for name, value in state.items()}
 
     def load_tensor_state(self, state: Mapping[str, Tensor]) -> None:
-        self._summariser.load_tensor_state(below(state, "summary"))
-        self.agent.load_tensor_state(below(state, "agent"))
+        aligned = {name: value.clone() for name, value in state.items()}  # inner products depend on it, in the last bit
+        self._summariser.load_tensor_state(below(aligned, "summary"))
+        self.agent.load_tensor_state(below(aligned, "agent"))
 
     def describe(self) -> dict[str, Any]:
         observed = [] if self.mode == "A" else ["share below each analytic threshold", "mean clipped loss"]
