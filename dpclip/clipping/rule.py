@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Literal, Protocol
 
 from torch import Tensor
 
+from dpclip.clipping.state import Stateful
 from dpclip.gradient_sum import GradientSum
 from dpclip.released import Released
 
@@ -99,7 +100,7 @@ class Gradients(Protocol):
         ...
 
 
-class ClippingRule(ABC):
+class ClippingRule(Stateful, ABC):
     """Turns per-sample norms into factors. Lives on the sensitive side and knows nothing of noise or accounting.
 
     Laws (`tests/clipper_laws.py` holds every registered rule to them):
@@ -188,26 +189,6 @@ class ClippingRule(ABC):
 
     def observe(self, released: Released[StepRelease]) -> None:
         """Learn from what has been released, and from nothing else."""
-        return None
-
-    def metrics(self) -> dict[str, float]:
-        """Released or public numbers worth a curve, after each step."""
-        return {}
-
-    def public_state(self) -> dict[str, Any]:
-        """State that follows from released values."""
-        return {}
-
-    def load_public_state(self, state: Mapping[str, Any]) -> None:
-        """Restore `public_state`."""
-        return None
-
-    def tensor_state(self) -> dict[str, Tensor]:
-        """State in tensors, kept in private checkpoints only."""
-        return {}
-
-    def load_tensor_state(self, state: Mapping[str, Tensor]) -> None:
-        """Restore `tensor_state`."""
         return None
 
     def describe(self) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 
+import clipper_laws
 import pytest
 import rule_audit
 
@@ -54,7 +55,6 @@ def _silent_count(sigma: float, rule: ClippingRule) -> NoiseScale:
 @pytest.mark.parametrize(
     ("make", "noise", "epsilon", "trials"),
     [
-        (PerTensor, _sigma_for_each_group, 2.0, 1600),  # 6 groups: the energy is 6 times what is paid for
         (lambda: make_rule("flat"), _mean_of_the_realised_batch, 1.0, 600),
         (Quantile, _silent_count, 1.0, 600),
     ],
@@ -65,6 +65,16 @@ def test_planted_faults_are_found(
     lower, energy = rule_audit.audit(make, epsilon, trials, noise=noise)
     assert lower > epsilon
     assert energy > 5
+
+
+@pytest.mark.long
+def test_noise_for_each_of_twelve_groups_as_if_alone_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (rule_audit, clipper_laws):
+        monkeypatch.setattr(module, "NAMES", tuple(f"h.{k}.weight" for k in range(12)))
+        monkeypatch.setattr(module, "SIZES", (3,) * 12)
+    lower, energy = rule_audit.audit(PerTensor, 2.0, 800, noise=_sigma_for_each_group)
+    assert lower > 2.0
+    assert energy > 11
 
 
 def test_the_bound_itself_is_sound_on_two_gaussians() -> None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from torch import Tensor
 
 from dpclip.clipping.control.observation import Summary
+from dpclip.clipping.state import Stateful
 from dpclip.released import Released
 
 THRESHOLD, ALLOCATION, NOISE = 0, 1, 2
@@ -42,13 +42,13 @@ class Context:
         return min(1.0, self.step / self.steps) if self.steps else 0.0
 
 
-class Controller(ABC):
+class Controller(Stateful, ABC):
     """Chooses, every few steps, how far the rule departs from its analytic settings.
 
     An action is a tensor [K, A] in [-1, 1]: for each of the K groups, how far its threshold lies from the rule's own
     (0: not at all; 1: as far up as may be) and how much more than its share of the noise budget it gets; in runs that
     choose their noise a third column, whose mean over the groups counts. A new controller is one file and one line in
-    `control/__init__.py`.
+    `control/__init__.py`. All of its state follows from released values.
     """
 
     name: ClassVar[str]
@@ -70,26 +70,6 @@ class Controller(ABC):
 
     def executed(self, action: Tensor) -> None:
         """What was made of the action: changes are limited a decision."""
-        return None
-
-    def metrics(self) -> dict[str, float]:
-        """Released numbers worth a curve."""
-        return {}
-
-    def public_state(self) -> dict[str, Any]:
-        """Plain values of the state."""
-        return {}
-
-    def load_public_state(self, state: Mapping[str, Any]) -> None:
-        """Restore `public_state`."""
-        return None
-
-    def tensor_state(self) -> dict[str, Tensor]:
-        """Tensors of the state; all of it follows from released values."""
-        return {}
-
-    def load_tensor_state(self, state: Mapping[str, Tensor]) -> None:
-        """Restore `tensor_state`."""
         return None
 
     def describe(self) -> dict[str, Any]:
