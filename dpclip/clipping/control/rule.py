@@ -15,6 +15,7 @@ from dpclip.clipping.control import ControllerSettings, make_controller
 from dpclip.clipping.control.controller import ALLOCATION, NOISE, THRESHOLD, Context
 from dpclip.clipping.control.observation import Summariser, Summary
 from dpclip.clipping.control.sac import below
+from dpclip.clipping.flat import check_threshold
 from dpclip.clipping.per_group import Grouping, PerGroup, block_of, layer_of, tensor_of
 from dpclip.clipping.quantile import Quantile, whole
 from dpclip.clipping.rule import RunShape, SideQuery, StepRelease
@@ -23,6 +24,7 @@ from dpclip.released import Released
 
 GROUPINGS: dict[str, Grouping] = {"layer": layer_of, "block": block_of, "tensor": tensor_of, "model": whole}
 MODES = ("A", "B", "C")
+_CENTRE_RATE = 0.3  # of the running mean of released losses
 _MOST_CURVES = 24  # of groups, evenly chosen
 REWARDS = ("loss", "signal", "both")
 
@@ -52,16 +54,17 @@ class Controlled(PerGroup):
         quantile, rate: of the analytic thresholds, as in `Quantile`.
         count_share, loss_share: parts of each step's 1/sigma^2 that the counts and the loss take; together they make
             the gradient's noise larger by (1 - count_share - loss_share)^(-1/2), 0.76 % by default.
-        loss_bound: losses are clipped to [0, loss_bound].
+        loss_width: w; losses are clipped to w on either side of a running mean of the released ones, so that the number
+            of units in a batch adds no noise.
         reward: what the agent is rewarded for, "loss", "signal" or "both".
         policy: file of networks that the agent begins with; "" begins untrained.
         agent_seed: of the agent's own random numbers, which protect nothing.
         allocation: the analytic one, see `noise_shares`.
 
     Guarantee: one sample moves group k's sum by at most C_k, the counts by at most sqrt(K)/2 in all and the loss by at
-    most loss_bound / 2.
+    most w.
 
-    Edge cases: a loss that is not finite counts as half the bound, a gradient that is not finite not at all.
+    Edge cases: a loss that is not finite counts as the running mean, a gradient that is not finite not at all.
 
     Reference: Khadangi et al., "Efficient Differentially Private Fine-Tuning of LLMs via Reinforcement Learning", 2025
     (a controller for thresholds); analytic parts and observation are derived here, see docs/explanation/control.md.
@@ -79,7 +82,7 @@ class Controlled(PerGroup):
     rate: float = 0.2
     count_share: float = 0.01
     loss_share: float = 0.005
-    loss_bound: float = 10.0
+    loss_width: float = 2.5
     reward: str = "both"
     policy: str = ""
     agent_seed: int = 0
@@ -105,8 +108,8 @@ class Controlled(PerGroup):
             raise BadInput(f"interval = {self.interval}: at least one step between decisions")
         if not 0 <= self.warmup < 1:
             raise BadInput(f"warmup = {self.warmup}: a part of the run, from 0 to below 1")
-        if not (self.reach > 0 and self.step_limit > 0 and 0 < self.loss_bound < math.inf):
-            raise BadInput("reach, step_limit and loss_bound must be positive and finite")
+        for setting in ("reach", "step_limit", "loss_width"):
+            check_threshold(setting, getattr(self, setting))
         if not (self.count_share > 0 and self.loss_share > 0 and self.count_share + self.loss_share < 1):
             raise BadInput(
                 f"count_share = {self.count_share}, loss_share = {self.loss_share}: positive parts of the step's "
@@ -126,6 +129,7 @@ class Controlled(PerGroup):
         self._summariser = Summariser(owners, sizes)
         self._history: tuple[Summary, ...] = ()
         self._latest: dict[str, float] = {}
+        self._loss_centre = self.loss_width
         self._action = torch.zeros(len(self._sizes), self._columns)
         self.agent.start(len(self._sizes), self._columns)
 
@@ -146,12 +150,12 @@ class Controlled(PerGroup):
     def side_queries(self) -> Sequence[SideQuery]:
         if self.mode == "A":
             return ()
-        half = self.loss_bound / 2
+        width, centre = self.loss_width, self._loss_centre
 
         def centred(losses: Tensor) -> Tensor:
-            return torch.where(losses.isfinite(), losses.clamp(0.0, 2 * half) - half, torch.zeros_like(losses))
+            return torch.where(losses.isfinite(), (losses - centre).clamp(-width, width), torch.zeros_like(losses))
 
-        loss = SideQuery("loss", half, None, centred, share=self.loss_share, reads="losses")
+        loss = SideQuery("loss", width, None, centred, share=self.loss_share, reads="losses")
         return [self._analytic.counts(self.count_share), loss]
 
     # --- what is learned, from released values only ---------------------------------------------------------------
@@ -162,11 +166,13 @@ class Controlled(PerGroup):
             self._analytic.observe(released)
         self._history, self._steps = seen.value, self._steps + 1
         self._latest = seen.value[-1].shown()
+        if (loss := seen.value[-1].loss) is not None:
+            self._loss_centre += _CENTRE_RATE * (max(0.0, loss) - self._loss_centre)
         if self._steps > self.warmup * self._planned and self._steps % self.interval == 0:
             self._decide(seen)
 
     def _with_history(self, step: StepRelease) -> tuple[Summary, ...]:
-        latest = self._summariser.summarise(step, loss_offset=self.loss_bound / 2)
+        latest = self._summariser.summarise(step, loss_offset=self._loss_centre)
         return (*self._history, latest)[-self.interval :]
 
     def _decide(self, seen: Released[tuple[Summary, ...]]) -> None:
@@ -191,11 +197,12 @@ class Controlled(PerGroup):
         return {
             "steps": self._steps, "action": self._action.tolist(), "analytic": self._analytic.public_state(),
             "history": [asdict(summary) for summary in self._history], "latest": self._latest,
-            "agent": self.agent.public_state(),
+            "agent": self.agent.public_state(), "loss_centre": self._loss_centre,
         }  # fmt: skip
 
     def load_public_state(self, state: Mapping[str, Any]) -> None:
         self._steps, self._latest = state["steps"], dict(state["latest"])
+        self._loss_centre = state["loss_centre"]
         self._action = torch.tensor(state["action"])
         self._analytic.load_public_state(state["analytic"])
         self._history = tuple(Summary.from_json(summary) for summary in state["history"])

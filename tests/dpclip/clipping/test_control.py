@@ -7,6 +7,7 @@ import itertools
 import json
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 
 import clipper_laws
 import pytest
@@ -232,9 +233,25 @@ def test_the_released_loss_is_the_mean_over_units_not_rows() -> None:
         with private.microbatch(None):
             private.mean(targets.float() + 0 * net(torch.ones(len(targets), 1)).squeeze(1)).backward()
         private.step()
-    std = private.engine.rule.side_queries()[1].noise_for(private.plan.noise_multiplier) * 5
-    assert released[0] == pytest.approx((2.0 - 5) + (5.0 - 5), abs=5 * std)
+    std = private.engine.rule.side_queries()[1].noise_for(private.plan.noise_multiplier) * 2.5
+    assert released[0] == pytest.approx((2.0 - 2.5) + (5.0 - 2.5), abs=5 * std)
     assert std < 0.2
+
+
+def test_the_window_of_losses_follows_what_was_released() -> None:
+    rule = Controlled(interval=1)
+    rule.partition(clipper_laws.NAMES, clipper_laws.SIZES)
+    loss = rule.side_queries()[1]
+    assert loss.per_sample(torch.tensor([[0.0, 2.5, 3.0, 99.0]])).tolist() == [[-2.5, 0.0, 0.5, 2.5]]
+    for seed in range(40):
+        sums = rule.side_queries()[1].per_sample(torch.full((1, 8), 7.0)).sum(1).double()
+        released = clipper_laws.released_to(rule, seed, divisor=8.0)
+        rule.observe(released.map(lambda step, sums=sums: replace(step, sides={**step.sides, "loss": sums})))
+        assert rule.side_queries()[1].sensitivity == loss.sensitivity
+    assert rule.side_queries()[1].per_sample(torch.tensor([[7.0, 0.0]])).tolist()[0] == pytest.approx(
+        [0, -2.5], abs=0.01
+    )
+    assert rule.metrics()["released_loss"] == pytest.approx(7.0, abs=0.01)
 
 
 # --- the controllers -------------------------------------------------------------------------------------------------
