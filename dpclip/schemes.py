@@ -28,6 +28,9 @@ NOISE_RANGE = (0.95, 1.25)
 the least of it, so every per cent below 1 costs steps."""
 
 
+_MOST_NOISE = 1e6
+
+
 @dataclass(frozen=True)
 class Charge:
     """What composition needs to know of a step on the ledger.
@@ -162,6 +165,11 @@ class Filtered(Poisson):
         low, high = fixed, 2 * fixed
         while not self._affords(plan, high):
             low, high = high, 2 * high
+            if high > _MOST_NOISE:
+                raise BadInput(
+                    f"epsilon = {plan.target_epsilon:g} leaves a privacy filter no budget at any of its orders: plan "
+                    "with a larger epsilon, or choose a rule or mode with fixed noise (rl:mode=B)"
+                )
         while high > low * (1 + 1e-4):
             middle = math.sqrt(low * high)
             low, high = (low, middle) if self._affords(plan, middle) else (middle, high)

@@ -15,7 +15,7 @@ import dpclip
 from accounting import ApproximateDP
 from accounting.journal_merge import merged
 from dpclip.clipping import Controlled, Flat
-from dpclip.errors import BudgetExhausted
+from dpclip.errors import BadInput, BudgetExhausted
 from dpclip.ledger import Ledger
 from dpclip.plan import Plan, make_plan
 from dpclip.schemes import NOISE_RANGE
@@ -57,6 +57,11 @@ def test_a_greedy_controller_overshoots_by_nothing_and_can_finish(wishes: tuple[
     assert left >= 0
     assert beyond < filtered.steps
     assert ledger.compare().epsilon == filtered.target_epsilon
+
+
+def test_a_budget_too_small_for_a_filter_is_refused() -> None:
+    with pytest.raises(BadInput, match="leaves a privacy filter no budget at any of its orders"):
+        plan(1e-5)
 
 
 def test_nothing_is_written_of_a_step_that_is_refused(tmp_path: Path) -> None:

@@ -107,12 +107,12 @@ def test_plans_that_a_scheme_cannot_carry_out_are_refused() -> None:
     for sampling in ("halves", "passes"):
         with pytest.raises(BadInput, match="adjacency replace-one has no proof"):
             replace(plan(sampling), adjacency="replace-one")
-    with pytest.raises(BadInput, match="choose one of poisson, halves, passes"):
+    with pytest.raises(BadInput, match="choose one of poisson, filtered, halves, passes"):
         plan("often")
 
 
 def test_a_plan_survives_its_json_and_old_ones_are_poisson() -> None:
-    for sampling in ("poisson", "halves", "passes"):
+    for sampling in ("poisson", "filtered", "halves", "passes"):
         made = plan(sampling)
         assert Plan.from_json(made.to_json()) == made
     assert "sampling" not in plan("poisson").to_json()

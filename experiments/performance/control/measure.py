@@ -60,6 +60,19 @@ def cpu_seconds(run: Iterator[None], steps: int) -> float:
     return time.process_time() - start
 
 
+class Timed:
+    """Adds up the CPU time that a rule spends on what was released."""
+
+    def __init__(self, rule: ClippingRule) -> None:
+        self.seconds, self._observe = 0.0, rule.observe
+        rule.observe = self  # type: ignore[method-assign,assignment]
+
+    def __call__(self, released: Released[StepRelease]) -> None:
+        start = time.process_time()
+        self._observe(released)
+        self.seconds += time.process_time() - start
+
+
 def observe_seconds(parameters: int, groups: int, calls: int = 20) -> float:
     """CPU time of one `observe`, median."""
     rule = Controlled(interval=10**6)
@@ -82,11 +95,13 @@ def main(rounds: int) -> None:
     """Alternate, then write what was found."""
     reuse_heap()
     steps = INTERVAL * (rounds + WARM + 1)
-    runs = {
-        name: training(make_rule(name), steps) for name in ("per-layer-quantile", f"rl:interval={INTERVAL},warmup=0")
-    }
+    rules = {name: make_rule(name) for name in ("per-layer-quantile", f"rl:interval={INTERVAL},warmup=0")}
+    timed = {name: Timed(rule) for name, rule in rules.items()}
+    runs = {name: training(rule, steps) for name, rule in rules.items()}
     for run in runs.values():
         cpu_seconds(run, INTERVAL * WARM)
+    for clock in timed.values():
+        clock.seconds = 0.0
     times: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(rounds):
         for name, run in runs.items():
@@ -99,6 +114,9 @@ def main(rounds: int) -> None:
         "torch": torch.__version__,
         "ms_a_step": {name: round(1000 * statistics.median(t) / INTERVAL, 1) for name, t in times.items()},
         "ratio_quartiles": [round(q, 4) for q in statistics.quantiles(ratios, n=4)],
+        "share_of_the_step_spent_on_releases": {
+            name: round(clock.seconds / sum(times[name]), 4) for name, clock in timed.items()
+        },
         "observe_ms": {f"{n:.0e}": round(1000 * observe_seconds(n, 48), 2) for n in (10**6, 10**7, 124 * 10**6)},
     }
     print(result)
