@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import tomllib
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -21,6 +22,7 @@ LongRecords = Literal["truncate", "refuse"]
 PERFORMANCE = frozenset({"physical_batch_size", "checkpoint_every"})
 # Settings that must not leave the building.
 SECRET = frozenset({"seed"})
+_POLICY = re.compile(r"\bpolicy=([^,]*)")  # a file that a clipping rule begins with
 
 
 @dataclass(frozen=True)
@@ -104,6 +106,7 @@ class Settings:
             for key in ("data", "eval_data", "model", "tokenizer"):
                 if key in values and Path(values[key]).exists():
                     values[key] = Path(values[key]).name
+            values["clipping"] = _POLICY.sub(lambda found: f"policy={Path(found[1]).name}", self.clipping)
         return tomli_w.dumps(values)
 
     @classmethod

@@ -17,6 +17,7 @@ from typer.testing import CliRunner, Result
 
 from dpclip import training
 from dpclip.cli.app import app
+from dpclip.config import Settings
 from dpclip.models import loading
 
 
@@ -382,3 +383,10 @@ def test_epsilon_and_calibrate_speak_the_contract() -> None:
         dpclip("calibrate", "--epsilon", 1, "--delta", 1e-5, "--sample-rate", 0.1, "--steps", 1, "--adjacency", "x"),
         "'x'", "add-remove",
     )  # fmt: skip
+
+
+def test_the_public_settings_name_files_without_their_folders() -> None:
+    kept = Settings(epsilon=8, clipping="rl:mode=B,policy=/home/someone/taught.safetensors,interval=4")
+    public = tomllib.loads(kept.to_toml(public=True))
+    assert public["clipping"] == "rl:mode=B,policy=taught.safetensors,interval=4"
+    assert tomllib.loads(kept.to_toml())["clipping"] == kept.clipping
