@@ -123,8 +123,10 @@ class _Spy(Constant):
     """Holds what it is handed to its type."""
 
     name = "spy"
+    calls = 0
 
     def act(self, seen: Released[tuple[Summary, ...]], context: Context) -> Tensor:
+        _Spy.calls += 1
         assert type(seen) is Released
         assert all(type(summary) is Summary for summary in seen.value)
         assert type(context) is Context
@@ -144,6 +146,7 @@ def test_a_controller_is_handed_released_values_and_public_numbers() -> None:
         from dpclip.clipping import control
 
         del control._CONTROLLERS["spy"]
+    assert _Spy.calls == 3
 
 
 def test_thresholds_are_fixed_while_a_step_is_open() -> None:
