@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -167,7 +168,8 @@ class Engine:
             gradient = postprocessor.apply(gradient)
         for parameter, value in zip(self.parameters, gradient.value, strict=True):
             parameter.grad = value.to(parameter.dtype)
-        self.optimizer.step()
+        with _multiplied(self.optimizer, self.rule.rate_multiplier()):
+            self.optimizer.step()
         for parameter in self.parameters:
             parameter.grad = None
 
@@ -194,6 +196,20 @@ class Engine:
 
     def _empty_sides(self) -> dict[str, Tensor]:
         return {side.name: torch.zeros(side.size, dtype=torch.float64) for side in self.rule.side_queries()}
+
+
+@contextmanager
+def _multiplied(optimizer: torch.optim.Optimizer, by: float) -> Iterator[None]:
+    """The optimizer with every learning rate multiplied; as it was afterwards, whatever schedule sets it."""
+    rates = [group["lr"] for group in optimizer.param_groups]
+    try:
+        if by != 1.0:
+            for group in optimizer.param_groups:
+                group["lr"] = group["lr"] * by
+        yield
+    finally:
+        for group, rate in zip(optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate
 
 
 def _one_a_unit(losses: Tensor | None, norms: Tensor) -> Tensor:

@@ -38,6 +38,7 @@ class Quantile(PerGroup):
         rate: eta, of the geometric update.
         budget_share: the counts' part of each step's 1/sigma^2.
         count_noise: sigma_b itself, standard deviation of each noisy count (paper: batch / 20); 0 goes by the share.
+        first_rate: the rate of step t is first_rate / sqrt(t) while that is more than `rate`; 0: not (as in the paper).
         total: if positive, thresholds are rescaled after each update to this joint norm (post-processing).
         allocation, group_of, thresholds: as in `PerGroup`.
 
@@ -56,6 +57,7 @@ class Quantile(PerGroup):
     budget_share: float = 0.01
     count_noise: float = 0.0
     total: float = 0.0
+    first_rate: float = 0.0
     group_of: Grouping = whole
     name: ClassVar[str] = "quantile"
 
@@ -72,6 +74,7 @@ class Quantile(PerGroup):
             raise BadInput(f"count_noise = {self.count_noise} and total = {self.total} cannot be negative")
         self._current = super().bounds()
         self._share = math.nan
+        self._updates = 0
 
     def partition(self, names: Sequence[str], sizes: Sequence[int]) -> list[int]:
         groups = super().partition(names, sizes)
@@ -100,8 +103,10 @@ class Quantile(PerGroup):
         step = released.value
         shares = (step.sides["within"] / step.divisor + 0.5).tolist()
         self._share = sum(shares) / len(shares)
+        self._updates += 1
+        rate = max(self.rate, self.first_rate / math.sqrt(self._updates))
         moved = [
-            c * math.exp(-self.rate * max(-20.0, min(20.0, share - self.quantile)))
+            c * math.exp(-rate * max(-20.0, min(20.0, share - self.quantile)))
             for c, share in zip(self._current, shares, strict=True)
         ]
         self._current = self._rescaled(moved)
@@ -116,10 +121,11 @@ class Quantile(PerGroup):
         return {"threshold": joint, "share_within": self._share}
 
     def public_state(self) -> dict[str, Any]:
-        return {"thresholds": list(self._current)}
+        return {"thresholds": list(self._current), "updates": self._updates}
 
     def load_public_state(self, state: Mapping[str, Any]) -> None:
         self._current = [float(c) for c in state["thresholds"]]
+        self._updates = state["updates"]
 
     def describe(self) -> dict[str, Any]:
         learned = {"quantile": self.quantile, "rate": self.rate, "initial": self.max_grad_norm}

@@ -160,6 +160,10 @@ class ClippingRule(Stateful, ABC):
         """
         return 0.0
 
+    def rate_multiplier(self) -> float:
+        """What the learning rate of the next update is multiplied by, from released values (post-processing)."""
+        return 1.0
+
     @abstractmethod
     def weightings(self, norms: Tensor) -> dict[str, Tensor]:
         """Factors for each sum the rule needs.

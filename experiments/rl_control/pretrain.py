@@ -1,196 +1,256 @@
-"""Teach the soft actor-critic on synthetic tasks, so that a private run need not begin untrained.
+"""Teach the soft actor-critic on language models and public text, so that a private run need not begin untrained.
 
-usage: OMP_NUM_THREADS=1 python pretrain.py EPISODES POLICY.safetensors   goes on where POLICY's folder has a state
-       OMP_NUM_THREADS=1 python pretrain.py --evaluate POLICY.safetensors [TASKS]
+usage: OMP_NUM_THREADS=1 python pretrain.py collect DATA EPISODES FIRST LAST [POLICY]    runs FIRST to LAST - 1
+       OMP_NUM_THREADS=1 python pretrain.py learn EPISODES POLICY UPDATES
+       OMP_NUM_THREADS=1 python pretrain.py evaluate DATA POLICY FIRST LAST OUTPUT.json
 
-A task: classify Gaussian inputs, some features a hundred times larger than others, by a random two-layer teacher with
-label noise; the student is a perceptron of four layers, trained by DP-Adam or DP-SGD. Nothing here is private, so the
-agent is rewarded for the fall of the true held-out loss; it sees what it would see in a private run.
+DATA is a folder with tinyshakespeare, wikitext2, gsm8k, sms_spam and trec; EPISODES a folder that collects runs. A task
+is a part of the built-in model (its first one to three blocks, or adapters), a text, a budget, a batch size and a
+learning rate. Nothing here is private, so a decision is rewarded for how much more the true held-out loss has fallen
+since than in the same run, with the same seed, under the `quantile` controller; what the agent sees is what it would
+see in a private run. Collect in several processes, learn, collect with the policy, learn again.
 """
 
 from __future__ import annotations
 
+import functools
+import gzip
 import itertools
 import json
+import math
+import random
 import statistics
 import sys
-import time
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
-from dpclip.assembly import assemble
+from dpclip.assembly import assemble, trainable
 from dpclip.clipping import Controlled, StepRelease
-from dpclip.clipping.control import SacSettings, SoftActorCritic, Transitions, learner
+from dpclip.clipping.control import Context, SacSettings, SoftActorCritic, Summary, Transitions, learner
 from dpclip.clipping.control.observation import width
 from dpclip.ledger import Commitments, Ledger
+from dpclip.models.loading import LoadedModel, load_model
 from dpclip.plan import Plan, make_plan
 from dpclip.private import UnitIndex
 from dpclip.randomness import SecretKey
 from dpclip.released import Released
+from dpclip.tasks.language_modelling import Example, LanguageModelling
+from dpclip.tasks.records import Records
 
-ROWS, WIDTH, CLASSES, STEPS, INTERVAL = 2000, 20, 4, 96, 8
-BATCH, UPDATES, KEPT = 128, 24, 20_000
-SETTINGS = SacSettings(learning_rate=1e-3, gamma=0.9)
+LENGTH, HELD_OUT = 32, 64
+WORTH = 10.0  # reward of a decision after which the log perplexity is a WORTH-th lower than the pair's
+BATCH = 64
+SETTINGS = SacSettings(gamma=0.99, learning_rate=1e-3, temperature=0.002)
 
 
-def plans() -> list[Plan]:
-    """Budgets from tight to wide."""
-    return [
-        make_plan(units=ROWS, expected_batch_size=batch, target_epsilon=epsilon, target_delta=1e-5, steps=STEPS)
-        for epsilon in (0.5, 2.0, 8.0)
-        for batch in (64, 200)
-    ]
+@functools.cache
+def texts(data: Path) -> dict[str, list[str]]:
+    """Public texts, a list of records each."""
+
+    def lines(path: str) -> Iterator[str]:
+        raw = gzip.decompress((data / path).read_bytes())
+        return (line.strip() for line in raw.decode("utf-8", "replace").splitlines())
+
+    poem = [line for line in lines("tinyshakespeare/input.txt.gz") if len(line) > 20]
+    return {
+        "shakespeare": [" ".join(poem[i : i + 3]) for i in range(0, len(poem) - 3, 3)],
+        "wikitext": [line for line in lines("wikitext2/valid.txt.gz") if len(line) > 100],
+        "questions": [line.split(" ", 1)[1] for line in lines("trec/train_5500.label.gz") if " " in line],
+        "messages": [line.split("\t", 1)[1] for line in lines("sms_spam/SMSSpamCollection.gz") if "\t" in line],
+        "sums": [json.loads(line)["question"] for line in lines("gsm8k/train.jsonl.gz") if line],
+    }
 
 
 @dataclass(frozen=True)
 class Task:
-    """Rows, a held-out set, and the optimizer's kind and rate."""
+    """What a run trains, drawn from its seed alone; the training itself is the same for each controller."""
 
-    rows: list[tuple[Tensor, Tensor]]
-    held_out: tuple[Tensor, Tensor]
-    adam: bool
-    rate: float
     seed: int
+    text: str
+    blocks: int
+    lora: int | None
+    epsilon: float
+    batch: int
+    rate: float
+    units: int
+    steps: int
+
+    @property
+    def interval(self) -> int:
+        """Steps from one decision to the next."""
+        return 4
 
     @classmethod
-    def drawn(cls, seed: int) -> Task:
+    def drawn(cls, seed: int, names: list[str]) -> Task:
         """A random task."""
-        generator = torch.Generator().manual_seed(seed)
-        x = torch.randn(2 * ROWS, WIDTH, generator=generator)
-        teacher = torch.randn(WIDTH, 16, generator=generator), torch.randn(16, CLASSES, generator=generator)
-        y = (torch.tanh(x @ teacher[0] / 2) @ teacher[1]).argmax(1)
-        flip = torch.rand(len(y), generator=generator) < 0.1
-        y = torch.where(flip, torch.randint(CLASSES, y.shape, generator=generator), y)
-        x = x * 10 ** (2 * torch.rand(WIDTH, generator=generator) - 1)
-        adam = bool(torch.rand(1, generator=generator) < 0.7)
-        rate = float(10 ** (0.6 * torch.rand(1, generator=generator) - 0.3)) * (0.01 if adam else 1.0)
-        rows = list(zip(x[:ROWS], y[:ROWS], strict=True))
-        return cls(rows, (x[ROWS:], y[ROWS:]), adam, rate, seed)
+        draw = random.Random(seed)
+        lora = draw.choice([None, None, 8])
+        return cls(
+            seed, draw.choice(names), draw.choice([1, 2, 3]), lora, draw.choice([0.5, 2.0, 8.0]),
+            draw.choice([32, 48]), 10 ** draw.uniform(-0.4, 0.3), draw.choice([1000, 2500]),
+            draw.choice([16, 24, 32, 48]),
+        )  # fmt: skip
 
-    def student(self) -> nn.Module:
-        """Four layers of weights: four groups."""
+    def model(self) -> LoadedModel:
+        """The first blocks of the built-in model, or all of it with adapters."""
         torch.manual_seed(self.seed)
-        sizes = (WIDTH, 32, 32, 16, CLASSES)
-        layers = [part for a, b in itertools.pairwise(sizes) for part in (nn.Linear(a, b), nn.Tanh())]
-        return nn.Sequential(*layers[:-1])
+        loaded = load_model("builtin", "lm", lora=self.lora)
+        if self.lora is None:
+            loaded.model.transformer.h = loaded.model.transformer.h[: self.blocks]
+            loaded.model.config.n_layer = self.blocks
+        return loaded
 
-    def loss(self, student: nn.Module) -> float:
-        """On the held-out set."""
-        with torch.no_grad():
-            return float(nn.functional.cross_entropy(student(self.held_out[0]), self.held_out[1]))
-
-
-class Watcher:
-    """The held-out loss at each decision."""
-
-    def __init__(self, task: Task, student: nn.Module) -> None:
-        self.task, self.student, self.losses = task, student, [task.loss(student)]
-
-    def begins(self, step: int, generation: int) -> None: ...
-
-    def took(self, step: int, released: Released[StepRelease]) -> None:
-        if (step + 1) % INTERVAL == 0:
-            self.losses.append(self.task.loss(self.student))
+    def examples(self, data: Path, task: LanguageModelling) -> tuple[list[Example], list[Example]]:
+        """To train on, and held out."""
+        rows = list(texts(data)[self.text])
+        random.Random(self.seed).shuffle(rows)
+        encoded = task.encode(Records(self.text, rows[: self.units + HELD_OUT]))
+        return encoded[HELD_OUT:], encoded[:HELD_OUT]
 
 
-def run(task: Task, plan: Plan, rule: Controlled) -> list[float]:
+@functools.cache
+def plan_of(units: int, batch: int, epsilon: float, steps: int) -> Plan:
+    """Plans take a while; there are few."""
+    return make_plan(units=units, expected_batch_size=batch, target_epsilon=epsilon, target_delta=1e-5, steps=steps)
+
+
+def run(task: Task, data: Path, rule: Controlled) -> list[float]:
     """One private run; the held-out loss at each decision."""
-    student = task.student()
-    optimizer = (torch.optim.Adam if task.adam else torch.optim.SGD)(student.parameters(), lr=task.rate)
+    loaded = task.model()
+    model, language = loaded.model, LanguageModelling(loaded.tokenizer, LENGTH)
+    rows, held_out = task.examples(data, language)
+    peak = task.rate * (4 if task.lora else 1) * 0.768 / 192
+    optimizer = torch.optim.AdamW(trainable(model).values(), lr=peak, weight_decay=0.0)
+    plan = plan_of(len(rows), task.batch, task.epsilon, task.steps)
     private = assemble(
-        student, optimizer, task.rows, UnitIndex(ROWS, None), plan=plan, key=SecretKey.from_seed(task.seed),
+        model, optimizer, rows, UnitIndex(len(rows), None), plan=plan, key=SecretKey.from_seed(task.seed),
         ledger=Ledger.create(None, plan), commitments=Commitments(None), rule=rule, grad_sample_mode="auto",
-        loss_reduction="mean", physical_batch_size=256, rows_per_unit=1, row_cost=None, postprocess=(),
-        collate=torch.utils.data.default_collate,
+        loss_reduction="mean", physical_batch_size=32, rows_per_unit=1, row_cost=lambda row: language.cost(rows[row]),
+        postprocess=(), collate=language.collate,
     )  # fmt: skip
-    watcher = Watcher(task, student)
-    private.observers.append(watcher)
-    for inputs, targets in private.batches():
-        with private.microbatch((inputs, targets)):
-            private.mean(nn.functional.cross_entropy(student(inputs), targets, reduction="none")).backward()
+    losses = [math.log(language.evaluate(model, held_out))]
+
+    class Watcher:
+        def begins(self, step: int, generation: int) -> None:
+            optimizer.param_groups[0]["lr"] = peak * (1 - step / task.steps)
+
+        def took(self, step: int, released: Released[StepRelease]) -> None:
+            if (step + 1) % task.interval == 0:
+                losses.append(math.log(language.evaluate(model, held_out)))
+
+    private.observers.append(Watcher())
+    for batch in private.batches():
+        with private.microbatch(batch):
+            private.mean(language.losses(model, batch)).backward()
         private.step()
     private.close()
-    return watcher.losses
+    return losses
 
 
-def ruled(controller: str, seed: int, policy: str = "") -> Controlled:
+def ruled(task: Task, controller: str, policy: str = "none") -> Controlled:
     """The rule of a run."""
-    return Controlled(
-        controller=controller, interval=INTERVAL, warmup=0.0, max_grad_norm=1.0, agent_seed=seed, policy=policy
-    )
+    return Controlled(controller=controller, interval=task.interval, warmup=0.0, agent_seed=task.seed, policy=policy)
 
 
-def transitions(rule: Controlled, losses: list[float]) -> list[tuple[Tensor, ...]]:
-    """What the agent remembers of a run, rewarded for the true loss: ten per cent less is worth 0.5."""
-    memory = rule.agent.tensor_state()
+class Explorer(learner.Sac):
+    """The agent, disturbed: what all groups do together has to be explored, too, and agents explore group by group."""
+
+    def start(self, groups: int, actions: int) -> None:
+        super().start(groups, actions)
+        self.draw = torch.Generator().manual_seed(self._seed)
+        self.together = self.disturbance(actions)
+
+    def disturbance(self, *shape: int) -> Tensor:
+        """Uniform in [-1, 1]."""
+        return 2 * torch.rand(*shape, generator=self.draw) - 1
+
+    def act(self, seen: Released[tuple[Summary, ...]], context: Context) -> Tensor:
+        chosen = super().act(seen, context)
+        if self._policy is None:
+            chosen = torch.zeros_like(chosen)
+        if float(torch.rand(1, generator=self.draw)) < 0.3:
+            self.together = self.disturbance(len(self.together))
+        return (chosen + 0.6 * self.together + 0.3 * self.disturbance(*chosen.shape)).clamp(-1, 1)
+
+
+def collect(data: Path, folder: Path, first: int, last: int, policy: str) -> None:
+    """Pairs of runs, a file each."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for seed in range(first, last):
+        task = Task.drawn(seed, list(texts(data)))
+        pair = run(task, data, ruled(task, "quantile"))
+        rule = ruled(task, "sac")
+        explorer = rule.agent = Explorer(seed, Path(policy) if policy else None)
+        losses = run(task, data, rule)
+        torch.save(transitions(explorer.tensor_state(), losses, pair), folder / f"{seed}.pt")
+        print(seed, task, f"{losses[0]:.3f} -> {losses[-1]:.3f}, pair {pair[-1]:.3f}", flush=True)
+
+
+def transitions(memory: dict[str, Tensor], losses: list[float], pair: list[float]) -> list[dict[str, Tensor]]:
+    """What the agent remembers of a run, rewarded for what the pair's loss has fallen less."""
+    ahead = [math.log(other / own) for own, other in zip(losses, pair, strict=True)]
+    rewards = [WORTH * (after - before) for before, after in itertools.pairwise(ahead)][1:]
     rows = []
     for index in range(len(memory["memory.rewards"])):
-        fall = (losses[index + 1] - losses[index + 2]) / losses[index + 1]
-        reward = torch.tensor(max(-1.0, min(1.0, 5 * fall)))
+        parts = {part: memory[f"memory.{part}"][index] for part in ("observations", "actions", "next_observations")}
         done = torch.tensor(float(index == len(memory["memory.rewards"]) - 1))
-        parts = [memory[f"memory.{part}"][index] for part in ("observations", "actions", "next_observations")]
-        rows.append((parts[0], parts[1], reward, parts[2], done))
+        rows.append({**parts, "rewards": torch.tensor(max(-1.0, min(1.0, rewards[index]))), "done": done})
     return rows
 
 
-def teach(episodes: int, path: Path) -> None:
-    """Off-policy, over many runs; saves policy and state as it goes."""
-    learner.FIRST_BATCH = 10**9  # no learning inside a run
-    agent, budgets = SoftActorCritic(width(2), 2, SETTINGS, 0), plans()
-    rows: list[tuple[Tensor, ...]] = []
-    state = path.with_suffix(".state.pt")
-    first = 0
-    if state.exists():
-        saved = torch.load(state)
-        agent.load_tensor_state(saved["agent"])
-        rows, first = saved["rows"], saved["episode"]
-    start = time.time()
-    for episode in range(first, first + episodes):
-        save_file({k: v.clone().contiguous() for k, v in agent.policy().items()}, path)
-        task, rule = Task.drawn(10_000 + episode), ruled("sac", episode, str(path))
-        losses = run(task, budgets[episode % len(budgets)], rule)
-        rows = [*rows, *transitions(rule, losses)][-KEPT:]
-        for _ in range(UPDATES if len(rows) > 500 else 0):
-            picked = torch.randint(len(rows), (BATCH,), generator=agent.generator).tolist()
-            agent.update(Transitions(*(torch.stack(part) for part in zip(*(rows[i] for i in picked), strict=True))))
-        if episode % 50 == 49:
-            print(
-                episode + 1,
-                f"{time.time() - start:.0f} s",
-                f"temperature {agent.log_temperature.exp():.3f}",
-                flush=True,
-            )
-            torch.save({"agent": agent.tensor_state(), "rows": rows, "episode": episode + 1}, state)
+def learn(folder: Path, policy: Path, updates: int) -> None:
+    """Off-policy from all runs; every batch is of runs with the same number of groups."""
+    episodes = [torch.load(path) for path in sorted(folder.glob("*.pt"))]
+    by_groups: dict[int, list[dict[str, Tensor]]] = {}
+    for row in itertools.chain.from_iterable(episodes):
+        by_groups.setdefault(len(row["observations"]), []).append(row)
+    print({groups: len(rows) for groups, rows in by_groups.items()})
+    agent, draw = SoftActorCritic(width(3), 3, SETTINGS, 0), random.Random(0)
+    kinds, weights = list(by_groups), [len(rows) for rows in by_groups.values()]
+    for update in range(updates):
+        rows = by_groups[draw.choices(kinds, weights)[0]]
+        picked = draw.choices(rows, k=BATCH)
+        losses = agent.update(Transitions(**{part: torch.stack([row[part] for row in picked]) for part in picked[0]}))
+        if update % 500 == 499:
+            print(update + 1, f"temperature {agent.log_temperature.exp():.4f}", losses, flush=True)
+    save_file({k: v.clone().contiguous() for k, v in agent.policy().items()}, policy)
 
 
-def evaluate(path: str, tasks: int) -> None:
-    """Final held-out loss over that of the quantile controller on the same task, seeds that teaching never used."""
-    learner.FIRST_BATCH = 10**9
-    budgets = plans()
+def evaluate(data: Path, policy: str, first: int, last: int, output: Path) -> None:
+    """Final held-out loss over that of the quantile controller on the same task, on seeds that teaching never used."""
     ratios: dict[str, list[float]] = {}
-    for seed in range(tasks):
-        task, plan = Task.drawn(seed), budgets[seed % len(budgets)]
-        plain = run(task, plan, ruled("quantile", 0))[-1]
+    for seed in range(first, last):
+        task = Task.drawn(seed, list(texts(data)))
+        plain = run(task, data, ruled(task, "quantile"))[-1]
         for name, rule in {
-            "taught": ruled("sac", seed, path), "untaught": ruled("sac", seed), "random": ruled("random", seed),
-            "constant": ruled("constant", seed), "schedule": ruled("schedule", seed),
+            "taught": ruled(task, "sac", policy), "untaught": ruled(task, "sac"), "random": ruled(task, "random"),
+            "constant": ruled(task, "constant"), "schedule": ruled(task, "schedule"),
         }.items():  # fmt: skip
-            ratios.setdefault(name, []).append(run(task, plan, rule)[-1] / plain)
-    found = {
-        name: {"mean": statistics.fmean(r), "error": statistics.stdev(r) / len(r) ** 0.5} for name, r in ratios.items()
-    }
-    print(json.dumps(found, indent=1))
+            ratios.setdefault(name, []).append(run(task, data, rule)[-1] / plain)
+        found = {
+            name: {"mean": statistics.fmean(r), "error": statistics.stdev(r) / len(r) ** 0.5, "ratios": r}
+            for name, r in ratios.items()
+            if len(r) > 1
+        }
+        output.write_text(json.dumps(found, indent=1) + "\n")
+    print({name: (row["mean"], row["error"]) for name, row in found.items()})
 
 
 if __name__ == "__main__":
     warnings.filterwarnings("ignore")
     torch.set_num_threads(1)
-    if sys.argv[1] == "--evaluate":
-        evaluate(sys.argv[2], int(sys.argv[3]) if len(sys.argv) > 3 else 60)
-    else:
-        teach(int(sys.argv[1]), Path(sys.argv[2]))
+    match sys.argv[1:]:
+        case ["collect", data, folder, first, last, *policy]:
+            collect(Path(data), Path(folder), int(first), int(last), policy[0] if policy else "")
+        case ["learn", folder, policy, updates]:
+            learn(Path(folder), Path(policy), int(updates))
+        case ["evaluate", data, policy, first, last, output]:
+            evaluate(Path(data), policy, int(first), int(last), Path(output))
+        case _:
+            sys.exit(__doc__)

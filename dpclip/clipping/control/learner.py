@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from dpclip.clipping.control.controller import Context, Controller
+from dpclip.clipping.control.controller import NOISE, Context, Controller
 from dpclip.clipping.control.observation import Reward, Summary, features, width
 from dpclip.clipping.control.sac import SacSettings, SoftActorCritic, Transitions, below
 from dpclip.errors import BadInput
@@ -42,9 +42,10 @@ class Sac(Controller):
     def __init__(
         self, seed: int = 0, policy: Path | None = None, reward: str = "both", settings: SacSettings | None = None
     ) -> None:
-        self._seed, self._policy, self._settings = seed, policy, settings or SacSettings()
-        self._kind = reward
-        self.start(1, 2)
+        self._seed, self._settings, self._kind = seed, settings or SacSettings(), reward
+        self._policy: Path | None = None
+        self.start(1, NOISE)
+        self._policy = policy  # read as soon as it is known how many columns an action has
 
     def start(self, groups: int, actions: int) -> None:
         self._actions = actions
@@ -69,7 +70,7 @@ class Sac(Controller):
     def _overspent(self, context: Context) -> float:
         """What the decision took of the budget beyond its even share, where the noise is the agent's to choose."""
         spent, self._left = self._left - context.budget_left, context.budget_left
-        return spent - context.interval / context.steps if self._actions > 2 and context.steps else 0.0
+        return spent - context.interval / context.steps if self._actions > NOISE and context.steps else 0.0
 
     @property
     def _agent(self) -> SoftActorCritic:

@@ -30,6 +30,7 @@ class Summary:
         within: released share of units below the rule's own threshold; empty where none is released.
         loss: released mean of the clipped losses, if there is one.
         loss_noise: its noise standard deviation.
+        blur: standard deviation of each agreement if there were nothing but noise.
     """
 
     energy: tuple[float, ...]
@@ -38,6 +39,7 @@ class Summary:
     within: tuple[float, ...] = ()
     loss: float | None = None
     loss_noise: float = 0.0
+    blur: tuple[float, ...] = ()
 
     def shown(self) -> dict[str, float]:
         """Numbers worth a curve."""
@@ -74,19 +76,20 @@ class Summariser:
         """
         kept = [self._kept(gradient.detach().reshape(-1)) for gradient in step.gradient]
         energy, agreement = [0.0] * self._groups, [0.0] * self._groups
-        noise = [0.0] * self._groups
+        noise, coordinates = [0.0] * self._groups, [0] * self._groups
         for slot, (values, group) in enumerate(zip(kept, self._owners, strict=True)):
             energy[group] += float(torch.dot(values, values))
             noise[group] += values.numel() * (step.stds[group] / step.divisor) ** 2
+            coordinates[group] += values.numel()
             if self._previous:
                 agreement[group] += float(torch.dot(values, self._previous[slot]))
         self._previous = [values.clone() for values in kept]
         sides, stds = step.sides, step.side_stds
         within = tuple((sides["within"] / step.divisor + 0.5).tolist()) if "within" in sides else ()
-        if "loss" not in sides:
-            return Summary(tuple(energy), tuple(noise), tuple(agreement), within)
-        loss = float(sides["loss"][0]) / step.divisor + loss_offset
-        return Summary(tuple(energy), tuple(noise), tuple(agreement), within, loss, stds["loss"] / step.divisor)
+        loss = float(sides["loss"][0]) / step.divisor + loss_offset if "loss" in sides else None
+        loss_noise = stds.get("loss", 0.0) / step.divisor
+        blur = tuple(n / math.sqrt(max(1, d)) for n, d in zip(noise, coordinates, strict=True))
+        return Summary(tuple(energy), tuple(noise), tuple(agreement), within, loss, loss_noise, blur)
 
     def _kept(self, values: Tensor) -> Tensor:
         """One coordinate in `stride`, in blocks that lie together, which are read faster than single ones."""
@@ -108,30 +111,37 @@ class Summariser:
 
 def width(actions: int) -> int:
     """Features of one group, F, for actions of so many columns."""
-    return actions + 10
+    return actions + 11
 
 
 def features(steps: Sequence[Summary], context: Context, loss_trend: float) -> Tensor:
     """What the agent sees of each group, [K, F], every number between about -2 and 2.
 
-    Signal to noise, agreement and share below the threshold, averaged over the steps since the last decision; the
-    action in force; the group's size; and, the same for all groups, the mean of the first three, how far the run is,
-    what is left of the budget and which way the released loss goes.
+    Over the steps since the last decision: what the released energy exceeds the noise's by and what successive steps
+    agree on, both in units of what noise alone would scatter them by, and the share below the threshold; the action in
+    force; the group's size; and, the same for all groups, the mean of the first three, how far the run is,
+    what is left of the budget, which way the released loss goes and how long the run is.
     """
     groups = len(context.sizes)
-    noise = torch.tensor([s.noise for s in steps]).clamp(min=_TINY)
+    noise, blur = torch.tensor([s.noise for s in steps]), torch.tensor([s.blur for s in steps]).clamp(min=_TINY)
     energy, agreement = torch.tensor([s.energy for s in steps]), torch.tensor([s.agreement for s in steps])
-    signal = ((energy - noise) / noise).mean(0).clamp(-0.5, 1e3)
-    shared = (agreement / noise).mean(0).clamp(-0.5, 1e3)
+    signal = _legible((energy - noise) / (math.sqrt(2) * blur))
+    shared = _legible(agreement / blur)
     within = torch.tensor([s.within for s in steps if s.within]).reshape(-1, groups)
     below = (within.mean(0) - 0.5).clamp(-1, 1) if len(within) else torch.zeros(groups)
-    own = torch.stack([torch.log1p(signal), torch.log1p(shared), 2 * below], 1) / 2
+    own = torch.stack([signal, shared, below], 1)
     sizes = torch.tensor(context.sizes, dtype=torch.float32)
     size = torch.log(sizes / sizes.sum()) / 5
     mine = torch.cat([own, context.executed, size.unsqueeze(1)], 1)
-    common = torch.tensor([context.progress, context.budget_left, loss_trend])
+    length = math.log10(max(1, context.steps)) / 4
+    common = torch.tensor([context.progress, context.budget_left, loss_trend, length])
     everyone = torch.cat([own.mean(0), common]).expand(groups, -1)
     return torch.cat([mine, everyone], 1).clamp(-2, 2).float()
+
+
+def _legible(scores: Tensor) -> Tensor:
+    """Standard scores of each step and group, [steps, K], as one number a group: 0.3 for each of the first sigmas."""
+    return torch.asinh(scores.sum(0) / math.sqrt(len(scores))) / 3
 
 
 @dataclass
@@ -139,8 +149,8 @@ class Reward:
     """What a decision brought, between -1 and 1, from released values alone.
 
     Progress is the fall of the running mean of the released losses, in units of its own usual size and never of less
-    than its noise. Signal is the part of the released gradient that successive steps agree on, over the noise, which
-    does not depend on the gradient's scale: log(1 + mean over the groups) / 5.
+    than its noise. Signal is what successive steps agree on, over all groups, in units of what noise alone would
+    scatter it by, which does not depend on the gradient's scale: asinh of that over 5.
 
     Args:
         kind: "loss", "signal" or "both", their mean; where no loss is released, signal alone.
@@ -182,5 +192,5 @@ class Reward:
 
 
 def _signal(steps: Sequence[Summary]) -> float:
-    shares = [a / max(n, _TINY) for s in steps for a, n in zip(s.agreement, s.noise, strict=True)]
-    return math.log1p(max(0.0, sum(shares) / len(shares))) / 5
+    scores = [a / max(b, _TINY) for s in steps for a, b in zip(s.agreement, s.blur, strict=True)]
+    return math.asinh(max(0.0, sum(scores) / math.sqrt(len(scores)))) / 5

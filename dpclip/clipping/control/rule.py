@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from importlib.resources import files
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 
 from dpclip.clipping.control import ControllerSettings, make_controller
-from dpclip.clipping.control.controller import ALLOCATION, NOISE, THRESHOLD, Context
+from dpclip.clipping.control.controller import ALLOCATION, NOISE, RATE, THRESHOLD, Context
 from dpclip.clipping.control.observation import Summariser, Summary
 from dpclip.clipping.control.sac import below
 from dpclip.clipping.flat import check_threshold
@@ -26,6 +27,7 @@ GROUPINGS: dict[str, Grouping] = {"layer": layer_of, "block": block_of, "tensor"
 MODES = ("A", "B", "C")
 _CENTRE_RATE = 0.3  # of the running mean of released losses
 _MOST_CURVES = 24  # of groups, evenly chosen
+SHIPPED = Path(str(files("dpclip.clipping.control") / "policy.safetensors"))
 REWARDS = ("loss", "signal", "both")
 
 
@@ -35,8 +37,9 @@ class Controlled(PerGroup):
 
     The analytic settings are each group's released quantile for C_k and the minimum-variance allocation. Every
     `interval` steps the controller, by default a soft actor-critic, chooses by how much to depart from them:
-    C_k = analytic C_k exp(reach u_k), share_k in proportion to analytic share_k exp(reach v_k), u and v in [-1, 1].
-    sigma_eff stays as planned whatever it chooses, so the guarantee is that of any other rule.
+    C_k = analytic C_k exp(reach u_k), share_k in proportion to analytic share_k exp(reach v_k), and the optimizer's
+    learning rate is multiplied by exp(2 reach w), w the mean of the w_k; u, v and w in [-1, 1]. sigma_eff stays as
+    planned whatever it chooses, so the guarantee is that of any other rule.
 
     Args:
         mode: what the controller sees. "A": released gradients only, thresholds start at C / sqrt(K) and have no
@@ -51,13 +54,14 @@ class Controlled(PerGroup):
         max_grad_norm: joint threshold at the start.
         reach: how far a decision may depart, in log; log 2 by default.
         step_limit: largest change of a log threshold or log share from one decision to the next.
-        quantile, rate: of the analytic thresholds, as in `Quantile`.
+        quantile, rate, first_rate: of the analytic thresholds, as in `Quantile`.
         count_share, loss_share: parts of each step's 1/sigma^2 that the counts and the loss take; together they make
             the gradient's noise larger by (1 - count_share - loss_share)^(-1/2), 0.76 % by default.
         loss_width: w; losses are clipped to w on either side of a running mean of the released ones, so that the number
             of units in a batch adds no noise.
         reward: what the agent is rewarded for, "loss", "signal" or "both".
-        policy: file of networks that the agent begins with; "" begins untrained.
+        policy: the networks that the agent begins with: "shipped", taught on public text for mode B (in other modes the
+            agent begins untrained); "none"; or a file.
         agent_seed: of the agent's own random numbers, which protect nothing.
         allocation: the analytic one, see `noise_shares`.
 
@@ -80,11 +84,12 @@ class Controlled(PerGroup):
     step_limit: float = 0.25
     quantile: float = 0.5
     rate: float = 0.2
+    first_rate: float = 2.0
     count_share: float = 0.01
     loss_share: float = 0.005
     loss_width: float = 2.5
     reward: str = "both"
-    policy: str = ""
+    policy: str = "none"
     agent_seed: int = 0
     name: ClassVar[str] = "rl"
 
@@ -95,11 +100,14 @@ class Controlled(PerGroup):
         self.group_of = GROUPINGS[self.groups]
         super().__post_init__()
         self._check()
-        policy = Path(self.policy) if self.policy else None
-        self.agent = make_controller(self.controller, ControllerSettings(self.agent_seed, policy, self.reward))
+        settings = ControllerSettings(self.agent_seed, self._policy_file(), self.reward)
+        self.agent = make_controller(self.controller, settings)
         self.sampling = "filtered" if self.mode == "C" else "poisson"
-        self._columns = 3 if self.mode == "C" else 2
-        self._analytic = Quantile(self.max_grad_norm, quantile=self.quantile, rate=self.rate, group_of=self.group_of)
+        self._columns = 4 if self.mode == "C" else 3
+        self._analytic = Quantile(
+            self.max_grad_norm, quantile=self.quantile, rate=self.rate, first_rate=self.first_rate,
+            group_of=self.group_of,
+        )  # fmt: skip
         self._steps, self._planned = 0, 0
         self._begin([0], [1])
 
@@ -115,6 +123,11 @@ class Controlled(PerGroup):
                 f"count_share = {self.count_share}, loss_share = {self.loss_share}: positive parts of the step's "
                 "budget, below 1 together"
             )
+
+    def _policy_file(self) -> Path | None:
+        if self.policy == "shipped":
+            return SHIPPED if self.mode == "B" else None
+        return None if self.policy in ("", "none") else Path(self.policy)
 
     def settle(self, shape: RunShape) -> None:
         self._planned = shape.steps
@@ -146,6 +159,9 @@ class Controlled(PerGroup):
 
     def noise_wish(self) -> float:
         return float(self._action[:, NOISE].mean()) if self.mode == "C" else 0.0
+
+    def rate_multiplier(self) -> float:
+        return math.exp(2 * self.reach * float(self._action[:, RATE].mean()))
 
     def side_queries(self) -> Sequence[SideQuery]:
         if self.mode == "A":
@@ -188,7 +204,10 @@ class Controlled(PerGroup):
 
     def metrics(self) -> dict[str, float]:
         bounds, shares = self.bounds(), self.shares()
-        found = {"threshold": math.sqrt(sum(c**2 for c in bounds)), "departure": float(self._action.abs().mean())}
+        found = {
+            "threshold": math.sqrt(sum(c**2 for c in bounds)), "departure": float(self._action.abs().mean()),
+            "rate_multiplier": self.rate_multiplier(),
+        }  # fmt: skip
         for group in range(0, len(bounds), math.ceil(len(bounds) / _MOST_CURVES)):
             found |= {f"group_threshold_{group}": bounds[group], f"noise_share_{group}": shares[group]}
         return {**found, **self.agent.metrics(), **self._latest}

@@ -64,6 +64,18 @@ def test_each_layer_settles_at_its_own_quantile() -> None:
     assert means == pytest.approx([1.0, 0.1, 0.01], rel=0.15)
 
 
+def test_a_high_first_rate_finds_a_far_quantile_sooner_and_settles_as_well() -> None:
+    def within(steps: int, first_rate: float) -> float:
+        rule = Quantile(max_grad_norm=0.005, first_rate=first_rate)
+        (bound,) = learn(rule, lognormal, steps=steps)[-1]
+        return bound
+
+    assert within(20, 0.0) < 0.05
+    assert within(20, 2.0) == pytest.approx(1.0, rel=0.5)
+    rule = Quantile(max_grad_norm=0.005, first_rate=2.0)
+    assert sum(c for (c,) in learn(rule, lognormal)[-50:]) / 50 == pytest.approx(1.0, rel=0.1)
+
+
 def test_thresholds_can_be_held_to_one_joint_norm() -> None:
     rule = PerLayerQuantile(total=2.0)
     rule.partition(["a.weight", "b.weight"], [10, 10])

@@ -25,6 +25,7 @@ from dpclip.clipping.control import (
     observation,
     register_controller,
 )
+from dpclip.clipping.control.controller import RATE
 from dpclip.clipping.control.controls import Constant
 from dpclip.errors import BadInput
 from dpclip.noise import PrivacyError, scale_noise
@@ -261,7 +262,7 @@ def test_the_window_of_losses_follows_what_was_released() -> None:
 
 
 def test_a_controller_that_departs_by_nothing_is_the_analytic_one() -> None:
-    rule, plain = Controlled(controller="quantile", interval=1), PerLayerQuantile()
+    rule, plain = Controlled(controller="quantile", interval=1), PerLayerQuantile(first_rate=2.0)
     for each in (rule, plain):
         each.partition(clipper_laws.NAMES, clipper_laws.SIZES)
     for seed in range(5):
@@ -389,3 +390,33 @@ def test_unknown_controllers_are_refused() -> None:
     with pytest.raises(BadInput, match="choose one of"):
         make_controller("none", None)  # type: ignore[arg-type]
     assert issubclass(Constant, Controller)
+
+
+class _Faster(Constant):
+    """Wants the highest rate at once."""
+
+    def act(self, seen: Released[tuple[Summary, ...]], context: Context) -> Tensor:
+        action = torch.zeros_like(context.executed)
+        action[:, RATE] = 1.0
+        return action
+
+
+def test_a_controller_sets_the_learning_rate_and_leaves_the_optimizers_alone() -> None:
+    """The update is the multiplied one; schedules and checkpoints see the rate that was there."""
+
+    def moved(controller: Controller | None) -> tuple[Tensor, float, float]:
+        rule = Controlled(controller="quantile", interval=1, warmup=0.0, step_limit=10.0)
+        rule.agent = controller or rule.agent
+        private, net = training(rule, torch.randn(80, 4, generator=torch.Generator().manual_seed(1)), steps=1)
+        before = torch.cat([p.detach().reshape(-1).clone() for p in net.parameters()])
+        for _ in steps_of(private, net):
+            pass
+        after = torch.cat([p.detach().reshape(-1) for p in net.parameters()])
+        return after - before, private.engine.optimizer.param_groups[0]["lr"], rule.metrics()["rate_multiplier"]
+
+    plain, usual, by_one = moved(None)
+    faster, rate, by = moved(_Faster())
+    assert by_one == 1.0
+    assert by == pytest.approx(4.0)
+    assert rate == usual == 0.5
+    torch.testing.assert_close(faster, 4 * plain, rtol=1e-4, atol=1e-6)
