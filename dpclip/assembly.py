@@ -11,14 +11,14 @@ from torch import nn
 from torch.utils.data import default_collate
 
 from accounting import Adjacency
-from dpclip import noise
+from dpclip import noise, raw_gradients
 from dpclip.clipping import ClippingRule, Flat, RunShape, Unclipped
 from dpclip.engine import Engine
 from dpclip.errors import BadInput
 from dpclip.ledger import Commitments, Ledger
 from dpclip.per_sample import make_backend
 from dpclip.plan import Plan, make_plan
-from dpclip.postprocess import PostProcessor
+from dpclip.postprocess import GradientClipper
 from dpclip.preflight import check_batch_norm
 from dpclip.private import PrivateTraining, RowDataset, UnitIndex
 from dpclip.randomness import SecretKey
@@ -70,7 +70,7 @@ def make_private(
     row_cost: Callable[[int], int] | None = None,
     seed: int | None = None,
     ledger_path: Path | None = None,
-    postprocess: Sequence[PostProcessor] = (),
+    postprocess: Sequence[GradientClipper] = (),
     accept_conditional: bool = False,
 ) -> PrivateTraining:
     """Couple a model, an optimizer and a data set to one privacy budget.
@@ -92,7 +92,7 @@ def make_private(
         public_units: N, if the true number is itself private; by default the exact number, taken as public.
         seed: reproducible randomness; the guarantee is then conditional on the seed's secrecy.
         ledger_path: where to keep the write-ahead ledger; by default in memory.
-        postprocess: free transforms of the released gradient.
+        postprocess: clippers of the released gradient (`dpclip.postprocess`), in order; free.
         accept_conditional: allow a rule whose promise rests on an assumption that nobody has checked; the guarantee
             says so.
 
@@ -139,7 +139,7 @@ def assemble(
     rows_per_unit: int,
     collate: Callable[[list[Any]], Any],
     row_cost: Callable[[int], int] | None,
-    postprocess: Sequence[PostProcessor],
+    postprocess: Sequence[GradientClipper],
     accept_conditional: bool = False,
 ) -> PrivateTraining:
     """Build the stages around a plan that is already made; `make_private` and the command line meet here."""
@@ -154,6 +154,9 @@ def assemble(
     chosen = (rule or Flat()) if plan.private else Unclipped()
     groups = fit_rule(chosen, plan, named, accept_conditional)
     backend = make_backend(grad_sample_mode, model, parameters, groups, loss_reduction, chosen.reshapes)
+    for clipper in postprocess:
+        clipper.bind(named.items(), private=plan.private)
+    raw_gradients.guard(parameters)
     sampler = make_sampler(plan, len(index), key)
     engine = Engine(plan, parameters, chosen, groups, optimizer, sampler, ledger, commitments, key, postprocess)
     return PrivateTraining(

@@ -46,6 +46,7 @@ class Checkpoints:
         draft.mkdir(parents=True)
         save_file(_weights(model), draft / "weights.safetensors")
         torch.save(engine.optimizer.state_dict(), draft / "optimizer.pt")
+        torch.save([clipper.state_dict() for clipper in engine.postprocess], draft / "postprocess.pt")
         save_file(_copied(engine.rule.tensor_state()), draft / "rule.safetensors")
         state = {
             "step": engine.step,
@@ -87,6 +88,10 @@ class Checkpoints:
             )
         _load_weights(model, load_file(latest / "weights.safetensors"))
         engine.optimizer.load_state_dict(torch.load(latest / "optimizer.pt", weights_only=True))
+        if engine.postprocess:
+            kept = torch.load(latest / "postprocess.pt", weights_only=True)
+            for clipper, state_of_clipper in zip(engine.postprocess, kept, strict=True):
+                clipper.load_state_dict(state_of_clipper)
         engine.rule.load_public_state(state["rule"])
         engine.rule.load_tensor_state(load_file(latest / "rule.safetensors"))
         engine.step, engine.generation = state["step"], state["generation"]

@@ -60,6 +60,7 @@ class Settings:
     long_records: LongRecords = "truncate"
     clipping: str = "flat"
     accept_conditional: bool = False
+    postprocess: str = "none"
     grad_sample_mode: str = "auto"
     accountant: str = "prv"
     epochs: float | None = None

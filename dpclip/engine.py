@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dpclip import noise
+from dpclip import noise, raw_gradients
 from dpclip.clipping import ClippingRule, StepRelease
 from dpclip.gradient_sum import GradientSum
 from dpclip.ledger import Commitments, Ledger
 from dpclip.per_sample import ClipPart, PerSampleView
 from dpclip.plan import Plan
-from dpclip.postprocess import PostProcessor
+from dpclip.postprocess import GradientClipper
 from dpclip.randomness import SecretKey
+from dpclip.rates import multiplied_rates
 from dpclip.released import Receipt, Released
 from dpclip.sampling import Sampler
 
@@ -65,7 +66,7 @@ class Engine:
         ledger: Ledger,
         commitments: Commitments,
         key: SecretKey,
-        postprocess: Sequence[PostProcessor] = (),
+        postprocess: Sequence[GradientClipper] = (),
     ) -> None:
         self.plan, self.rule, self.ledger = plan, rule, ledger
         self.parameters, self.groups = list(parameters), list(groups)
@@ -163,15 +164,21 @@ class Engine:
         return released
 
     def _update(self, released: Released[StepRelease]) -> None:
-        gradient = released.map(lambda r: r.gradient)
-        for postprocessor in self.postprocess:
-            gradient = postprocessor.apply(gradient)
-        for parameter, value in zip(self.parameters, gradient.value, strict=True):
+        if self.postprocess:
+            released = released.map(_copied)  # others are told what was released, not what was made of it
+        for clipper in self.postprocess:
+            released = clipper.apply(released)
+        for parameter, value in zip(self.parameters, released.value.gradient, strict=True):
             parameter.grad = value.to(parameter.dtype)
-        with _multiplied(self.optimizer, self.rule.rate_multiplier()):
+        with self._rates(), raw_gradients.released(self.parameters):
             self.optimizer.step()
         for parameter in self.parameters:
             parameter.grad = None
+
+    def _rates(self) -> AbstractContextManager[None]:
+        multipliers = self.rule.rate_multipliers()
+        by = {id(p): m for p, m in zip(self.parameters, multipliers, strict=True)} if multipliers else {}
+        return multiplied_rates(self.optimizer, by)
 
     @staticmethod
     def _refuse_half_done(step: _Open) -> None:
@@ -198,18 +205,8 @@ class Engine:
         return {side.name: torch.zeros(side.size, dtype=torch.float64) for side in self.rule.side_queries()}
 
 
-@contextmanager
-def _multiplied(optimizer: torch.optim.Optimizer, by: float) -> Iterator[None]:
-    """The optimizer with every learning rate multiplied; as it was afterwards, whatever schedule sets it."""
-    rates = [group["lr"] for group in optimizer.param_groups]
-    try:
-        if by != 1.0:
-            for group in optimizer.param_groups:
-                group["lr"] = group["lr"] * by
-        yield
-    finally:
-        for group, rate in zip(optimizer.param_groups, rates, strict=True):
-            group["lr"] = rate
+def _copied(step: StepRelease) -> StepRelease:
+    return replace(step, gradient=[tensor.clone() for tensor in step.gradient])
 
 
 def _one_a_unit(losses: Tensor | None, norms: Tensor) -> Tensor:

@@ -16,3 +16,7 @@ class BudgetExhausted(RuntimeError):
     """The next step would cost more privacy than the run was given; nothing was drawn for it."""
 
     exit_code: ClassVar[int] = 3
+
+
+class PrivacyError(RuntimeError):
+    """What was asked for would break a promise; nothing is released."""

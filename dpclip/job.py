@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from dpclip.assembly import check_assumption, fit_rule, trainable
-from dpclip.clipping import make_rule
+from dpclip.clipping import ClippingRule, make_rule
 from dpclip.config import Settings, option
 from dpclip.environment import free_bytes
 from dpclip.errors import BadInput
@@ -18,6 +18,7 @@ from dpclip.models.loading import LoadedModel, load_model
 from dpclip.per_sample import backend_names
 from dpclip.per_sample.footprint import footprint
 from dpclip.plan import Plan, make_plan
+from dpclip.postprocess import make_postprocessors
 from dpclip.preflight import check_model
 from dpclip.private import UnitIndex
 from dpclip.randomness import SecretKey
@@ -129,6 +130,16 @@ def prepare(settings: Settings, key: SecretKey, fixed: Plan | None = None) -> Jo
     return Job(settings, key, task, loaded, plan, records, examples, index, held_out, evaluation, rows)
 
 
+def _check_postprocess(settings: Settings, rule: ClippingRule) -> None:
+    for clipper in make_postprocessors(settings.postprocess):
+        needed = getattr(clipper, "input", "auto") in ("ratio", "denoised")
+        if needed and rule.reshapes and math.isfinite(settings.epsilon):
+            raise BadInput(
+                f"--postprocess {settings.postprocess} needs the norm that noise alone has, and with --clipping "
+                f"{rule.name} the noise differs between coordinates: choose input=noised"
+            )
+
+
 def _rows_that_fit(
     settings: Settings, task: LanguageModelling | Classification, loaded: LoadedModel, vocabulary: int
 ) -> int:
@@ -156,6 +167,7 @@ def _check_names(settings: Settings) -> None:
             "choose another rule, or --epsilon inf"
         )
     check_assumption(rule, settings.accept_conditional)
+    _check_postprocess(settings, rule)
     if settings.grad_sample_mode not in backend_names():
         raise BadInput(
             f"--grad-sample-mode {settings.grad_sample_mode!r} is unknown: choose one of {', '.join(backend_names())}"

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from dpclip.clipping.rule import SideQuery, StepRelease
+from dpclip.errors import PrivacyError
 from dpclip.gaussian import add_gaussian
 from dpclip.gradient_sum import GradientSum
 from dpclip.randomness import Keystream, SecretKey
@@ -23,10 +24,6 @@ from dpclip.released import Receipt, Released
 # Rounding in float32 norms, factors and sums can lift a sample's true contribution above its bound; every bound
 # is enlarged by this much before the noise is scaled to it, so sigma_eff holds for the enlarged bounds.
 FLOAT_SLACK = 2.0**-10
-
-
-class PrivacyError(RuntimeError):
-    """A release that would break its promise; nothing is released."""
 
 
 @dataclass(frozen=True)
@@ -132,7 +129,8 @@ def release(
         name: add_noise(value, scale.side_stds[name], stream, len(total.tensors) + index)
         for index, (name, value) in enumerate(side_sums.items())
     }
-    return Released(StepRelease(total.tensors, sides, divisor, scale.stds, scale.side_stds), receipt)
+    each = tuple(scale.stds[group] / divisor for group in total.groups)
+    return Released(StepRelease(total.tensors, sides, divisor, scale.stds, scale.side_stds, each), receipt)
 
 
 def add_noise(tensor: Tensor, std: float, stream: Keystream, index: int, divisor: float = 1.0) -> Tensor:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from accounting.statement import rounded_up
+from dpclip import raw_gradients
 from dpclip.clipping import StepRelease
 from dpclip.engine import Engine
 from dpclip.errors import BadInput
@@ -229,6 +230,7 @@ class PrivateTraining:
     def close(self) -> None:
         """Remove the hooks from the model and release the ledger."""
         self._backend.close()
+        raw_gradients.unguard(self.engine.parameters)
         self.engine.ledger.close()
 
 

@@ -87,6 +87,7 @@ def _mechanism(training: PrivateTraining) -> dict[str, Any]:
         "noise_multiplier": plan.noise_multiplier,
         "compositions": plan.whole[1],
         "clipping": training.engine.rule.describe(),
+        "postprocessing": [clipper.describe() for clipper in training.engine.postprocess],
         "released": "every noisy gradient sum, hence every intermediate model",
         "float_slack": FLOAT_SLACK,
     }

@@ -25,6 +25,7 @@ from dpclip.job import Job, prepare
 from dpclip.ledger import Commitments, Ledger
 from dpclip.models.loading import save_model
 from dpclip.plan import Plan
+from dpclip.postprocess import make_postprocessors
 from dpclip.private import PrivateTraining
 from dpclip.randomness import SecretKey
 from dpclip.released import Released
@@ -184,6 +185,7 @@ class _Run:
             "released_gradient_norm": norm.value,
             "learning_rate": learning_rate(self.job, step),
             **self.training.engine.rule.metrics(),
+            **{name: value for c in self.training.engine.postprocess for name, value in c.metrics().items()},
         }
         line = {**values, "epsilon": epsilon} if plan.private else values
         self.metrics.add(done, line)
@@ -276,7 +278,7 @@ def _assemble(job: Job, ledger: Ledger, commitments: Commitments) -> PrivateTrai
         commitments=commitments, rule=make_rule(settings.clipping), grad_sample_mode=settings.grad_sample_mode,
         loss_reduction="mean", physical_batch_size=job.physical_batch_size,
         rows_per_unit=settings.rows_per_unit, collate=job.task.collate,
-        row_cost=lambda row: job.task.cost(job.examples[row]), postprocess=(),
+        row_cost=lambda row: job.task.cost(job.examples[row]), postprocess=make_postprocessors(settings.postprocess),
         accept_conditional=settings.accept_conditional,
     )  # fmt: skip
 

@@ -147,6 +147,7 @@ def _header(job: Job, folder: Path | None) -> Panel:
         ("steps", f"{plan.steps:,}"),
         ("noise", f"σ = {plan.noise_multiplier:.4g} times the sensitivity" if plan.private else "none"),
         ("clipping", settings.clipping if plan.private else "none"),
+        *([("after noise", settings.postprocess)] if settings.postprocess != "none" else []),
         ("model", f"{job.loaded.name}, {parameters:,} trainable parameters"),
         ("records", f"at most {job.task.max_length} tokens; longer ones are truncated, never split"),
         ("held-out", _held_out(job)),

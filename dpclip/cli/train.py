@@ -35,6 +35,9 @@ def add_to(app: typer.Typer, errors: Callable[[], AbstractContextManager[None]])
         accept_conditional: Annotated[
             bool, _o("Allow a rule whose guarantee rests on an unchecked assumption.", _PRIVACY, "--accept-conditional")
         ] = False,
+        postprocess: Annotated[
+            str, _o("Clips the released gradient, at no cost: zclip:z_thresh=2.5; several with +.", _PRIVACY)
+        ] = "none",
         accountant: Annotated[str, _o("prv (default) or rdp.", _PRIVACY)] = "prv",
         unit_column: Annotated[
             str | None, _o("Rows with one value here are one unit of privacy (one person).", _PRIVACY)

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
-from typing import Any
-
 from dpclip.clipping.adaclip import AdaClip
 from dpclip.clipping.automatic import Automatic, AutomaticV
 from dpclip.clipping.control.rule import Controlled
@@ -20,7 +17,7 @@ from dpclip.clipping.quantile import PerLayerQuantile, Quantile
 from dpclip.clipping.rule import ClippingRule, Gradients, RunShape, SideQuery, StepRelease
 from dpclip.clipping.unclipped import Unclipped
 from dpclip.clipping.value import Value
-from dpclip.errors import BadInput
+from dpclip.settings_text import made_from
 
 __all__ = [
     "AdaClip",
@@ -81,29 +78,4 @@ def make_rule(text: str) -> ClippingRule:
     Raises:
         BadInput: unknown rule or setting (the known ones are listed), or a value that is not a number.
     """
-    name, _, settings = text.partition(":")
-    if name not in _RULES:
-        raise BadInput(f"clipping rule {name!r} is unknown: choose one of {', '.join(rule_names())}")
-    rule = _RULES[name]
-    kinds = {key: _KINDS.get(p.annotation) for key, p in inspect.signature(rule).parameters.items()}
-    known = [key for key, kind in kinds.items() if kind is not None]
-    values: dict[str, Any] = {}
-    for setting in filter(None, settings.split(",")):
-        key, _, value = setting.partition("=")
-        kind = kinds.get(key)
-        if kind is None:
-            raise BadInput(f"clipping rule {name!r} has no setting {key!r}: it knows {', '.join(known) or 'none'}")
-        try:
-            values[key] = kind(value)
-        except ValueError:
-            wanted = "a whole number" if kind is int else "a number"
-            raise BadInput(f"clipping setting {setting!r}: {value!r} is not {wanted}") from None
-    return rule(**values)
-
-
-_KINDS: dict[str, type] = {
-    "float": float,
-    "float | None": float,
-    "int": int,
-    "str": str,
-}  # by annotation; other settings are for Python
+    return made_from(text, _RULES, "clipping rule")

@@ -36,7 +36,7 @@ class Reshaping(ClippingRule):
 
     def restored(self, step: StepRelease) -> StepRelease:
         back = [self.back(slot, w.reshape(-1)).view_as(w) for slot, w in enumerate(step.gradient)]
-        return replace(step, gradient=back)
+        return replace(step, gradient=back, coordinate_stds=())
 
     @abstractmethod
     def forward(self, slot: int, gradients: Tensor) -> Tensor:

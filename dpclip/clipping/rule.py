@@ -55,6 +55,7 @@ class StepRelease:
         divisor: the public expected batch size.
         stds: the noise of each group's sum; public.
         side_stds: the noise of each side statistic, by name; public.
+        coordinate_stds: the noise in each coordinate of each tensor of `gradient`; empty where it differs within one.
     """
 
     gradient: list[Tensor]
@@ -62,6 +63,7 @@ class StepRelease:
     divisor: float = 1.0
     stds: tuple[float, ...] = ()
     side_stds: Mapping[str, float] = field(default_factory=dict)
+    coordinate_stds: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -160,9 +162,12 @@ class ClippingRule(Stateful, ABC):
         """
         return 0.0
 
-    def rate_multiplier(self) -> float:
-        """What the learning rate of the next update is multiplied by, from released values (post-processing)."""
-        return 1.0
+    def rate_multipliers(self) -> list[float]:
+        """What each parameter's learning rate is multiplied by in the next update, from released values: free.
+
+        One number a parameter, in the order of `partition`; empty for no change.
+        """
+        return []
 
     @abstractmethod
     def weightings(self, norms: Tensor) -> dict[str, Tensor]:

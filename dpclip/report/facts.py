@@ -79,6 +79,12 @@ MECHANISM = (
     ),
     Known("compositions", "Compositions", "How many releases of this mechanism the whole plan counts in ε."),
     Known("clipping", "Clipping", "The rule that bounds what one unit can change in a step."),
+    Known(
+        "postprocessing",
+        "Post-processing",
+        "What is done to a gradient after the noise was added; it costs no privacy.",
+        lambda value: rounding.anything(value) if value else "none",
+    ),
     Known("released", "Released", "What an onlooker may see in full: ε already counts it."),
     Known(
         "float_slack",

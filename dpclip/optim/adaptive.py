@@ -1,0 +1,60 @@
+"""What the clipped AdaGrads and Adams share: momentum of clipped gradients, and their settings."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dpclip.errors import BadInput
+from dpclip.optim.measured import MeasuredOptimizer, Share, clip_factor, fraction, positive, threshold
+
+ADAM_B0 = 1e-5**0.5
+
+
+class Adaptive(MeasuredOptimizer):
+    """Clips, averages, and divides by a b that gradients feed."""
+
+    @abstractmethod
+    def _beta1(self, group: dict[str, Any]) -> float:
+        """Decay of the average of clipped gradients; 0: no average."""
+
+    def _check(self, group: dict[str, Any]) -> None:
+        threshold("max_norm", group["max_norm"])
+        positive("b0", group["b0"])
+
+    def _factor(self, group: dict[str, Any], norm: float) -> float:
+        return clip_factor(norm, group["max_norm"])
+
+    def _averaged(self, share: Share, clipped: list[Tensor], beta1: float) -> list[Tensor]:
+        """m <- beta1 m + (1 - beta1) c, from 0; in float32 for parameters of 16 bits."""
+        for p, c in zip(share.parameters, clipped, strict=True):
+            if "exp_avg" not in self.state[p]:
+                self.state[p]["exp_avg"] = torch.zeros_like(c)
+        averages: list[Tensor] = [self.state[p]["exp_avg"] for p in share.parameters]
+        torch._foreach_mul_(averages, beta1)
+        torch._foreach_add_(averages, clipped, alpha=1 - beta1)
+        return averages
+
+
+def eta_of(group: dict[str, Any]) -> float:
+    """eta as a number; "reweighted" follows the learning rate.
+
+    Raises:
+        BadInput: neither a positive number nor "reweighted".
+    """
+    eta = group["eta"]
+    if eta == "reweighted":
+        return float(group["lr"]) ** 2
+    if isinstance(eta, str):
+        raise BadInput(f"eta is {eta!r}, which is unknown; give a number or 'reweighted'")
+    positive("eta", eta)
+    return float(eta)
+
+
+def check_betas(group: dict[str, Any]) -> None:
+    """Raise `BadInput` unless both betas are in [0, 1)."""
+    for index, beta in enumerate(group["betas"], start=1):
+        fraction(f"beta{index}", beta)

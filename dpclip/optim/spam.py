@@ -1,0 +1,159 @@
+"""SPAM: Adam that cuts spikes of single elements, and forgets its moments now and then."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import ParamsT
+
+from dpclip.errors import BadInput
+from dpclip.optim.measured import MeasuredOptimizer, Share, fraction, not_negative
+from dpclip.postprocess.spike_aware import cut_spikes_
+
+
+class SPAM(MeasuredOptimizer):
+    """Adam with elements cut to sign(g) sqrt(threshold v) where g^2 > threshold v, v before this step and uncorrected.
+
+    Every `reset_interval` steps both moments are forgotten, and the learning rate rises again along half a cosine.
+    As in the paper, the bias corrections go on from where they were, so that the first step after a reset is long, and
+    the learning rate holds it down.
+
+    Args:
+        params: parameters or groups.
+        lr, betas, eps, weight_decay: as in Adam; the decay is taken after the step.
+        threshold: g^2 over v from which an element is a spike; 0 cuts none.
+        reset_interval: steps between resets; 0: never.
+        rewarmup_steps: N of the cosine, 1 - 0.99 (1 + cos(pi c/(N + 1)))/2 in the c-th step after a reset.
+        skip_steps: steps at the start and after each reset in which nothing is cut.
+        nonfinite: "skip", "raise" or "pass".
+        quirks: cut elements that never had a gradient, too, to 0, where they stay, as the published code does.
+
+    The published launcher passes the length of the learning rate's own warm-up (1,000) as N, so that the rate never
+    recovers within 500 steps; the paper's N is 150.
+
+    Reference: Huang et al., "SPAM: Spike-aware Adam with momentum reset for stable LLM training", 2025.
+    """
+
+    def __init__(
+        self, params: ParamsT, lr: float = 1e-3, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-6,
+        weight_decay: float = 0.0, *, threshold: float = 5000.0, reset_interval: int = 500, rewarmup_steps: int = 150,
+        skip_steps: int = 20, nonfinite: str = "skip", quirks: bool = False,
+    ) -> None:  # fmt: skip
+        own = {"threshold": threshold, "reset_interval": reset_interval, "rewarmup_steps": rewarmup_steps}
+        counts = {"total": 0, "since_reset": None}
+        super().__init__(params, {
+            "lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "skip_steps": skip_steps,
+            "nonfinite": nonfinite, "quirks": quirks, **own, **counts,
+        })  # fmt: skip
+
+    def _check(self, group: dict[str, Any]) -> None:
+        check_adam(group)
+        not_negative("threshold", group["threshold"])
+        for setting in ("reset_interval", "rewarmup_steps", "skip_steps"):
+            whole_number(setting, group[setting])
+
+    def _factor(self, group: dict[str, Any], norm: float) -> float:
+        return 1.0
+
+    def _update(self, share: Share) -> None:
+        group = share.group
+        group["total"] += 1
+        interval, step = group["reset_interval"], group["total"]
+        if interval and step % interval == 0:
+            group["since_reset"] = 0
+            self._forget(share.parameters)
+        states = [moments(self.state[p], p) for p in share.parameters]
+        gradients = share.gradients
+        past = step % interval if interval else step
+        if group["threshold"] and min(step, past) >= group["skip_steps"]:
+            gradients = [self._cut(g, s["exp_avg_sq"], group) for g, s in zip(gradients, states, strict=True)]
+        adam_step(share.parameters, gradients, states, group, group["lr"] * self._scale(group), late_eps=True)
+        if group["weight_decay"] and share.parameters:
+            torch._foreach_mul_(share.parameters, 1 - group["lr"] * group["weight_decay"])
+        if group["since_reset"] is not None:
+            group["since_reset"] += 1
+
+    def _forget(self, parameters: list[Tensor]) -> None:
+        for parameter in parameters:
+            for name in ("exp_avg", "exp_avg_sq"):
+                if name in self.state[parameter]:
+                    self.state[parameter][name].zero_()
+
+    @staticmethod
+    def _cut(gradient: Tensor, usual: Tensor, group: dict[str, Any]) -> Tensor:
+        if not bool(torch.add(gradient.square(), usual, alpha=-group["threshold"]).amax() > 0):
+            return gradient
+        cut = gradient.clone()
+        cut_spikes_(cut, usual, group["threshold"], never_seen=group["quirks"])
+        return cut
+
+    @staticmethod
+    def _scale(group: dict[str, Any]) -> float:
+        past, length = group["since_reset"], group["rewarmup_steps"]
+        if past is None or past >= length:
+            return 1.0
+        return 1 - 0.99 * (1 + math.cos(math.pi * past / (length + 1))) / 2
+
+
+# --- what SPAM and Stable-SPAM share ----------------------------------------------------------------------------------
+
+
+def moments(state: dict[str, Any], parameter: Tensor) -> dict[str, Any]:
+    """Adam's state of a parameter, in float32 or wider; begun if there is none."""
+    if "exp_avg" not in state:
+        wide = torch.float64 if parameter.dtype == torch.float64 else torch.float32
+        state["step"] = 0
+        for name in ("exp_avg", "exp_avg_sq"):
+            state[name] = torch.zeros_like(parameter, dtype=wide, memory_format=torch.preserve_format)
+    return state
+
+
+def adam_step(
+    parameters: list[Tensor], gradients: list[Tensor], states: list[dict[str, Any]], group: dict[str, Any], lr: float,
+    *, late_eps: bool, beta1_scale: float = 1.0,
+) -> None:  # fmt: skip
+    """One step of Adam.
+
+    Args:
+        gradients: float32 or wider.
+        late_eps: eps beside the uncorrected root, as the first transformers' Adam has it; otherwise the corrected one.
+        beta1_scale: what beta1 is multiplied by in this step.
+    """
+    if not parameters:
+        return
+    beta1, beta2 = group["betas"][0] * beta1_scale, group["betas"][1]
+    for state in states:
+        state["step"] += 1
+    steps = [state["step"] for state in states]
+    means, squares = ([state[name] for state in states] for name in ("exp_avg", "exp_avg_sq"))
+    torch._foreach_lerp_(means, gradients, 1 - beta1)
+    torch._foreach_mul_(squares, beta2)
+    torch._foreach_addcmul_(squares, gradients, gradients, 1 - beta2)
+    divisors = list(torch._foreach_sqrt(squares))
+    roots = [math.sqrt(1 - beta2**step) for step in steps]
+    sizes = [lr / (1 - beta1**step) for step in steps]
+    if late_eps:
+        sizes = [size * root for size, root in zip(sizes, roots, strict=True)]
+    else:
+        torch._foreach_div_(divisors, roots)
+    torch._foreach_add_(divisors, group["eps"])
+    moves = list(torch._foreach_div(means, divisors))
+    torch._foreach_mul_(moves, [-size for size in sizes])
+    torch._foreach_add_(parameters, [move.to(p.dtype) for move, p in zip(moves, parameters, strict=True)])
+
+
+def check_adam(group: dict[str, Any]) -> None:
+    """Raise `BadInput` for settings that Adam cannot use."""
+    for name, beta in zip(("beta1", "beta2"), group["betas"], strict=True):
+        fraction(name, beta)
+    not_negative("eps", group["eps"])
+    not_negative("weight_decay", group["weight_decay"])
+
+
+def whole_number(name: str, value: Any) -> None:
+    """Raise `BadInput` unless the value is a whole number of at least 0."""
+    if not isinstance(value, int) or value < 0:
+        raise BadInput(f"{name} is {value}, not a whole number of at least 0; give one")

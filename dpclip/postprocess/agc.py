@@ -1,0 +1,73 @@
+"""AGC: each unit's gradient is clipped relative to the unit's weights."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from dpclip.clipping.flat import check_threshold
+from dpclip.errors import BadInput
+from dpclip.postprocess.clipper import GradientClipper, Report, Seen
+
+_TINY = 1e-6
+
+
+@dataclass(eq=False)
+class AGC(GradientClipper):
+    """Rows of a gradient are clipped to clip_factor max(||W_row||, eps); vectors and scalars as a whole.
+
+    A row is what the first dimension counts: an output unit of `nn.Linear` and of convolutions. (transformers' Conv1D
+    keeps its weight transposed: there it is an input unit.)
+
+    Args:
+        clip_factor: threshold over the weights' norm.
+        eps: least norm of weights that is reckoned with, so that weights of 0 can leave 0.
+        exclude: a regular expression; parameters whose name it finds are left alone, usually the last layer.
+
+    References: Brock et al., "High-performance large-scale image recognition without normalization", 2021; the forms of
+    timm and optax.
+    """
+
+    clip_factor: float = 0.01
+    eps: float = 1e-3
+    exclude: str = ""
+    name: ClassVar[str] = "agc"
+
+    def check(self) -> None:
+        check_threshold("clip_factor", self.clip_factor)
+        check_threshold("eps", self.eps)
+        try:
+            self._excluded = re.compile(self.exclude) if self.exclude else None
+        except re.error as error:
+            raise BadInput(f"exclude = {self.exclude!r} is no regular expression: {error}") from error
+
+    @torch.no_grad()
+    def transform(self, seen: Seen) -> Report:
+        scales = torch.ones(len(seen.gradients), dtype=torch.float64)
+        for index, (gradient, place) in enumerate(zip(seen.gradients, seen.places, strict=True)):
+            if self._excluded is None or not self._excluded.search(self.names[place]):
+                scales[index] = self._clip(gradient, self._parameters[place])
+        return Report.of(seen, scales)
+
+    def _clip(self, gradient: Tensor, weights: Tensor) -> float:
+        """Clips in place; how much of the norm is left."""
+        allowed = self.clip_factor * _rows(weights).clamp(min=self.eps)
+        norms = _rows(gradient)
+        factors = torch.where(norms > allowed, allowed / norms.clamp(min=_TINY), torch.ones_like(norms))
+        if not bool((factors < 1).any()):
+            return 1.0
+        gradient.mul_(factors)
+        before = float(norms.norm())
+        return float((norms * factors).norm()) / before if before > 0 else 1.0
+
+
+def _rows(tensor: Tensor) -> Tensor:
+    """Norm of each row, in a shape that the tensor can be multiplied by."""
+    wide = torch.float64 if tensor.dtype == torch.float64 else torch.float32
+    if tensor.dim() <= 1:
+        return torch.linalg.vector_norm(tensor, dtype=wide)
+    return torch.linalg.vector_norm(tensor, dim=tuple(range(1, tensor.dim())), keepdim=True, dtype=wide)

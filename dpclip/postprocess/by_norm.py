@@ -1,0 +1,128 @@
+"""Clippers that need norms only: norms in, thresholds out, whatever the norms are measured in."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from dpclip.errors import BadInput
+from dpclip.postprocess.clipper import GradientClipper, Report, Seen
+from dpclip.postprocess.norms import scale_
+
+Auto = float | str | None
+"""A number, None for none, or "auto": the published default, and none where gradients carry privacy noise."""
+
+INPUTS = ("auto", "noised", "denoised", "ratio")
+SCOPES = ("global", "tensor")
+
+
+@dataclass(eq=False)
+class NormClipper(GradientClipper):
+    """Multiplies a gradient of measured norm x by min(1, T/x), T from the history of x.
+
+    Args:
+        input: what x is. "noised": the norm as it is. "ratio": over the norm that privacy noise alone has, the noise
+            floor, so that a change of thresholds, noise or batch size is no jump. "denoised": the root of the squared
+            norm less the floor's square, no less than that difference's standard error. "auto": the ratio where the
+            floor is known, otherwise the norm.
+    """
+
+    input: str = field(default="auto", kw_only=True)
+    scope: ClassVar[str] = "global"
+    relative: ClassVar[bool] = True
+    """Whether "auto" may mean the ratio: thresholds come from the history and are not absolute."""
+
+    def __post_init__(self, parameters: object) -> None:
+        if self.input not in INPUTS:
+            raise BadInput(f"input = {self.input!r} is unknown: choose one of {', '.join(INPUTS)}")
+        super().__post_init__(parameters)  # type: ignore[arg-type]
+
+    @property
+    def rows(self) -> int:
+        """Histories that are kept: one, or one a parameter."""
+        return len(self.names) if self.scope == "tensor" else 1
+
+    @abstractmethod
+    def factors(self, norms: Tensor, places: list[int]) -> Tensor:
+        """What to multiply by, and learn from it.
+
+        Args:
+            norms: measured, float64, [n] (global: [1]).
+            places: the histories they belong to, [n].
+
+        Returns:
+            float64, [n].
+        """
+
+    def transform(self, seen: Seen) -> Report:
+        if not seen.gradients:
+            return Report(0.0)
+        squares, variances = seen.squares, self._floor(seen)
+        places = seen.places
+        if self.scope == "global":
+            squares, places = squares.sum().view(1), [0]
+        factors = self.factors(self._measured(squares, variances, seen), places)
+        scales = factors.expand(len(seen.gradients)) if self.scope == "global" else factors
+        scale_(seen.gradients, scales.tolist())
+        return Report.of(seen, scales)
+
+    def _floor(self, seen: Seen) -> Tensor | None:
+        """Squared norm that noise alone has, in the clipper's scope; None where x is the norm as it is."""
+        wanted = self.input
+        if wanted == "auto":
+            wanted = "ratio" if seen.noise is not None and self.relative else "noised"
+        if wanted == "noised":
+            return None
+        if seen.noise is None:
+            if self.private:
+                raise BadInput(
+                    f"clipper {self.name} has input={self.input}, and with this clipping rule the noise differs "
+                    "between coordinates, so its norm is not known: choose input=noised"
+                )
+            return None
+        floor = seen.sizes * seen.noise.square()
+        return floor.sum().view(1) if self.scope == "global" else floor
+
+    def _measured(self, squares: Tensor, floor: Tensor | None, seen: Seen) -> Tensor:
+        if floor is None or seen.noise is None:
+            return squares.sqrt()
+        if self.input != "denoised":
+            return (squares / floor).sqrt()
+        spread = 2 * seen.sizes * seen.noise.pow(4)
+        error = (spread.sum().view(1) if self.scope == "global" else spread).sqrt()
+        return torch.maximum(squares - floor, error).sqrt()
+
+    def limit(self, value: Auto) -> float:
+        """The number that an `Auto` setting stands for; infinity for none."""
+        if value is None or (value == "auto" and self.private):
+            return float("inf")
+        return 1.0 if value == "auto" else float(value)
+
+    def shrink(self, threshold: Tensor, norms: Tensor) -> Tensor:
+        """min(1, T/x); the published codes have a millionth in the denominator."""
+        found = threshold / (norms + 1e-6) if self.quirks else threshold / norms
+        return torch.where(norms > threshold, found.clamp(max=1.0), torch.ones_like(norms))
+
+
+def check_auto(setting: str, value: Auto) -> None:
+    """Refuse what is neither a positive number nor none nor "auto"."""
+    if value not in (None, "auto") and not (isinstance(value, int | float) and value > 0):
+        raise BadInput(f"{setting} = {value!r}: a positive number, none or auto is needed")
+
+
+def check_between(setting: str, value: float, low: float, high: float, *, open_high: bool = True) -> None:
+    """Refuse a number outside [low, high), or [low, high]."""
+    if not (low <= value < high or (value == high and not open_high)):
+        end = ")" if open_high else "]"
+        raise BadInput(f"{setting} = {value}: a number in [{low:g}, {high:g}{end} is needed")
+
+
+def one_of(setting: str, value: str, known: Sequence[str]) -> None:
+    """Refuse an unknown choice."""
+    if value not in known:
+        raise BadInput(f"{setting} = {value!r} is unknown: choose one of {', '.join(known)}")

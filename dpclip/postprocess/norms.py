@@ -1,0 +1,132 @@
+"""Norms of gradients in float32 or wider, one read of the memory for all tensors, and rescaling in place."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_ROW, _SMALL, _LEAST = 4096, 2**16, 1e-30
+
+
+def squared_norms(tensors: Sequence[Tensor]) -> Tensor:
+    """Squared L2 norm of each tensor, over all shards of a distributed one.
+
+    Args:
+        tensors: n tensors of any shapes, dtypes and devices; DTensors too.
+
+    Returns:
+        float64, shape [n], on the CPU: one transfer for each device.
+    """
+    found = torch.zeros(len(tensors), dtype=torch.float64)
+    for places, squares in _by_placement(tensors):
+        found[places] = squares.to("cpu", torch.float64)
+    return found
+
+
+def largest(tensors: Sequence[Any]) -> Tensor:
+    """Largest absolute value of each tensor; 0 for one without elements.
+
+    Returns:
+        float64, shape [n], on the CPU.
+    """
+    found = torch.zeros(len(tensors), dtype=torch.float64)
+    for index, tensor in enumerate(tensors):
+        local = tensor.to_local() if _is_distributed(tensor) else tensor
+        if local.numel():
+            low, high = torch.aminmax(local)
+            found[index] = torch.maximum(-low, high).double().cpu()
+    for places, (mesh, placements) in _distributed(tensors):
+        found[places] = _reduced(found[places].to(mesh.device_type), mesh, placements, "max").cpu()
+    return found
+
+
+def scale_(tensors: Sequence[Tensor], factors: Sequence[float]) -> None:
+    """Multiply each tensor by its factor, in place; nothing is touched where all factors are 1."""
+    if all(factor == 1.0 for factor in factors):
+        return
+    first = factors[0]
+    if all(factor == first for factor in factors):
+        torch._foreach_mul_(list(tensors), first)
+    else:
+        torch._foreach_mul_(list(tensors), list(factors))
+
+
+def _by_placement(tensors: Sequence[Any]) -> list[tuple[list[int], Tensor]]:
+    """Squared norms of the tensors that lie together."""
+    plain: dict[torch.device, list[int]] = {}
+    for index, tensor in enumerate(tensors):
+        if not _is_distributed(tensor):
+            plain.setdefault(tensor.device, []).append(index)
+    found = [(places, _squares([tensors[i] for i in places])) for places in plain.values()]
+    for places, (mesh, placements) in _distributed(tensors):
+        local = _squares([tensors[i].to_local() for i in places])
+        found.append((places, _reduced(local, mesh, placements, "sum")))
+    return found
+
+
+def _squares(tensors: list[Tensor]) -> Tensor:
+    """[n] on the tensors' device; once more in float64 where squares leave float32's range."""
+    found = _fast_squares(tensors)
+    out = ((found < _LEAST) | found.isinf()).nonzero().flatten().tolist()
+    for index in out:
+        found[index] = torch.linalg.vector_norm(tensors[index].detach(), dtype=torch.float64).square()
+    return found
+
+
+def _fast_squares(tensors: list[Tensor]) -> Tensor:
+    """In float32 the CPU adds up a long vector's squares in few running sums, and is 0.3 % off at 40 million elements:
+    there rows of 4096 are added up, whose sums are then added in float64.
+    """
+    if tensors[0].device.type != "cpu":
+        return torch.stack(torch._foreach_norm(tensors, 2, dtype=_wide(tensors))).double().square()
+    found = torch.zeros(len(tensors), dtype=torch.float64)
+    small = [i for i, t in enumerate(tensors) if t.numel() <= _SMALL]
+    if small:
+        short = [tensors[i] for i in small]
+        found[small] = torch.stack(torch._foreach_norm(short, 2, dtype=_wide(short))).double().square()
+    for index, tensor in enumerate(tensors):
+        if tensor.numel() > _SMALL:
+            found[index] = _long_square(tensor)
+    return found
+
+
+def _long_square(tensor: Tensor) -> Tensor:
+    flat = tensor.reshape(-1)
+    whole = flat.numel() // _ROW * _ROW
+    wide = _wide([tensor])
+    rows = torch.linalg.vector_norm(flat[:whole].view(-1, _ROW), dim=1, dtype=wide)
+    rest = torch.linalg.vector_norm(flat[whole:], dtype=wide)
+    return rows.double().square().sum() + rest.double().square()
+
+
+def _wide(tensors: Sequence[Tensor]) -> torch.dtype:
+    return torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
+
+
+# --- distributed tensors ----------------------------------------------------------------------------------------------
+
+
+def _is_distributed(tensor: Any) -> bool:
+    return hasattr(tensor, "to_local")
+
+
+def _distributed(tensors: Sequence[Any]) -> list[tuple[list[int], tuple[Any, Any]]]:
+    """Which DTensors lie on one mesh in one way."""
+    found: dict[tuple[Any, Any], list[int]] = {}
+    for index, tensor in enumerate(tensors):
+        if _is_distributed(tensor):
+            found.setdefault((tensor.device_mesh, tuple(tensor.placements)), []).append(index)
+    return [(places, where) for where, places in found.items()]
+
+
+def _reduced(local: Tensor, mesh: Any, placements: Any, how: str) -> Tensor:
+    """One number a tensor, over the shards of all ranks: one collective."""
+    from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
+
+    kept = [Partial(how) if isinstance(p, Shard) else Replicate() for p in placements]
+    if any(isinstance(p, Partial) for p in placements):
+        raise ValueError("a gradient is still a partial sum over ranks: reduce it before it is clipped")
+    return DTensor.from_local(local, mesh, kept, run_check=False).full_tensor()

@@ -1,0 +1,97 @@
+"""SPAM's clipping: elements that are far larger than usual are cut back to the edge of the usual."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from dpclip.clipping.flat import check_threshold
+from dpclip.errors import BadInput
+from dpclip.postprocess.blocks import blocks_of
+from dpclip.postprocess.by_norm import check_between
+from dpclip.postprocess.clipper import GradientClipper, Report, Seen
+
+
+@dataclass(eq=False)
+class SpikeAware(GradientClipper):
+    """Elements with g^2 > threshold v become sign(g) sqrt(threshold v), v the running mean of g^2 before this step.
+
+    v begins at 0 and is not corrected for that, as in the paper, where it is Adam's: early thresholds are stricter.
+
+    Args:
+        threshold: how many times the usual square a spike has.
+        skip_steps: steps at the start that only learn v.
+        beta2: decay of v.
+
+    Differs from the published code: an element that has had no gradient yet is no spike; there it would be held at 0.
+    `quirks=True` holds it. The optimizer `dpclip.optim.SPAM` has momentum reset and re-warm-up, too.
+
+    Reference: Huang et al., "SPAM: Spike-aware Adam with momentum reset for stable LLM training", 2025.
+    """
+
+    threshold: float = 5000.0
+    skip_steps: int = 20
+    beta2: float = 0.999
+    name: ClassVar[str] = "spam"
+
+    def check(self) -> None:
+        check_threshold("threshold", self.threshold)
+        check_between("beta2", self.beta2, 0.0, 1.0)
+        if self.skip_steps < 0:
+            raise BadInput(f"skip_steps = {self.skip_steps}: at least 0 is needed")
+
+    def start(self, sizes: list[int]) -> None:
+        self._usual: dict[int, Tensor] = {}  # v, by parameter
+
+    @torch.no_grad()
+    def transform(self, seen: Seen) -> Report:
+        clipped = 0  # blocks in which something was cut
+        for gradient, place in zip(seen.gradients, seen.places, strict=True):
+            usual = self._usual.get(place)
+            if usual is None:
+                wide = torch.float64 if gradient.dtype == torch.float64 else torch.float32
+                usual = self._usual[place] = torch.zeros_like(gradient, dtype=wide)
+            for part in zip(blocks_of(gradient), blocks_of(usual), strict=True):
+                clipped += self._clip(*part, cut=self._steps > self.skip_steps)
+        whole = float(seen.squares.sum()) ** 0.5
+        return Report(whole, clipped, scales=torch.ones(len(seen.gradients), dtype=torch.float64))
+
+    def _clip(self, gradient: Tensor, usual: Tensor, *, cut: bool) -> bool:
+        """One block; whether anything was cut."""
+        squares = gradient.to(usual.dtype).square()
+        spiked = cut and bool(torch.add(squares, usual, alpha=-self.threshold).amax() > 0)
+        if spiked and cut_spikes_(gradient, usual, self.threshold, never_seen=self.quirks):
+            squares = gradient.to(usual.dtype).square()
+        else:
+            spiked = False
+        usual.lerp_(squares, 1 - self.beta2)
+        return spiked
+
+    def state(self) -> dict[str, Any]:
+        return {"usual": {self.names[place]: v.clone() for place, v in self._usual.items()}}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        places = {name: place for place, name in enumerate(self.names)}
+        if unknown := sorted(set(state["usual"]) - set(places)):
+            raise BadInput(f"spam: the state is of a parameter {unknown[0]!r} that this model does not train")
+        self._usual = {places[name]: v.clone() for name, v in state["usual"].items()}
+
+
+def cut_spikes_(gradient: Tensor, usual: Tensor, threshold: float, *, never_seen: bool) -> bool:
+    """Cut in place what exceeds sqrt(threshold v); whether anything did.
+
+    Args:
+        never_seen: whether elements with v = 0 are cut, too, to 0.
+    """
+    limit = (usual * threshold).sqrt()
+    if not never_seen:
+        limit.masked_fill_(usual == 0, float("inf"))
+    spikes = gradient.abs() > limit
+    if not bool(spikes.any()):
+        return False
+    gradient.copy_(torch.where(spikes, torch.sign(gradient) * limit, gradient))
+    return True

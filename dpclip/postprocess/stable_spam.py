@@ -1,0 +1,132 @@
+"""Stable-SPAM's transforms: large elements scaled down to the usual largest one, then each tensor to norm about 1."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from dpclip.errors import BadInput
+from dpclip.postprocess.blocks import blocks_of
+from dpclip.postprocess.by_norm import check_between
+from dpclip.postprocess.clipper import GradientClipper, Report, Seen
+from dpclip.postprocess.norms import largest, scale_, squared_norms
+
+_KEPT = ("largest", "mean", "square")
+
+
+@dataclass(eq=False)
+class StableSPAM(GradientClipper):
+    """Each tensor: elements above a running mean of its largest element are scaled down, then the tensor gets the norm
+    (running mean norm)/(running root mean square norm), at most about 1.
+
+    With Adam afterwards the scale does not matter, only that it is steady; with SGD the learning rate becomes each
+    tensor's step length. The optimizer `dpclip.optim.StableSPAM` has Adam and momentum resets, too.
+
+    Args:
+        gamma1, gamma2: decays of the norm and of its square.
+        gamma3: decay of the largest element.
+        eps: in the denominator of the norm.
+        total_steps: with it gamma1 falls along half a cosine from 1 to `eta_min` times its value, and stays there.
+        eta_min: see there.
+
+    The paper's settings for bfloat16 are gamma1=0.85, gamma2=0.99999. Differs from the published code: a tensor whose
+    gradient is 0 is left out; beyond `total_steps` the cosine does not rise again. `quirks=True` has both.
+
+    Reference: Huang et al., "Stable-SPAM: How to train in 4-bit more stably than 16-bit Adam", 2025.
+    """
+
+    gamma1: float = 0.7
+    gamma2: float = 0.9
+    gamma3: float = 0.999
+    eps: float = 1e-8
+    total_steps: int | None = None
+    eta_min: float = 0.5
+    name: ClassVar[str] = "stable-spam"
+
+    def check(self) -> None:
+        for setting in ("gamma1", "gamma2", "gamma3", "eta_min"):
+            check_between(setting, getattr(self, setting), 0.0, 1.0)
+        if self.total_steps is not None and self.total_steps < 1:
+            raise BadInput(f"total_steps = {self.total_steps}: at least 1 is needed")
+
+    def start(self, sizes: list[int]) -> None:
+        rows = len(sizes)
+        self._kept = {part: torch.zeros(rows, dtype=torch.float64) for part in _KEPT}
+        self._ages = torch.zeros(rows, dtype=torch.float64)  # steps that each tensor's means have seen
+
+    def measure(self, gradients: list[Tensor]) -> Tensor:
+        """Norms and largest elements of blocks, in one go through memory."""
+        self._blocks = [blocks_of(gradient) for gradient in gradients]
+        flat = [block for blocks in self._blocks for block in blocks]
+        counts = [len(blocks) for blocks in self._blocks]
+        self._squares, self._largest = squared_norms(flat).split(counts), largest(flat).split(counts)
+        return torch.stack([squares.sum() for squares in self._squares]) if gradients else torch.zeros(0)
+
+    @torch.no_grad()
+    def transform(self, seen: Seen) -> Report:
+        picked = [i for i, s in enumerate(seen.squares.tolist()) if s > 0 or self.quirks]
+        if not picked:
+            return Report(0.0)
+        places = torch.tensor([seen.places[i] for i in picked])
+        self._ages[places] += 1
+        norms = self._cut_large(picked, places)
+        goal = self._usual_norms(places, norms)
+        scales = torch.ones(len(seen.gradients), dtype=torch.float64)
+        scales[picked] = torch.where(norms > 0, goal / norms, torch.ones_like(norms))
+        scale_(seen.gradients, scales.tolist())
+        return Report.of(seen, scales)
+
+    def _cut_large(self, picked: list[int], places: Tensor) -> Tensor:
+        """Scale down the elements above the usual largest one; the norms afterwards."""
+        peaks = torch.stack([self._largest[i].max() for i in picked])
+        usual = self._running("largest", places, self.gamma3, peaks)
+        for row in (peaks > usual).nonzero().flatten().tolist():
+            index, limit = picked[row], float(usual[row])
+            for block in (self._largest[index] > limit).nonzero().flatten().tolist():
+                values = self._blocks[index][block]
+                values.add_(functional.hardshrink(values, limit), alpha=limit / float(peaks[row]) - 1)
+                self._squares[index][block] = squared_norms([values])[0]
+        return torch.stack([self._squares[i].sum() for i in picked]).sqrt()
+
+    def _usual_norms(self, places: Tensor, norms: Tensor) -> Tensor:
+        decay = self.gamma1 * self.cosine(self._steps)
+        mean = self._running("mean", places, decay, norms)
+        square = self._running("square", places, self.gamma2, norms.square())
+        return mean / (square.sqrt() + self.eps)
+
+    def _running(self, part: str, places: Tensor, decay: float, now: Tensor) -> Tensor:
+        """Learn; the running mean, corrected for its start at 0."""
+        kept = self._kept[part]
+        kept[places] = decay * kept[places] + (1 - decay) * now
+        return kept[places] / (1 - decay ** self._ages[places])
+
+    def cosine(self, step: int) -> float:
+        """What gamma1 (in the optimizer beta1, too) is multiplied by at this step, counted from 1."""
+        if self.total_steps is None:
+            return 1.0
+        done = step / (self.total_steps + 1)
+        if not self.quirks:
+            done = min(1.0, done)
+        return self.eta_min + (1 - self.eta_min) * (1 + math.cos(math.pi * done)) / 2
+
+    def rows(self) -> Tensor:
+        """What is known of each parameter: largest element, norm, squared norm (not corrected) and age, [n, 4]."""
+        return torch.stack([*(self._kept[part] for part in _KEPT), self._ages], 1)
+
+    def set_rows(self, rows: Tensor, steps: int) -> None:
+        """Go on from `rows` after so many steps."""
+        *kept, self._ages = rows.double().unbind(1)
+        self._kept, self._steps = dict(zip(_KEPT, kept, strict=True)), steps
+
+    def state(self) -> dict[str, Any]:
+        return {**{part: self.by_name(values) for part, values in self._kept.items()}, "ages": self.by_name(self._ages)}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        self._kept = {part: self.from_names(state[part], 0.0, self._kept[part]) for part in _KEPT}
+        self._ages = self.from_names(state["ages"], 0.0, self._ages)
