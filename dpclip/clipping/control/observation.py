@@ -59,10 +59,11 @@ class Summariser:
     Args:
         owners: the group of each parameter.
         sizes: elements of each parameter.
+        parents: which of the released shares is each group's.
     """
 
-    def __init__(self, owners: Sequence[int], sizes: Sequence[int]) -> None:
-        self._owners, self._sizes = list(owners), list(sizes)
+    def __init__(self, owners: Sequence[int], sizes: Sequence[int], parents: Sequence[int]) -> None:
+        self._owners, self._sizes, self._parents = list(owners), list(sizes), list(parents)
         self._groups = max(owners) + 1
         self._stride = math.ceil(sum(sizes) / MOST_COORDINATES)
         self._previous: list[Tensor] = []
@@ -79,13 +80,14 @@ class Summariser:
         noise, coordinates = [0.0] * self._groups, [0] * self._groups
         for slot, (values, group) in enumerate(zip(kept, self._owners, strict=True)):
             energy[group] += float(torch.dot(values, values))
-            noise[group] += values.numel() * (step.stds[group] / step.divisor) ** 2
+            noise[group] += values.numel() * step.coordinate_stds[slot] ** 2
             coordinates[group] += values.numel()
             if self._previous:
                 agreement[group] += float(torch.dot(values, self._previous[slot]))
         self._previous = [values.clone() for values in kept]
         sides, stds = step.sides, step.side_stds
-        within = tuple((sides["within"] / step.divisor + 0.5).tolist()) if "within" in sides else ()
+        shares = (sides["within"] / step.divisor + 0.5).tolist() if "within" in sides else []
+        within = tuple(shares[parent] for parent in self._parents) if shares else ()
         loss = float(sides["loss"][0]) / step.divisor + loss_offset if "loss" in sides else None
         loss_noise = stds.get("loss", 0.0) / step.divisor
         blur = tuple(n / math.sqrt(max(1, d)) for n, d in zip(noise, coordinates, strict=True))

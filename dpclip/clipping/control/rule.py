@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, ClassVar
@@ -23,7 +23,12 @@ from dpclip.clipping.rule import RunShape, SideQuery, StepRelease
 from dpclip.errors import BadInput
 from dpclip.released import Released
 
-GROUPINGS: dict[str, Grouping] = {"layer": layer_of, "block": block_of, "tensor": tensor_of, "model": whole}
+GROUPINGS: dict[str, Grouping] = {
+    "tensor": tensor_of,
+    "layer": layer_of,
+    "block": block_of,
+    "model": whole,
+}  # finest first
 MODES = ("A", "B", "C")
 _CENTRE_RATE = 0.3  # of the running mean of released losses
 _MOST_CURVES = 24  # of groups, evenly chosen
@@ -38,8 +43,9 @@ class Controlled(PerGroup):
     The analytic settings are each group's released quantile for C_k and the minimum-variance allocation. Every
     `interval` steps the controller, by default a soft actor-critic, chooses by how much to depart from them:
     C_k = analytic C_k exp(reach u_k), share_k in proportion to analytic share_k exp(reach v_k), and the optimizer's
-    learning rate is multiplied by exp(2 reach w), w the mean of the w_k; u, v and w in [-1, 1]. sigma_eff stays as
-    planned whatever it chooses, so the guarantee is that of any other rule.
+    learning rate for the group is multiplied by exp(2 reach w_k); u, v and w in [-1, 1]. sigma_eff stays as planned
+    whatever it chooses, so the guarantee is that of any other rule. The optimizer gets the released gradient in units
+    of the thresholds at the start.
 
     Args:
         mode: what the controller sees. "A": released gradients only, thresholds start at C / sqrt(K) and have no
@@ -48,12 +54,16 @@ class Controlled(PerGroup):
             chooses each step's noise, too, from 0.95 to 1.25 times the planned noise and within what a privacy filter
             admits; the guarantee is then the filter's budget.
         controller: "sac", or a control: "quantile", "constant", "random", "schedule".
-        groups: "layer" (both halves of a LoRA adapter together), "block", "tensor" or "model".
+        groups: what is clipped together: "layer" (both halves of a LoRA adapter together), "block", "tensor" or
+            "model".
+        rate_groups: what the controller sees apart and gives a learning rate of its own, likewise; at least as fine as
+            `groups`.
         interval: steps from one decision to the next.
         warmup: part of the run before the first decision.
         max_grad_norm: joint threshold at the start.
         reach: how far a decision may depart, in log; log 2 by default.
-        step_limit: largest change of a log threshold or log share from one decision to the next.
+        step_limit: largest change of a log threshold or log share from one decision to the next; a log rate may change
+            by 2 reach.
         quantile, rate, first_rate: of the analytic thresholds, as in `Quantile`.
         count_share, loss_share: parts of each step's 1/sigma^2 that the counts and the loss take; together they make
             the gradient's noise larger by (1 - count_share - loss_share)^(-1/2), 0.76 % by default.
@@ -77,19 +87,20 @@ class Controlled(PerGroup):
     max_grad_norm: float = 0.1
     mode: str = "B"
     controller: str = "sac"
-    groups: str = "layer"
+    groups: str = "model"
+    rate_groups: str = "layer"
     interval: int = 8
     warmup: float = 0.1
     reach: float = math.log(2)
     step_limit: float = 0.25
-    quantile: float = 0.5
+    quantile: float = 0.1
     rate: float = 0.2
     first_rate: float = 2.0
     count_share: float = 0.01
     loss_share: float = 0.005
     loss_width: float = 2.5
     reward: str = "both"
-    policy: str = "none"
+    policy: str = "shipped"
     agent_seed: int = 0
     name: ClassVar[str] = "rl"
 
@@ -97,6 +108,7 @@ class Controlled(PerGroup):
         _one_of("mode", self.mode, MODES)
         _one_of("groups", self.groups, tuple(GROUPINGS))
         _one_of("reward", self.reward, REWARDS)
+        _one_of("rate_groups", self.rate_groups, tuple(GROUPINGS))
         self.group_of = GROUPINGS[self.groups]
         super().__post_init__()
         self._check()
@@ -109,7 +121,7 @@ class Controlled(PerGroup):
             group_of=self.group_of,
         )  # fmt: skip
         self._steps, self._planned = 0, 0
-        self._begin([0], [1])
+        self._begin([0], [0], [1])
 
     def _check(self) -> None:
         if self.interval < 1:
@@ -135,33 +147,61 @@ class Controlled(PerGroup):
     def partition(self, names: Sequence[str], sizes: Sequence[int]) -> list[int]:
         owners = super().partition(names, sizes)
         self._analytic.partition(names, sizes)
-        self._begin(owners, sizes)
+        finer = min(self.groups, self.rate_groups, key=list(GROUPINGS).index)
+        seen = [GROUPINGS[finer](name) for name in names]
+        numbers = {group: number for number, group in enumerate(dict.fromkeys(seen))}
+        self._begin(owners, [numbers[group] for group in seen], sizes)
         return owners
 
-    def _begin(self, owners: Sequence[int], sizes: Sequence[int]) -> None:
-        self._summariser = Summariser(owners, sizes)
+    def _begin(self, owners: Sequence[int], seen: Sequence[int], sizes: Sequence[int]) -> None:
+        self._owners, self._seen = list(owners), list(seen)  # what each parameter is clipped with, and acted on with
+        self._parents = [owners[self._seen.index(group)] for group in range(max(seen) + 1)]
+        self._seen_sizes = [0] * len(self._parents)
+        for group, size in zip(seen, sizes, strict=True):
+            self._seen_sizes[group] += size
+        self._summariser = Summariser(seen, sizes, self._parents)
         self._history: tuple[Summary, ...] = ()
         self._latest: dict[str, float] = {}
         self._loss_centre = self.loss_width
-        self._action = torch.zeros(len(self._sizes), self._columns)
-        self.agent.start(len(self._sizes), self._columns)
+        self._action = torch.zeros(len(self._parents), self._columns)
+        self.agent.start(len(self._parents), self._columns)
+        self._first_bounds = self.bounds()
 
     # --- what is clipped and how the noise is shared --------------------------------------------------------------
 
     def bounds(self) -> list[float]:
-        departures = (self.reach * self._action[:, THRESHOLD].double()).exp().tolist()
-        return [bound * by for bound, by in zip(self._analytic.bounds(), departures, strict=True)]
+        return [bound * by for bound, by in zip(self._analytic.bounds(), self._departures(THRESHOLD), strict=True)]
+
+    def _departures(self, column: int) -> list[float]:
+        """Factors by clipping group: where the controller sees parts of one apart, their mean in log."""
+        parents, action = torch.tensor(self._parents), self._action[:, column].double()
+        groups = len(self._sizes)
+        sums = torch.zeros(groups, dtype=torch.float64).index_add_(0, parents, action)
+        return (self.reach * sums / torch.bincount(parents, minlength=groups)).exp().tolist()
 
     def shares(self) -> list[float]:
-        departures = (self.reach * self._action[:, ALLOCATION].double()).exp().tolist()
-        weights = [share * by for share, by in zip(super().shares(), departures, strict=True)]
+        weights = [share * by for share, by in zip(super().shares(), self._departures(ALLOCATION), strict=True)]
         return [weight / math.fsum(weights) for weight in weights]
 
     def noise_wish(self) -> float:
         return float(self._action[:, NOISE].mean()) if self.mode == "C" else 0.0
 
-    def rate_multiplier(self) -> float:
-        return math.exp(2 * self.reach * float(self._action[:, RATE].mean()))
+    def rate_multipliers(self) -> list[float]:
+        each = self._group_rates()
+        return [each[group] for group in self._seen]
+
+    def _group_rates(self) -> list[float]:
+        return (2 * self.reach * self._action[:, RATE].double()).exp().tolist()
+
+    def restored(self, step: StepRelease) -> StepRelease:
+        """In units of the thresholds at the start: what optimizers average over steps has one scale, wherever the
+        thresholds go. Post-processing."""
+        scales = [first / now for first, now in zip(self._first_bounds, self.bounds(), strict=True)]
+        each = [scales[owner] for owner in self._owners]
+        torch._foreach_mul_(step.gradient, each)
+        stds = tuple(std * scale for std, scale in zip(step.stds, scales, strict=True))
+        coordinates = tuple(std * scale for std, scale in zip(step.coordinate_stds, each, strict=True))
+        return replace(step, stds=stds, coordinate_stds=coordinates)
 
     def side_queries(self) -> Sequence[SideQuery]:
         if self.mode == "A":
@@ -192,24 +232,27 @@ class Controlled(PerGroup):
         return (*self._history, latest)[-self.interval :]
 
     def _decide(self, seen: Released[tuple[Summary, ...]]) -> None:
-        sizes, in_force, left = tuple(self._sizes), self._action.clone(), seen.receipt.budget_left
+        sizes, in_force, left = tuple(self._seen_sizes), self._action.clone(), seen.receipt.budget_left
         context = Context(self._steps, self._planned, left, sizes, in_force, self.interval)
         wanted = self.agent.act(seen, context).clamp(-1, 1)
-        limit = self.step_limit / self.reach
-        self._action = (in_force + (wanted - in_force).clamp(-limit, limit)).clamp(-1, 1)
+        limit = torch.full((self._columns,), self.step_limit / self.reach)
+        limit[RATE] = 1.0
+        self._action = in_force + (wanted - in_force).clamp(-limit, limit)
         self.agent.executed(self._action)
         self._history = ()
 
     # --- state ----------------------------------------------------------------------------------------------------
 
     def metrics(self) -> dict[str, float]:
-        bounds, shares = self.bounds(), self.shares()
+        bounds, shares, rates = self.bounds(), self.shares(), self._group_rates()
         found = {
             "threshold": math.sqrt(sum(c**2 for c in bounds)), "departure": float(self._action.abs().mean()),
-            "rate_multiplier": self.rate_multiplier(),
+            "rate_multiplier": math.exp(math.fsum(map(math.log, rates)) / len(rates)),
         }  # fmt: skip
         for group in range(0, len(bounds), math.ceil(len(bounds) / _MOST_CURVES)):
             found |= {f"group_threshold_{group}": bounds[group], f"noise_share_{group}": shares[group]}
+        for group in range(0, len(rates), math.ceil(len(rates) / _MOST_CURVES)):
+            found[f"group_rate_{group}"] = rates[group]
         return {**found, **self.agent.metrics(), **self._latest}
 
     def public_state(self) -> dict[str, Any]:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 import dpclip
-from dpclip.clipping import Controlled, PerLayerQuantile, RunShape, StepRelease, make_rule
+from dpclip.clipping import Controlled, Flat, PerLayerQuantile, RunShape, StepRelease, make_rule
 from dpclip.clipping.control import (
     Context,
     Controller,
@@ -35,7 +35,16 @@ from dpclip.released import Released
 CASES = [f"rl:interval=1,mode={mode},controller={name}" for mode in "AB" for name in controller_names()]
 
 
-@pytest.mark.parametrize("text", [*CASES, "rl:interval=3", "rl:interval=1,groups=model", "rl:interval=1,groups=tensor"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        *CASES,
+        "rl:interval=3",
+        "rl:interval=1,groups=layer",
+        "rl:interval=1,groups=tensor",
+        "rl:interval=1,groups=model,rate_groups=tensor",
+    ],
+)
 def test_every_controller_in_every_mode_keeps_the_laws(text: str) -> None:
     clipper_laws.check_rule(lambda: make_rule(text), 1.0, 1)
 
@@ -172,7 +181,7 @@ def test_thresholds_are_fixed_while_a_step_is_open() -> None:
 @pytest.mark.parametrize("allocation", ["uniform", "proportional", "minimum-variance"])
 @pytest.mark.parametrize("mode", ["A", "B"])
 def test_no_sample_moves_a_whitened_release_by_more_than_is_paid_for(groups: int, allocation: str, mode: str) -> None:
-    rule = Controlled(mode=mode, controller="random", interval=1, allocation=allocation)
+    rule = Controlled(mode=mode, controller="random", interval=1, allocation=allocation, groups="layer")
     names, sizes = [f"h.{k}.weight" for k in range(groups)], [3 * k + 2 for k in range(groups)]
     rule.partition(names, sizes)
     generator = torch.Generator().manual_seed(groups)
@@ -262,7 +271,8 @@ def test_the_window_of_losses_follows_what_was_released() -> None:
 
 
 def test_a_controller_that_departs_by_nothing_is_the_analytic_one() -> None:
-    rule, plain = Controlled(controller="quantile", interval=1), PerLayerQuantile(first_rate=2.0)
+    rule = Controlled(controller="quantile", interval=1, groups="layer")
+    plain = PerLayerQuantile(quantile=0.1, first_rate=2.0)
     for each in (rule, plain):
         each.partition(clipper_laws.NAMES, clipper_laws.SIZES)
     for seed in range(5):
@@ -271,7 +281,7 @@ def test_a_controller_that_departs_by_nothing_is_the_analytic_one() -> None:
             each.observe(released)
         assert rule.bounds() == plain.bounds()
         assert rule.shares() == pytest.approx(plain.shares())
-    assert rule.bounds() != PerLayerQuantile().bounds()
+    assert rule.bounds() != PerLayerQuantile(quantile=0.1).bounds()
 
 
 def test_the_constant_controller_stays_where_it_began() -> None:
@@ -298,7 +308,7 @@ def test_the_schedule_falls_from_the_highest_to_the_lowest_reach() -> None:
 
 
 def test_a_decision_changes_no_more_than_the_step_limit() -> None:
-    rule = Controlled(controller="random", interval=1, mode="A", step_limit=0.1)
+    rule = Controlled(controller="random", interval=1, mode="A", step_limit=0.1, groups="layer")
     rule.partition(clipper_laws.NAMES, clipper_laws.SIZES)
     before = rule.bounds()
     for seed in range(20):
@@ -324,10 +334,10 @@ def test_large_models_are_summarised_by_a_part_of_their_coordinates(monkeypatch:
     """Energy and noise are of the same coordinates, so their ratio is unbiased; small parameters are not lost."""
     monkeypatch.setattr(observation, "MOST_COORDINATES", 4096)
     sizes = [100_000, 30_000, 7]
-    summariser = observation.Summariser([0, 1, 1], sizes)
+    summariser = observation.Summariser([0, 1, 1], sizes, parents=[0, 1])
     generator = torch.Generator().manual_seed(0)
     gradients = [torch.randn(size, generator=generator) * scale for size, scale in zip(sizes, (2, 3, 3), strict=True)]
-    summary = summariser.summarise(StepRelease(gradients, {}, 1.0, (2.0, 3.0)), loss_offset=0.0)
+    summary = summariser.summarise(StepRelease(gradients, {}, 1.0, (2.0, 3.0), {}, (2.0, 3.0, 3.0)), loss_offset=0.0)
     assert [e / n for e, n in zip(summary.energy, summary.noise, strict=True)] == pytest.approx([1.0, 1.0], rel=0.1)
     assert sum(n / s**2 for n, s in zip(summary.noise, (2, 3), strict=True)) <= 4096
     assert summariser.tensor_state()["previous.2"].numel() == 1
@@ -373,7 +383,7 @@ def test_its_state_is_json_and_goes_on_in_the_middle_of_an_interval() -> None:
     [
         ("rl:mode=D", "mode = 'D' is unknown: choose one of A, B"),
         ("rl:controller=magic", "controller 'magic' is unknown: choose one of constant, quantile, random"),
-        ("rl:groups=head", "choose one of layer, block, tensor, model"),
+        ("rl:groups=head", "choose one of tensor, layer, block, model"),
         ("rl:interval=0", "interval = 0"),
         ("rl:warmup=1", "warmup"),
         ("rl:loss_share=0.99,count_share=0.5", "below 1 together"),
@@ -390,6 +400,68 @@ def test_unknown_controllers_are_refused() -> None:
     with pytest.raises(BadInput, match="choose one of"):
         make_controller("none", None)  # type: ignore[arg-type]
     assert issubclass(Constant, Controller)
+
+
+def test_the_shipped_policy_is_begun_with_where_it_was_taught() -> None:
+    def begins(**settings: str) -> Tensor:
+        rule = Controlled(interval=1, **settings)  # type: ignore[arg-type]
+        rule.partition(clipper_laws.NAMES, clipper_laws.SIZES)
+        return rule.agent.policy()["actor.mean.weight"]  # type: ignore[attr-defined]
+
+    assert float(begins().abs().max()) > 0
+    for settings in ({"policy": "none"}, {"mode": "A"}, {"mode": "C"}):
+        assert float(begins(**settings).abs().max()) == 0, "an untrained agent departs by nothing on average"
+    assert Controlled().describe()["policy"] == "policy.safetensors"
+    assert "policy" not in Controlled(mode="A").describe()
+
+
+class _Apart(Constant):
+    """Wants other thresholds and rates for each group it sees."""
+
+    def act(self, seen: Released[tuple[Summary, ...]], context: Context) -> Tensor:
+        return torch.linspace(-1, 1, context.executed.numel()).view_as(context.executed)
+
+
+def test_groups_that_are_clipped_together_may_be_seen_apart() -> None:
+    rule = Controlled(groups="block", rate_groups="tensor", interval=1, warmup=0.0, step_limit=10.0)
+    rule.agent = _Apart()
+    names = ["h.0.a.weight", "h.0.a.bias", "h.1.a.weight", "h.1.a.bias", "head.weight"]
+    sizes = [4, 2, 4, 2, 8]
+    assert rule.partition(names, sizes) == [0, 0, 1, 1, 2]
+    before = rule.bounds()
+    gradient = [torch.randn(size) for size in sizes]
+    sides = {"within": torch.zeros(3), "loss": torch.zeros(1)}
+    step = StepRelease(gradient, sides, 8.0, (1.0,) * 3, {"within": 1.0, "loss": 1.0}, (1.0,) * 5)
+    rule.observe(clipper_laws.released_to(Flat(), 0).map(lambda _: step))
+    assert rule._action.shape == (5, 3)
+    wanted = torch.linspace(-1, 1, 15).view(5, 3).double()
+    analytic = rule._analytic.bounds()
+    means = [wanted[:2, 0].mean(), wanted[2:4, 0].mean(), wanted[4, 0]]
+    assert rule.bounds() == pytest.approx([a * 2 ** float(m) for a, m in zip(analytic, means, strict=True)])
+    assert len(before) == len(rule.shares()) == 3
+    assert rule.rate_multipliers() == pytest.approx([4 ** float(w) for w in wanted[:, 2]])
+    coarse = Controlled(groups="layer", rate_groups="model")
+    assert coarse.partition(names, [4, 2, 4, 2, 8]) == [0, 0, 1, 1, 2]
+    assert len(coarse._parents) == 3, "never coarser than what is clipped together"
+
+
+def test_what_optimizers_average_has_one_scale_wherever_thresholds_go() -> None:
+    """Noise in the gradient that leaves the rule stays where it was at the start, and is reported as it is."""
+    rule = Controlled(interval=1, warmup=0.0, controller="random", groups="layer")
+    data = torch.randn(80, 4, generator=torch.Generator().manual_seed(1))
+    private, net = training(rule, data)
+    recorder = Recorder(private)
+    for _ in steps_of(private, net):
+        pass
+    first = rule._first_bounds
+    shares = [s for _, _, s in recorder.seen]
+    for (released, _, _), share in zip(recorder.seen[1:], shares, strict=False):
+        step = released.value
+        expected = [c / math.sqrt(part) for c, part in zip(first, share, strict=True)]
+        ratio = [std / e for std, e in zip(step.stds, expected, strict=True)]
+        assert ratio == pytest.approx([ratio[0]] * len(ratio), rel=1e-9)
+        each = [step.stds[owner] / step.divisor for owner in rule._owners]
+        assert list(step.coordinate_stds) == pytest.approx(each, rel=1e-12)
 
 
 class _Faster(Constant):
