@@ -1,0 +1,1 @@
+"""dpclip inside other training frameworks; each module imports its framework, this package none."""
