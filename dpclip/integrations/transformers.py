@@ -68,9 +68,10 @@ class ClipCallback(TrainerCallback):
         self.clipper.step()
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Add the clipper's numbers."""
-        if kwargs.get("logs") is not None:
-            kwargs["logs"].update(self.clipper.metrics())
+        """Add the clipper's numbers, also to what the Trainer has just written into its history."""
+        for log in (kwargs.get("logs"), state.log_history[-1] if state.log_history else None):
+            if log is not None:
+                log.update(self.clipper.metrics())
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Put the state beside the Trainer's."""
