@@ -11,7 +11,8 @@ from torch.optim.optimizer import ParamsT
 
 from dpclip.errors import BadInput
 from dpclip.optim.measured import MeasuredOptimizer, Share, fraction, not_negative
-from dpclip.postprocess.spike_aware import cut_spikes_
+from dpclip.postprocess.blocks import blocks_of, together
+from dpclip.postprocess.spike_aware import cut_spikes_, has_spikes
 
 
 class SPAM(MeasuredOptimizer):
@@ -84,7 +85,8 @@ class SPAM(MeasuredOptimizer):
 
     @staticmethod
     def _cut(gradient: Tensor, usual: Tensor, group: dict[str, Any]) -> Tensor:
-        if not bool(torch.add(gradient.square(), usual, alpha=-group["threshold"]).amax() > 0):
+        parts = zip(blocks_of(gradient), blocks_of(usual), strict=True)
+        if not any(has_spikes(part.square(), v, group["threshold"]) for part, v in parts):
             return gradient
         cut = gradient.clone()
         cut_spikes_(cut, usual, group["threshold"], never_seen=group["quirks"])
@@ -129,19 +131,29 @@ def adam_step(
         state["step"] += 1
     steps = [state["step"] for state in states]
     means, squares = ([state[name] for state in states] for name in ("exp_avg", "exp_avg_sq"))
-    torch._foreach_lerp_(means, gradients, 1 - beta1)
-    torch._foreach_mul_(squares, beta2)
-    torch._foreach_addcmul_(squares, gradients, gradients, 1 - beta2)
+    for step in sorted(set(steps)):
+        picked = [index for index, own in enumerate(steps) if own == step]
+        size, root = lr / (1 - beta1**step), math.sqrt(1 - beta2**step)
+        columns = [[column[index] for index in picked] for column in (parameters, gradients, means, squares)]
+        for part in together(columns):
+            _move(part, (beta1, beta2), size * root if late_eps else size, 1.0 if late_eps else root, group["eps"])
+
+
+def _move(columns: list[list[Tensor]], betas: tuple[float, float], size: float, root: float, eps: float) -> None:
+    """p - size m/(sqrt(v)/root + eps), after m and v have seen g; columns of p, g, m and v that fit the cache."""
+    parameters, gradients, means, squares = columns
+    torch._foreach_lerp_(means, gradients, 1 - betas[0])
+    torch._foreach_mul_(squares, betas[1])
+    torch._foreach_addcmul_(squares, gradients, gradients, 1 - betas[1])
     divisors = list(torch._foreach_sqrt(squares))
-    roots = [math.sqrt(1 - beta2**step) for step in steps]
-    sizes = [lr / (1 - beta1**step) for step in steps]
-    if late_eps:
-        sizes = [size * root for size, root in zip(sizes, roots, strict=True)]
-    else:
-        torch._foreach_div_(divisors, roots)
-    torch._foreach_add_(divisors, group["eps"])
-    moves = list(torch._foreach_div(means, divisors))
-    torch._foreach_mul_(moves, [-size for size in sizes])
+    if root != 1.0:
+        torch._foreach_div_(divisors, root)
+    torch._foreach_add_(divisors, eps)
+    if parameters[0].dtype == means[0].dtype:
+        torch._foreach_addcdiv_(parameters, means, divisors, -size)
+        return
+    moves = torch._foreach_div(means, divisors)
+    torch._foreach_mul_(moves, -size)
     torch._foreach_add_(parameters, [move.to(p.dtype) for move, p in zip(moves, parameters, strict=True)])
 
 

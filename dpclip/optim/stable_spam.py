@@ -13,7 +13,7 @@ from dpclip.postprocess.stable_spam import StableSPAM as Transform
 
 
 class StableSPAM(MeasuredOptimizer):
-    """Adam behind `dpclip.postprocess.StableSPAM`'s two transforms, with moment resets.
+    """Adam behind `dpclip.postprocess.StableSPAM`'s two transforms, with moment resets. Changes `.grad` in place.
 
     Args:
         params: parameters or groups.
@@ -60,7 +60,7 @@ class StableSPAM(MeasuredOptimizer):
             return
         torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
         transform = self._transform(group, parameters)
-        gradients = [gradient.clone() for gradient in share.gradients]
+        gradients = share.gradients
         transform.clip(gradients, list(range(len(parameters))))
         states = [moments(self.state[p], p) for p in parameters]
         for row, state in zip(transform.rows(), states, strict=True):

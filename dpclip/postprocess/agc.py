@@ -12,6 +12,7 @@ from torch import Tensor
 from dpclip.clipping.flat import check_threshold
 from dpclip.errors import BadInput
 from dpclip.postprocess.clipper import GradientClipper, Report, Seen
+from dpclip.postprocess.norms import reduced, squared_norms
 
 _TINY = 1e-6
 
@@ -45,18 +46,22 @@ class AGC(GradientClipper):
         except re.error as error:
             raise BadInput(f"exclude = {self.exclude!r} is no regular expression: {error}") from error
 
+    def measure(self, gradients: list[Tensor]) -> Tensor:
+        """The norms are the rows' norms'."""
+        self._norms = [_rows(gradient) for gradient in gradients]
+        return squared_norms(self._norms)
+
     @torch.no_grad()
     def transform(self, seen: Seen) -> Report:
         scales = torch.ones(len(seen.gradients), dtype=torch.float64)
-        for index, (gradient, place) in enumerate(zip(seen.gradients, seen.places, strict=True)):
+        for index, place in enumerate(seen.places):
             if self._excluded is None or not self._excluded.search(self.names[place]):
-                scales[index] = self._clip(gradient, self._parameters[place])
+                scales[index] = self._clip(seen.gradients[index], self._norms[index], self._parameters[place])
         return Report.of(seen, scales)
 
-    def _clip(self, gradient: Tensor, weights: Tensor) -> float:
+    def _clip(self, gradient: Tensor, norms: Tensor, weights: Tensor) -> float:
         """Clips in place; how much of the norm is left."""
         allowed = self.clip_factor * _rows(weights).clamp(min=self.eps)
-        norms = _rows(gradient)
         factors = torch.where(norms > allowed, allowed / norms.clamp(min=_TINY), torch.ones_like(norms))
         if not bool((factors < 1).any()):
             return 1.0
@@ -69,5 +74,5 @@ def _rows(tensor: Tensor) -> Tensor:
     """Norm of each row, in a shape that the tensor can be multiplied by."""
     wide = torch.float64 if tensor.dtype == torch.float64 else torch.float32
     if tensor.dim() <= 1:
-        return torch.linalg.vector_norm(tensor, dtype=wide)
-    return torch.linalg.vector_norm(tensor, dim=tuple(range(1, tensor.dim())), keepdim=True, dtype=wide)
+        return reduced(torch.linalg.vector_norm(tensor, dtype=wide))
+    return reduced(torch.linalg.vector_norm(tensor, dim=tuple(range(1, tensor.dim())), keepdim=True, dtype=wide))

@@ -2,18 +2,42 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+
 from torch import Tensor
 
-_BLOCK = 2**18
+BLOCK = 2**18
 
 
-def blocks_of(tensor: Tensor) -> tuple[Tensor, ...]:
+def blocks_of(tensor: Tensor, size: int = BLOCK) -> tuple[Tensor, ...]:
     """Flat views of a contiguous tensor; of any other, and of a distributed one, the tensor itself."""
-    if (
-        hasattr(tensor, "to_local")
-        or tensor.device.type != "cpu"
-        or not tensor.is_contiguous()
-        or tensor.numel() <= _BLOCK
-    ):
+    if tensor.numel() <= size or not is_blocked(tensor):
         return (tensor,)
-    return tensor.view(-1).split(_BLOCK)
+    return tensor.view(-1).split(size)
+
+
+def is_blocked(tensor: Tensor) -> bool:
+    """Whether it pays, and is possible, to take the tensor in parts."""
+    return not hasattr(tensor, "to_local") and tensor.device.type == "cpu" and tensor.is_contiguous()
+
+
+def together(columns: Sequence[Sequence[Tensor]]) -> Iterator[list[list[Tensor]]]:
+    """Rows of equally shaped tensors, large ones in blocks, small ones several at a time: lists for `torch._foreach_…`.
+
+    Args:
+        columns: lists of the same length, such as weights, gradients and moments.
+    """
+    blocked = all(is_blocked(tensor) for column in columns for tensor in column)
+    rows = list(zip(*columns, strict=True))
+    if blocked:
+        rows = [part for row in rows for part in zip(*map(blocks_of, row), strict=True)]
+    batch: list[tuple[Tensor, ...]] = []
+    filled = 0
+    for row in rows:
+        if batch and blocked and filled + row[0].numel() > BLOCK:
+            yield [list(column) for column in zip(*batch, strict=True)]
+            batch, filled = [], 0
+        batch.append(row)
+        filled += row[0].numel()
+    if batch:
+        yield [list(column) for column in zip(*batch, strict=True)]

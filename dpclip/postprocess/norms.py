@@ -32,12 +32,12 @@ def largest(tensors: Sequence[Any]) -> Tensor:
     Returns:
         float64, shape [n], on the CPU.
     """
+    local = [tensor.to_local() if _is_distributed(tensor) else tensor for tensor in tensors]
+    filled = [index for index, tensor in enumerate(local) if tensor.numel()]
     found = torch.zeros(len(tensors), dtype=torch.float64)
-    for index, tensor in enumerate(tensors):
-        local = tensor.to_local() if _is_distributed(tensor) else tensor
-        if local.numel():
-            low, high = torch.aminmax(local)
-            found[index] = torch.maximum(-low, high).double().cpu()
+    if filled:
+        ends = [end for index in filled for end in torch.aminmax(local[index])]
+        found[filled] = torch.stack([end.double().cpu() for end in ends]).abs().view(-1, 2).amax(1)
     for places, (mesh, placements) in _distributed(tensors):
         found[places] = _reduced(found[places].to(mesh.device_type), mesh, placements, "max").cpu()
     return found
@@ -107,6 +107,15 @@ def _wide(tensors: Sequence[Tensor]) -> torch.dtype:
 
 
 # --- distributed tensors ----------------------------------------------------------------------------------------------
+
+
+def reduced(tensor: Any) -> Any:
+    """A distributed tensor that holds a part of a sum or a norm on each rank, with the whole on each."""
+    if not _is_distributed(tensor) or not any(p.is_partial() for p in tensor.placements):
+        return tensor
+    from torch.distributed.tensor import Replicate
+
+    return tensor.redistribute(placements=[Replicate() if p.is_partial() else p for p in tensor.placements])
 
 
 def _is_distributed(tensor: Any) -> bool:

@@ -63,11 +63,10 @@ class SpikeAware(GradientClipper):
     def _clip(self, gradient: Tensor, usual: Tensor, *, cut: bool) -> bool:
         """One block; whether anything was cut."""
         squares = gradient.to(usual.dtype).square()
-        spiked = cut and bool(torch.add(squares, usual, alpha=-self.threshold).amax() > 0)
-        if spiked and cut_spikes_(gradient, usual, self.threshold, never_seen=self.quirks):
+        spiked = cut and has_spikes(squares, usual, self.threshold)
+        if spiked:
+            spiked = cut_spikes_(gradient, usual, self.threshold, never_seen=self.quirks)
             squares = gradient.to(usual.dtype).square()
-        else:
-            spiked = False
         usual.lerp_(squares, 1 - self.beta2)
         return spiked
 
@@ -79,6 +78,11 @@ class SpikeAware(GradientClipper):
         if unknown := sorted(set(state["usual"]) - set(places)):
             raise BadInput(f"spam: the state is of a parameter {unknown[0]!r} that this model does not train")
         self._usual = {places[name]: v.clone() for name, v in state["usual"].items()}
+
+
+def has_spikes(squares: Tensor, usual: Tensor, threshold: float) -> bool:
+    """Whether g^2 > threshold v anywhere; those that never had a gradient included."""
+    return bool(torch.add(squares, usual, alpha=-threshold).amax() > 0)
 
 
 def cut_spikes_(gradient: Tensor, usual: Tensor, threshold: float, *, never_seen: bool) -> bool:

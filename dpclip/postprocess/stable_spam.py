@@ -62,7 +62,7 @@ class StableSPAM(GradientClipper):
 
     def measure(self, gradients: list[Tensor]) -> Tensor:
         """Norms and largest elements of blocks, in one go through memory."""
-        self._blocks = [blocks_of(gradient) for gradient in gradients]
+        self._blocks = [blocks_of(gradient, 2**20) for gradient in gradients]
         flat = [block for blocks in self._blocks for block in blocks]
         counts = [len(blocks) for blocks in self._blocks]
         self._squares, self._largest = squared_norms(flat).split(counts), largest(flat).split(counts)

@@ -178,10 +178,9 @@ def test_a_gradient_that_is_not_finite_changes_nothing(kind: str, bad: float) ->
         strict.step()
 
 
-@every
-def test_gradients_are_left_as_they_are(kind: str) -> None:
+def test_spam_leaves_gradients_as_they_are() -> None:
     held = parameters()
-    optimizer = KINDS[kind](held)
+    optimizer = KINDS["spam"](held)
     train(optimizer, held, 0, 3)
     for parameter in held:
         parameter.grad = torch.full_like(parameter, 1e5)
