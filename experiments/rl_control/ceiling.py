@@ -30,7 +30,7 @@ from dpclip.job import Job
 from dpclip.training import start
 
 RECORDS, QUANTILES = 384, (0.1, 0.5, 0.9)
-SETTINGS = ("e2e-builtin", "notes-builtin", "e2e-wikitext-lora")
+SETTINGS = ("notes-builtin", "e2e-builtin", "e2e-wikitext-lora")
 
 
 class Gradients:

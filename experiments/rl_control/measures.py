@@ -18,7 +18,8 @@ from dpclip.job import Job
 from dpclip.models.loading import load_model
 from dpclip.tasks.records import Records
 
-ALTERNATIVES, CHOICES = 255, 100
+ALTERNATIVES, CHOICES = 127, 60
+_BEFORE: dict[tuple[str, str, str], Tensor] = {}  # what the public model says of the rows under attack
 
 
 def kind_of(setting: str) -> str:
@@ -81,15 +82,16 @@ def untrained(settings_model: str) -> nn.Module:
 def attacked(model: nn.Module, job: Job, prepared: Path, setting: str) -> dict[str, float]:
     """Area under the curve of a calibrated loss attack on 300 rows inside and 300 outside; mean exposure of canaries.
 
-    Exposure is log2(256) less log2 of the true number's rank among 255 random ones (Carlini et al., "The Secret
+    Exposure is log2(128) less log2 of the true number's rank among 127 random ones (Carlini et al., "The Secret
     Sharer", 2019); 1.4 bits is what a model shows that has never seen them.
     """
     kind, settings = kind_of(setting), job.settings
     gains = []
     for side in ("inside", "outside"):
         records = records_of(kind, read(prepared / f"{kind}_{side}.csv")[1])
-        before = likelihoods(untrained(settings.model), job, records, mean=True)
-        gains.append(likelihoods(model, job, records, mean=True) - before)
+        if (which := (settings.model, kind, side)) not in _BEFORE:
+            _BEFORE[which] = likelihoods(untrained(settings.model), job, records, mean=True)
+        gains.append(likelihoods(model, job, records, mean=True) - _BEFORE[which])
     ranks = torch.tensor(rankdata(torch.cat(gains).numpy()))[: len(gains[0])]
     inside, outside = len(gains[0]), len(gains[1])
     area = (float(ranks.sum()) - inside * (inside + 1) / 2) / (inside * outside)

@@ -53,7 +53,7 @@ def e2e(data: Path, output: Path) -> None:
     train = rows + canaries
     draw.shuffle(train)
     write(output / "e2e_train.csv", header, train)
-    write(output / "e2e_held_out.csv", header, read(data / "e2e_nlg" / "devset.csv")[1][:200])
+    write(output / "e2e_held_out.csv", header, draw.sample(read(data / "e2e_nlg" / "devset.csv")[1], 100))
     save_canaries(output / "e2e_canaries.json", [row[0] for row in canaries], numbers)
 
 
@@ -76,7 +76,7 @@ def clinic(data: Path, output: Path) -> None:
     draw.shuffle(train)
     write(output / "notes_train.csv", header, train)
     held_out = read(output / "all_notes" / "held_out.csv")[1]
-    write(output / "notes_held_out.csv", header, draw.sample(held_out, 200))
+    write(output / "notes_held_out.csv", header, draw.sample(held_out, 100))
     save_canaries(output / "notes_canaries.json", [], numbers)
 
 

@@ -4,8 +4,8 @@ usage: OMP_NUM_THREADS=1 python pretrain.py collect DATA EPISODES FIRST LAST [PO
        OMP_NUM_THREADS=1 python pretrain.py learn EPISODES POLICY UPDATES
        OMP_NUM_THREADS=1 python pretrain.py evaluate DATA POLICY FIRST LAST OUTPUT.json
 
-DATA is a folder with tinyshakespeare, wikitext2, gsm8k, sms_spam and trec; EPISODES a folder that collects runs. A task
-is a part of the built-in model (its first one to three blocks, or adapters), a text, a budget, a batch size and a
+DATA is a folder with tinyshakespeare, wikitext2, gsm8k, sms_spam, trec and adult; EPISODES a folder that collects runs.
+A task is a part of the built-in model (its first two to four blocks, or adapters), a text, a budget, a batch size and a
 learning rate. Nothing here is private, so a decision is rewarded for how much more the true held-out loss has fallen
 since than in the same run, with the same seed, under the `quantile` controller; what the agent sees is what it would
 see in a private run. Collect in several processes, learn, collect with the policy, learn again.
@@ -40,12 +40,15 @@ from dpclip.plan import Plan, make_plan
 from dpclip.private import UnitIndex
 from dpclip.randomness import SecretKey
 from dpclip.released import Released
+from dpclip.tasks.clinic_notes import clinic_notes
 from dpclip.tasks.language_modelling import Example, LanguageModelling
 from dpclip.tasks.records import Records
 
-LENGTH, HELD_OUT = 32, 64
+INTERVAL, LENGTH, HELD_OUT = 4, 40, 48
 WORTH = 10.0  # reward of a decision after which the log perplexity is a WORTH-th lower than the pair's
-BATCH = 64
+BATCH, REPEATS = 64, 3
+STRUCTURED = ("notes", "census")  # texts like those that are trained on in private: drawn twice as often
+SPREADS = torch.tensor([[0.2, 0.0, 0.45], [0.0, 0.0, 0.5]])  # of the explorer's disturbances: alike, and by size
 SETTINGS = SacSettings(gamma=0.99, learning_rate=1e-3, temperature=0.002)
 
 
@@ -64,7 +67,16 @@ def texts(data: Path) -> dict[str, list[str]]:
         "questions": [line.split(" ", 1)[1] for line in lines("trec/train_5500.label.gz") if " " in line],
         "messages": [line.split("\t", 1)[1] for line in lines("sms_spam/SMSSpamCollection.gz") if "\t" in line],
         "sums": [json.loads(line)["question"] for line in lines("gsm8k/train.jsonl.gz") if line],
+        "notes": [note.text for note in clinic_notes(8000)],
+        "census": [_person(line.split(", ")) for line in lines("adult/adult.data.gz") if line.count(",") == 14],
     }
+
+
+def _person(row: list[str]) -> str:
+    """A census row in words."""
+    age, kind, _, school, _, status, work, _, race, sex, _, _, hours, country, income = row
+    words = f"{race} {sex.lower()} aged {age}, {status.lower()}, from {country}. School: {school}. "
+    return words + f"Works {hours} hours a week, {kind.lower()}, as {work.lower()}. Income {income}."
 
 
 @dataclass(frozen=True)
@@ -81,20 +93,14 @@ class Task:
     units: int
     steps: int
 
-    @property
-    def interval(self) -> int:
-        """Steps from one decision to the next."""
-        return 4
-
     @classmethod
     def drawn(cls, seed: int, names: list[str]) -> Task:
         """A random task."""
         draw = random.Random(seed)
-        lora = draw.choice([None, None, 8])
+        lora = draw.choice([None, None, None, None, 8])
         return cls(
-            seed, draw.choice(names), draw.choice([1, 2, 3]), lora, draw.choice([0.5, 2.0, 8.0]),
-            draw.choice([32, 48]), 10 ** draw.uniform(-0.4, 0.3), draw.choice([1000, 2500]),
-            draw.choice([16, 24, 32, 48]),
+            seed, draw.choice([*names, *STRUCTURED]), draw.choice([2, 3, 4]), lora, draw.choice([0.5, 2.0, 8.0]),
+            draw.choice([24, 32]), 10 ** draw.uniform(-0.2, 0.3), draw.choice([2000, 5000]), draw.choice([16, 24]),
         )  # fmt: skip
 
     def model(self) -> LoadedModel:
@@ -141,7 +147,7 @@ def run(task: Task, data: Path, rule: Controlled) -> list[float]:
             optimizer.param_groups[0]["lr"] = peak * (1 - step / task.steps)
 
         def took(self, step: int, released: Released[StepRelease]) -> None:
-            if (step + 1) % task.interval == 0:
+            if (step + 1) % INTERVAL == 0:
                 losses.append(math.log(language.evaluate(model, held_out)))
 
     private.observers.append(Watcher())
@@ -155,41 +161,56 @@ def run(task: Task, data: Path, rule: Controlled) -> list[float]:
 
 def ruled(task: Task, controller: str, policy: str = "none") -> Controlled:
     """The rule of a run."""
-    return Controlled(controller=controller, interval=task.interval, warmup=0.0, agent_seed=task.seed, policy=policy)
+    return Controlled(
+        controller=controller, interval=INTERVAL, warmup=0.0, agent_seed=task.seed, policy=policy or "none"
+    )
 
 
 class Explorer(learner.Sac):
-    """The agent, disturbed: what all groups do together has to be explored, too, and agents explore group by group."""
+    """The agent, disturbed: for a while, in proportion to what tells groups apart, and a little in each decision.
+
+    Disturbances that differ from group to group and from decision to decision would average out over both.
+    """
 
     def start(self, groups: int, actions: int) -> None:
         super().start(groups, actions)
         self.draw = torch.Generator().manual_seed(self._seed)
-        self.together = self.disturbance(actions)
+        self.lasting = self.disturbance(*SPREADS.shape) * SPREADS
 
     def disturbance(self, *shape: int) -> Tensor:
-        """Uniform in [-1, 1]."""
-        return 2 * torch.rand(*shape, generator=self.draw) - 1
+        """Standard normal."""
+        return torch.randn(*shape, generator=self.draw)
 
     def act(self, seen: Released[tuple[Summary, ...]], context: Context) -> Tensor:
         chosen = super().act(seen, context)
         if self._policy is None:
             chosen = torch.zeros_like(chosen)
-        if float(torch.rand(1, generator=self.draw)) < 0.3:
-            self.together = self.disturbance(len(self.together))
-        return (chosen + 0.6 * self.together + 0.3 * self.disturbance(*chosen.shape)).clamp(-1, 1)
+        again = torch.rand(self.lasting.shape, generator=self.draw) < 0.1
+        self.lasting = torch.where(again, self.disturbance(*self.lasting.shape) * SPREADS, self.lasting)
+        assert self._before is not None
+        size = self._before[:, 3 + chosen.shape[1]]
+        traits = torch.stack([torch.ones_like(size), _standard(size)], 1)
+        return (chosen + traits @ self.lasting + 0.1 * self.disturbance(*chosen.shape)).clamp(-1, 1)
+
+
+def _standard(values: Tensor) -> Tensor:
+    return (values - values.mean()) / values.std(correction=0).clamp(min=1e-6)
 
 
 def collect(data: Path, folder: Path, first: int, last: int, policy: str) -> None:
-    """Pairs of runs, a file each."""
+    """Explorations, each beside the same run under the quantile controller, a file a task."""
     folder.mkdir(parents=True, exist_ok=True)
     for seed in range(first, last):
         task = Task.drawn(seed, list(texts(data)))
-        pair = run(task, data, ruled(task, "quantile"))
-        rule = ruled(task, "sac")
-        explorer = rule.agent = Explorer(seed, Path(policy) if policy else None)
-        losses = run(task, data, rule)
-        torch.save(transitions(explorer.tensor_state(), losses, pair), folder / f"{seed}.pt")
-        print(seed, task, f"{losses[0]:.3f} -> {losses[-1]:.3f}, pair {pair[-1]:.3f}", flush=True)
+        pair, rows, ends = run(task, data, ruled(task, "quantile")), [], []
+        for repeat in range(REPEATS):
+            rule = ruled(task, "sac")
+            explorer = rule.agent = Explorer(REPEATS * seed + repeat, Path(policy) if policy else None)
+            losses = run(task, data, rule)
+            rows += transitions(explorer.tensor_state(), losses, pair)
+            ends.append(f"{losses[-1]:.3f}")
+        torch.save(rows, folder / f"{seed}.pt")
+        print(task, f"{pair[0]:.3f} -> {pair[-1]:.3f}; {', '.join(ends)}", flush=True)
 
 
 def transitions(memory: dict[str, Tensor], losses: list[float], pair: list[float]) -> list[dict[str, Tensor]]:

@@ -82,6 +82,25 @@ def test_a_rule_brings_its_own_batches_and_the_statement_names_them(
     assert "geoclip" not in rule or list((place / output / "private").rglob("rule.safetensors"))
 
 
+def test_clippers_after_the_noise_cost_nothing_and_are_named(place: Path) -> None:
+    """The same epsilon, in the panel, the statement, the report and the curves."""
+    assert train(place, "no-clipper").exit_code == 0
+    result = train(place, "clipper", postprocess="zclip:z_thresh=2.5,warmup_steps=2+adagc")
+    assert result.exit_code == 0, result.output
+    assert "after noise" in result.output
+    plain, clipped = (
+        json.loads((place / run / "public" / "statement.json").read_text()) for run in ("no-clipper", "clipper")
+    )
+    assert clipped["guarantee"] == plain["guarantee"]
+    assert [c["name"] for c in clipped["mechanism"]["postprocessing"]] == ["zclip", "adagc"]
+    assert clipped["mechanism"]["postprocessing"][0]["warmup_steps"] == 2
+    assert plain["mechanism"]["postprocessing"] == []
+    assert "zclip" in (place / "clipper" / "public" / "report.html").read_text()
+    lines = (place / "clipper" / "public" / "released_metrics.jsonl").read_text().splitlines()
+    assert any("zclip_mean" in json.loads(line).get("values", json.loads(line)) for line in lines)
+    assert list((place / "clipper" / "private").rglob("postprocess.pt"))
+
+
 def test_statistics_that_cost_more_than_a_step_has_are_refused_before_anything_is_written(place: Path) -> None:
     result = train(place, "greedy", clipping="quantile:count_noise=0.01")
     one_line(result, "clipping quantile", "more than one step's budget", "give them more noise")
@@ -292,6 +311,9 @@ def test_an_exhausted_budget_exits_with_3(place: Path, monkeypatch: pytest.Monke
         ({"epochs": 2}, ["--epochs", "--steps"]),
         ({"lr": -1}, ["--lr -1", "positive"]),
         ({"device": "abacus"}, ["'abacus'", "cpu"]),
+        ({"postprocess": "zclap"}, ["'zclap'", "autoclip", "zclip"]),
+        ({"postprocess": "zclip:z=1"}, ["'z'", "z_thresh"]),
+        ({"postprocess": "zclip:input=ratio", "clipping": "adaclip"}, ["adaclip", "input=noised"]),
     ],
 )
 def test_bad_values_get_one_line_and_leave_nothing(place: Path, replaced: dict[str, Any], parts: list[str]) -> None:

@@ -112,6 +112,20 @@ def test_what_a_rule_carries_is_resumed_bit_for_bit(place: Path, rule: str) -> N
     same_results(run, place / f"{name}-whole")
 
 
+def test_clippers_after_the_noise_are_resumed_bit_for_bit(place: Path) -> None:
+    """In and after their warm-ups, all at once."""
+    changes = {
+        "postprocess": "autoclip:percentile=50+zclip:warmup_steps=3+adagc:warmup_steps=4+spam:skip_steps=2+stable-spam",
+        "steps": 12,
+    }
+    start(place, "clippers-whole", **changes)
+    for after in (2, 8):
+        run = interrupted(place, f"clippers-{after}", after, **changes)
+        resume(run)
+        same_results(run, place / "clippers-whole")
+    assert weights(place / "clippers-whole") != weights(start(place, "no-clippers", steps=12).folder)
+
+
 def test_resuming_a_finished_run_changes_nothing(place: Path, whole: Path) -> None:
     copy = place / "copy"
     shutil.copytree(whole, copy)

@@ -60,7 +60,7 @@ class Sac(Controller):
 
     def act(self, seen: Released[tuple[Summary, ...]], context: Context) -> Tensor:
         gained = self._reward.of(seen.value, self._change) - self._overspent(context)
-        observation = features(seen.value, context, self._reward.trend)
+        observation = features(seen.value, context, self._reward.trend, self._reward.fall)
         if self._before is not None and self._done is not None:
             self._remember(self._before, self._done, gained, observation)
             self._learn()

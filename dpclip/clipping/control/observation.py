@@ -113,16 +113,17 @@ class Summariser:
 
 def width(actions: int) -> int:
     """Features of one group, F, for actions of so many columns."""
-    return actions + 11
+    return actions + 12
 
 
-def features(steps: Sequence[Summary], context: Context, loss_trend: float) -> Tensor:
+def features(steps: Sequence[Summary], context: Context, loss_trend: float, loss_fall: float = 0.0) -> Tensor:
     """What the agent sees of each group, [K, F], every number between about -2 and 2.
 
     Over the steps since the last decision: what the released energy exceeds the noise's by and what successive steps
     agree on, both in units of what noise alone would scatter them by, and the share below the threshold; the action in
     force; the group's size; and, the same for all groups, the mean of the first three, how far the run is,
-    what is left of the budget, which way the released loss goes and how long the run is.
+    what is left of the budget, which way the released loss goes, how far it has fallen (in threes of nats) and how long
+    the run is.
     """
     groups = len(context.sizes)
     noise, blur = torch.tensor([s.noise for s in steps]), torch.tensor([s.blur for s in steps]).clamp(min=_TINY)
@@ -136,7 +137,7 @@ def features(steps: Sequence[Summary], context: Context, loss_trend: float) -> T
     size = torch.log(sizes / sizes.sum()) / 5
     mine = torch.cat([own, context.executed, size.unsqueeze(1)], 1)
     length = math.log10(max(1, context.steps)) / 4
-    common = torch.tensor([context.progress, context.budget_left, loss_trend, length])
+    common = torch.tensor([context.progress, context.budget_left, loss_trend, loss_fall / 3, length])
     everyone = torch.cat([own.mean(0), common]).expand(groups, -1)
     return torch.cat([mine, everyone], 1).clamp(-2, 2).float()
 
@@ -179,6 +180,11 @@ class Reward:
         """The last progress, for the features."""
         return self.state.get("progress", 0.0)
 
+    @property
+    def fall(self) -> float:
+        """How much lower the running mean of the released losses is than at first, in nats."""
+        return self.state.get("first", 0.0) - self.state.get("mean", 0.0)
+
     def _progress(self, steps: Sequence[Summary]) -> float:
         losses = [s.loss for s in steps if s.loss is not None]
         floor = steps[0].loss_noise / math.sqrt(len(steps))
@@ -189,7 +195,8 @@ class Reward:
         usual = self.state.get("usual", abs(fall))
         usual += self.rate * (abs(fall) - usual)
         progress = max(-1.0, min(1.0, fall / max(usual, self.rate * floor, _TINY)))
-        self.state = {"mean": mean, "usual": usual, "progress": progress}
+        first = self.state.get("first", now)
+        self.state = {"mean": mean, "usual": usual, "progress": progress, "first": first}
         return progress
 
 

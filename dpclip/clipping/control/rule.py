@@ -40,7 +40,7 @@ REWARDS = ("loss", "signal", "both")
 class Controlled(PerGroup):
     """factor_ik = min(1, C_k / ||g_ik||), with C_k and each group's share of the noise budget set by a controller.
 
-    The analytic settings are each group's released quantile for C_k and the minimum-variance allocation. Every
+    The analytic settings are the released quantile for C (of each group for C_k) and the minimum-variance allocation. Every
     `interval` steps the controller, by default a soft actor-critic, chooses by how much to depart from them:
     C_k = analytic C_k exp(reach u_k), share_k in proportion to analytic share_k exp(reach v_k), and the optimizer's
     learning rate for the group is multiplied by exp(2 reach w_k); u, v and w in [-1, 1]. sigma_eff stays as planned
