@@ -6,7 +6,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dpclip import clipping
+    from dpclip import clipping, optim, postprocess
     from dpclip.assembly import make_private
     from dpclip.errors import BadInput, BudgetExhausted
     from dpclip.plan import Plan, make_plan
@@ -25,6 +25,8 @@ __all__ = [
     "clipping",
     "make_plan",
     "make_private",
+    "optim",
+    "postprocess",
 ]
 
 # Where each name lives. Loaded on first use, so that verbs which need no torch start fast.
@@ -41,8 +43,8 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    if name == "clipping":
-        return importlib.import_module("dpclip.clipping")
+    if name in ("clipping", "optim", "postprocess"):
+        return importlib.import_module(f"dpclip.{name}")
     if name in _HOMES:
         return getattr(importlib.import_module(_HOMES[name]), name)
     raise AttributeError(f"module 'dpclip' has no attribute {name!r}")

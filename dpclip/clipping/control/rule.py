@@ -40,8 +40,8 @@ REWARDS = ("loss", "signal", "both")
 class Controlled(PerGroup):
     """factor_ik = min(1, C_k / ||g_ik||), with C_k and each group's share of the noise budget set by a controller.
 
-    The analytic settings are the released quantile for C (of each group for C_k) and the minimum-variance allocation. Every
-    `interval` steps the controller, by default a soft actor-critic, chooses by how much to depart from them:
+    The analytic settings are the released quantile for C (of each group for C_k) and the minimum-variance allocation.
+    Every `interval` steps the controller, by default a soft actor-critic, chooses by how much to depart from them:
     C_k = analytic C_k exp(reach u_k), share_k in proportion to analytic share_k exp(reach v_k), and the optimizer's
     learning rate for the group is multiplied by exp(2 reach w_k); u, v and w in [-1, 1]. sigma_eff stays as planned
     whatever it chooses, so the guarantee is that of any other rule. The optimizer gets the released gradient in units
