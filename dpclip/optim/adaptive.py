@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -37,6 +38,60 @@ class Adaptive(MeasuredOptimizer):
         torch._foreach_mul_(averages, beta1)
         torch._foreach_add_(averages, clipped, alpha=1 - beta1)
         return averages
+
+
+class AdaGradSettings(Adaptive):
+    """The settings of both AdaGrads."""
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float,
+        max_norm: float | None = 1.0,
+        b0: float = 1.0,
+        eta: float | str = 1.0,
+        momentum: float = 0.0,
+        delayed: bool = False,
+        *,
+        clip: str = "global",
+        nonfinite: str = "skip",
+    ) -> None:
+        settings = {"max_norm": max_norm, "b0": b0, "eta": eta, "momentum": momentum, "delayed": delayed, "clip": clip}
+        super().__init__(params, {"lr": lr, **settings, "nonfinite": nonfinite})
+
+    def _check(self, group: dict[str, Any]) -> None:
+        super()._check(group)
+        eta_of(group)
+        fraction("momentum", group["momentum"])
+
+    def _beta1(self, group: dict[str, Any]) -> float:
+        return float(group["momentum"])
+
+
+class AdamSettings(Adaptive):
+    """The settings of both Adams."""
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float,
+        betas: tuple[float, float] = (0.9, 0.999),
+        max_norm: float | None = 1.0,
+        b0: float = ADAM_B0,
+        delayed: bool = False,
+        *,
+        clip: str = "global",
+        nonfinite: str = "skip",
+    ) -> None:
+        settings = {"betas": betas, "max_norm": max_norm, "b0": b0, "delayed": delayed, "clip": clip}
+        super().__init__(params, {"lr": lr, **settings, "nonfinite": nonfinite})
+
+    def _check(self, group: dict[str, Any]) -> None:
+        super()._check(group)
+        check_betas(group)
+
+    def _beta1(self, group: dict[str, Any]) -> float:
+        return float(group["betas"][0])
 
 
 def eta_of(group: dict[str, Any]) -> float:

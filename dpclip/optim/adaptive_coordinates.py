@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from dpclip.optim.adaptive import ADAM_B0, Adaptive, check_betas, eta_of
-from dpclip.optim.measured import Share, fraction
+from dpclip.optim.adaptive import AdaGradSettings, AdamSettings, Adaptive, eta_of
+from dpclip.optim.measured import Share
 
 
 class _CoordinateAdaptive(Adaptive):
@@ -43,7 +42,7 @@ class _CoordinateAdaptive(Adaptive):
         return [self.state[p]["b_squared"] for p in share.parameters]
 
 
-class ClipAdaGrad(_CoordinateAdaptive):
+class ClipAdaGrad(AdaGradSettings, _CoordinateAdaptive):
     """`ClipAdaGradNorm` by coordinates: b_t^2 = b_{t-1}^2 + eta c_t^2, x <- x - lr m_t / b_t, elementwise.
 
     Args:
@@ -64,35 +63,11 @@ class ClipAdaGrad(_CoordinateAdaptive):
     Reference: Chezhegov et al. 2025 (arXiv 2406.04443).
     """
 
-    def __init__(
-        self,
-        params: Iterable[Any],
-        lr: float,
-        max_norm: float | None = 1.0,
-        b0: float = 1.0,
-        eta: float | str = 1.0,
-        momentum: float = 0.0,
-        delayed: bool = False,
-        *,
-        clip: str = "global",
-        nonfinite: str = "skip",
-    ) -> None:
-        settings = {"max_norm": max_norm, "b0": b0, "eta": eta, "momentum": momentum, "delayed": delayed, "clip": clip}
-        super().__init__(params, {"lr": lr, **settings, "nonfinite": nonfinite})
-
-    def _check(self, group: dict[str, Any]) -> None:
-        super()._check(group)
-        eta_of(group)
-        fraction("momentum", group["momentum"])
-
-    def _beta1(self, group: dict[str, Any]) -> float:
-        return float(group["momentum"])
-
     def _accumulate_(self, group: dict[str, Any], b_squared: list[Tensor], clipped: list[Tensor]) -> None:
         torch._foreach_addcmul_(b_squared, clipped, clipped, value=eta_of(group))
 
 
-class ClipAdam(_CoordinateAdaptive):
+class ClipAdam(AdamSettings, _CoordinateAdaptive):
     """`ClipAdamNorm` by coordinates: b_t^2 = beta2 b_{t-1}^2 + (1 - beta2) c_t^2, x <- x - lr m_t / b_t.
 
     Args:
@@ -115,28 +90,6 @@ class ClipAdam(_CoordinateAdaptive):
 
     Reference: as `ClipAdaGrad`.
     """
-
-    def __init__(
-        self,
-        params: Iterable[Any],
-        lr: float,
-        betas: tuple[float, float] = (0.9, 0.999),
-        max_norm: float | None = 1.0,
-        b0: float = ADAM_B0,
-        delayed: bool = False,
-        *,
-        clip: str = "global",
-        nonfinite: str = "skip",
-    ) -> None:
-        settings = {"betas": betas, "max_norm": max_norm, "b0": b0, "delayed": delayed, "clip": clip}
-        super().__init__(params, {"lr": lr, **settings, "nonfinite": nonfinite})
-
-    def _check(self, group: dict[str, Any]) -> None:
-        super()._check(group)
-        check_betas(group)
-
-    def _beta1(self, group: dict[str, Any]) -> float:
-        return float(group["betas"][0])
 
     def _accumulate_(self, group: dict[str, Any], b_squared: list[Tensor], clipped: list[Tensor]) -> None:
         beta2 = group["betas"][1]

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Iterable
 from typing import Any
 
 import torch
 
-from dpclip.optim.adaptive import ADAM_B0, Adaptive, check_betas, eta_of
-from dpclip.optim.measured import TINY, Share, fraction
+from dpclip.optim.adaptive import AdaGradSettings, AdamSettings, Adaptive, eta_of
+from dpclip.optim.measured import TINY, Share
 
 
 class _NormAdaptive(Adaptive):
@@ -51,7 +50,7 @@ class _NormAdaptive(Adaptive):
         return befores, afters
 
 
-class ClipAdaGradNorm(_NormAdaptive):
+class ClipAdaGradNorm(AdaGradSettings, _NormAdaptive):
     """Clip-M-AdaGrad-Norm: x <- x - lr m_t / b_t, b_t^2 = b_{t-1}^2 + eta ||c_t||^2, c_t the clipped gradient.
 
     Args:
@@ -77,35 +76,11 @@ class ClipAdaGradNorm(_NormAdaptive):
     (arXiv 2406.04443).
     """
 
-    def __init__(
-        self,
-        params: Iterable[Any],
-        lr: float,
-        max_norm: float | None = 1.0,
-        b0: float = 1.0,
-        eta: float | str = 1.0,
-        momentum: float = 0.0,
-        delayed: bool = False,
-        *,
-        clip: str = "global",
-        nonfinite: str = "skip",
-    ) -> None:
-        settings = {"max_norm": max_norm, "b0": b0, "eta": eta, "momentum": momentum, "delayed": delayed, "clip": clip}
-        super().__init__(params, {"lr": lr, **settings, "nonfinite": nonfinite})
-
-    def _check(self, group: dict[str, Any]) -> None:
-        super()._check(group)
-        eta_of(group)
-        fraction("momentum", group["momentum"])
-
-    def _beta1(self, group: dict[str, Any]) -> float:
-        return float(group["momentum"])
-
     def _next(self, group: dict[str, Any], b: float, length: float) -> float:
         return math.hypot(b, math.sqrt(eta_of(group)) * length)
 
 
-class ClipAdamNorm(_NormAdaptive):
+class ClipAdamNorm(AdamSettings, _NormAdaptive):
     """Clip-Adam-Norm: x <- x - lr m_t / b_t, b_t^2 = beta2 b_{t-1}^2 + (1 - beta2) ||c_t||^2, c_t clipped.
 
     Args:
@@ -129,28 +104,6 @@ class ClipAdamNorm(_NormAdaptive):
 
     Reference: as `ClipAdaGradNorm`.
     """
-
-    def __init__(
-        self,
-        params: Iterable[Any],
-        lr: float,
-        betas: tuple[float, float] = (0.9, 0.999),
-        max_norm: float | None = 1.0,
-        b0: float = ADAM_B0,
-        delayed: bool = False,
-        *,
-        clip: str = "global",
-        nonfinite: str = "skip",
-    ) -> None:
-        settings = {"betas": betas, "max_norm": max_norm, "b0": b0, "delayed": delayed, "clip": clip}
-        super().__init__(params, {"lr": lr, **settings, "nonfinite": nonfinite})
-
-    def _check(self, group: dict[str, Any]) -> None:
-        super()._check(group)
-        check_betas(group)
-
-    def _beta1(self, group: dict[str, Any]) -> float:
-        return float(group["betas"][0])
 
     def _next(self, group: dict[str, Any], b: float, length: float) -> float:
         beta2 = group["betas"][1]
