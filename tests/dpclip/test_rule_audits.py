@@ -15,7 +15,7 @@ from dpclip.noise import NoiseScale
 
 RULES = [name for name in rule_names() if name not in ("none", "dice", "rl")]
 RULES += [f"dice:mode={mode}" for mode in ("one-step", "capped", "leaky", "literal")]
-RULES += ["rl:interval=1,mode=A", "rl:interval=1,mode=B", "rl:interval=1,mode=C"]
+RULES += [f"rl:interval=1,mode={mode},groups={groups}" for mode in "ABC" for groups in ("model", "layer")]
 
 
 @pytest.mark.parametrize("name", RULES)

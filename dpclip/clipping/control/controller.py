@@ -27,6 +27,7 @@ class Context:
         sizes: elements of each group, shape [K].
         executed: the action in force, [K, A].
         interval: steps from one decision to the next.
+        noise_level: norm that the noise of a released gradient has, over the joint threshold.
     """
 
     step: int
@@ -35,6 +36,7 @@ class Context:
     sizes: tuple[int, ...]
     executed: Tensor
     interval: int
+    noise_level: float = 1.0
 
     @property
     def progress(self) -> float:

@@ -113,7 +113,7 @@ class Summariser:
 
 def width(actions: int) -> int:
     """Features of one group, F, for actions of so many columns."""
-    return actions + 12
+    return actions + 13
 
 
 def features(steps: Sequence[Summary], context: Context, loss_trend: float, loss_fall: float = 0.0) -> Tensor:
@@ -121,9 +121,9 @@ def features(steps: Sequence[Summary], context: Context, loss_trend: float, loss
 
     Over the steps since the last decision: what the released energy exceeds the noise's by and what successive steps
     agree on, both in units of what noise alone would scatter them by, and the share below the threshold; the action in
-    force; the group's size; and, the same for all groups, the mean of the first three, how far the run is,
-    what is left of the budget, which way the released loss goes, how far it has fallen (in threes of nats) and how long
-    the run is.
+    force; the group's size; and, the same for all groups, the mean of the first three, how far the run is, what is left
+    of the budget, which way the released loss goes, how far it has fallen (in threes of nats), how long the run is and
+    how many times the joint threshold the noise's norm is (decimal logarithm, in threes).
     """
     groups = len(context.sizes)
     noise, blur = torch.tensor([s.noise for s in steps]), torch.tensor([s.blur for s in steps]).clamp(min=_TINY)
@@ -137,7 +137,8 @@ def features(steps: Sequence[Summary], context: Context, loss_trend: float, loss
     size = torch.log(sizes / sizes.sum()) / 5
     mine = torch.cat([own, context.executed, size.unsqueeze(1)], 1)
     length = math.log10(max(1, context.steps)) / 4
-    common = torch.tensor([context.progress, context.budget_left, loss_trend, loss_fall / 3, length])
+    level = math.log10(max(_TINY, context.noise_level)) / 3
+    common = torch.tensor([context.progress, context.budget_left, loss_trend, loss_fall / 3, length, level])
     everyone = torch.cat([own.mean(0), common]).expand(groups, -1)
     return torch.cat([mine, everyone], 1).clamp(-2, 2).float()
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from importlib.resources import files
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -32,7 +31,6 @@ GROUPINGS: dict[str, Grouping] = {
 MODES = ("A", "B", "C")
 _CENTRE_RATE = 0.3  # of the running mean of released losses
 _MOST_CURVES = 24  # of groups, evenly chosen
-SHIPPED = Path(str(files("dpclip.clipping.control") / "policy.safetensors"))
 REWARDS = ("loss", "signal", "both")
 
 
@@ -70,8 +68,7 @@ class Controlled(PerGroup):
         loss_width: w; losses are clipped to w on either side of a running mean of the released ones, so that the number
             of units in a batch adds no noise.
         reward: what the agent is rewarded for, "loss", "signal" or "both".
-        policy: the networks that the agent begins with: "shipped", taught on public text for mode B (in other modes the
-            agent begins untrained); "none"; or a file.
+        policy: a file of networks that the agent begins with, or "none": it then departs by nothing on average.
         agent_seed: of the agent's own random numbers, which protect nothing.
         allocation: the analytic one, see `noise_shares`.
 
@@ -100,7 +97,7 @@ class Controlled(PerGroup):
     loss_share: float = 0.005
     loss_width: float = 2.5
     reward: str = "both"
-    policy: str = "shipped"
+    policy: str = "none"
     agent_seed: int = 0
     name: ClassVar[str] = "rl"
 
@@ -137,8 +134,6 @@ class Controlled(PerGroup):
             )
 
     def _policy_file(self) -> Path | None:
-        if self.policy == "shipped":
-            return SHIPPED if self.mode == "B" else None
         return None if self.policy in ("", "none") else Path(self.policy)
 
     def settle(self, shape: RunShape) -> None:
@@ -156,7 +151,7 @@ class Controlled(PerGroup):
     def _begin(self, owners: Sequence[int], seen: Sequence[int], sizes: Sequence[int]) -> None:
         self._owners, self._seen = list(owners), list(seen)  # what each parameter is clipped with, and acted on with
         self._parents = [owners[self._seen.index(group)] for group in range(max(seen) + 1)]
-        self._seen_sizes = [0] * len(self._parents)
+        self._parameter_sizes, self._seen_sizes = list(sizes), [0] * len(self._parents)
         for group, size in zip(seen, sizes, strict=True):
             self._seen_sizes[group] += size
         self._summariser = Summariser(seen, sizes, self._parents)
@@ -225,15 +220,20 @@ class Controlled(PerGroup):
         if (loss := seen.value[-1].loss) is not None:
             self._loss_centre += _CENTRE_RATE * (max(0.0, loss) - self._loss_centre)
         if self._steps > self.warmup * self._planned and self._steps % self.interval == 0:
-            self._decide(seen)
+            self._decide(seen, self._noise_level(released.value.coordinate_stds))
 
     def _with_history(self, step: StepRelease) -> tuple[Summary, ...]:
         latest = self._summariser.summarise(step, loss_offset=self._loss_centre)
         return (*self._history, latest)[-self.interval :]
 
-    def _decide(self, seen: Released[tuple[Summary, ...]]) -> None:
+    def _noise_level(self, stds: Sequence[float]) -> float:
+        """Norm that noise of these deviations in each parameter's coordinates has, over the joint threshold."""
+        energy = math.fsum(size * std**2 for size, std in zip(self._parameter_sizes, stds, strict=True))
+        return math.sqrt(energy / math.fsum(c**2 for c in self._first_bounds))
+
+    def _decide(self, seen: Released[tuple[Summary, ...]], noise_level: float) -> None:
         sizes, in_force, left = tuple(self._seen_sizes), self._action.clone(), seen.receipt.budget_left
-        context = Context(self._steps, self._planned, left, sizes, in_force, self.interval)
+        context = Context(self._steps, self._planned, left, sizes, in_force, self.interval, noise_level)
         wanted = self.agent.act(seen, context).clamp(-1, 1)
         limit = torch.full((self._columns,), self.step_limit / self.reach)
         limit[RATE] = 1.0

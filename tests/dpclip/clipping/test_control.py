@@ -402,17 +402,23 @@ def test_unknown_controllers_are_refused() -> None:
     assert issubclass(Constant, Controller)
 
 
-def test_the_shipped_policy_is_begun_with_where_it_was_taught() -> None:
-    def begins(**settings: str) -> Tensor:
-        rule = Controlled(interval=1, **settings)  # type: ignore[arg-type]
-        rule.partition(clipper_laws.NAMES, clipper_laws.SIZES)
-        return rule.agent.policy()["actor.mean.weight"]  # type: ignore[attr-defined]
+def test_controllers_are_told_how_loud_the_noise_is() -> None:
+    """sigma sqrt(d) / B for one group, whatever the threshold is."""
+    rule, levels = Controlled(interval=1, warmup=0.0, controller="quantile"), []
+    act = rule.agent.act
 
-    assert float(begins().abs().max()) > 0
-    for settings in ({"policy": "none"}, {"mode": "A"}, {"mode": "C"}):
-        assert float(begins(**settings).abs().max()) == 0, "an untrained agent departs by nothing on average"
-    assert Controlled().describe()["policy"] == "policy.safetensors"
-    assert "policy" not in Controlled(mode="A").describe()
+    def kept(seen: Released[tuple[Summary, ...]], context: Context) -> Tensor:
+        levels.append(context.noise_level)
+        return act(seen, context)
+
+    rule.agent.act = kept  # type: ignore[method-assign]
+    private, net = training(rule, torch.randn(80, 4, generator=torch.Generator().manual_seed(1)))
+    for _ in steps_of(private, net):
+        pass
+    elements = sum(p.numel() for p in net.parameters())
+    more = rule.describe()["more_noise_for_observing"] + 1
+    expected = private.plan.noise_multiplier * more * math.sqrt(elements) / private.plan.expected_batch_size
+    assert levels == pytest.approx([expected] * 24, rel=2e-3)
 
 
 class _Apart(Constant):
