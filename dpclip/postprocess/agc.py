@@ -62,9 +62,10 @@ class AGC(GradientClipper):
     def _clip(self, gradient: Tensor, norms: Tensor, weights: Tensor) -> float:
         """Clips in place; how much of the norm is left."""
         allowed = self.clip_factor * _rows(weights).clamp(min=self.eps)
-        factors = torch.where(norms > allowed, allowed / norms.clamp(min=_TINY), torch.ones_like(norms))
-        if not bool((factors < 1).any()):
+        over = norms > allowed
+        if not bool(over.any()):
             return 1.0
+        factors = torch.where(over, allowed / norms.clamp(min=_TINY), torch.ones_like(norms))
         gradient.mul_(factors)
         before = float(norms.norm())
         return float((norms * factors).norm()) / before if before > 0 else 1.0
