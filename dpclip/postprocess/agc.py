@@ -54,14 +54,19 @@ class AGC(GradientClipper):
     @torch.no_grad()
     def transform(self, seen: Seen) -> Report:
         scales = torch.ones(len(seen.gradients), dtype=torch.float64)
-        for index, place in enumerate(seen.places):
-            if self._excluded is None or not self._excluded.search(self.names[place]):
-                scales[index] = self._clip(seen.gradients[index], self._norms[index], self._parameters[place])
+        named = [(index, self.names[place], self._parameters[place]) for index, place in enumerate(seen.places)]
+        kept = [(i, p) for i, name, p in named if self._excluded is None or not self._excluded.search(name)]
+        allowed = [_rows(weights) for _, weights in kept]
+        if allowed:
+            torch._foreach_clamp_min_(allowed, self.eps)
+            torch._foreach_mul_(allowed, self.clip_factor)
+        for (index, _), limit in zip(kept, allowed, strict=True):
+            scales[index] = self._clip(seen.gradients[index], self._norms[index], limit)
         return Report.of(seen, scales)
 
-    def _clip(self, gradient: Tensor, norms: Tensor, weights: Tensor) -> float:
+    @staticmethod
+    def _clip(gradient: Tensor, norms: Tensor, allowed: Tensor) -> float:
         """Clips in place; how much of the norm is left."""
-        allowed = self.clip_factor * _rows(weights).clamp(min=self.eps)
         over = norms > allowed
         if not bool(over.any()):
             return 1.0
