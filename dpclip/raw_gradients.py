@@ -45,5 +45,5 @@ def check(parameters: Sequence[nn.Parameter], reader: str) -> None:
     if any(_GUARDED.get(id(p)) is p for p in parameters):
         raise PrivacyError(
             f"{reader} would read raw gradients of a private run, and what it learns from them would leak: give it to "
-            "make_private(postprocess=[…]), where it sees the released gradient"
+            "make_private(postprocess=[…]), where it sees the released gradient, or end the run with private.close()"
         )
