@@ -2,9 +2,9 @@
 
 usage: OMP_NUM_THREADS=1 python measure.py [ROUNDS]
 
-Built-in model and notes, expected batch 32. "rl" against "per-layer-quantile", which clips the same groups and releases
-the same counts. Each round takes 8 steps of each, one decision with 4 updates of the agent among them. Also the CPU
-time of one `observe` without a decision, by the number of parameters. Writes results.json.
+Built-in model and notes, expected batch 32. "rl" against "quantile", which clips the same and releases the same count.
+Each round takes 8 steps of each, one decision with 4 updates of the agent among them. Also the CPU time of one
+`observe` without a decision, by the number of parameters. Writes results.json.
 """
 
 from __future__ import annotations
@@ -77,10 +77,10 @@ def observe_seconds(parameters: int, groups: int, calls: int = 20) -> float:
     """CPU time of one `observe`, median."""
     rule = Controlled(interval=10**6)
     sizes = [parameters // groups] * groups
-    rule.partition([f"h.{k}.weight" for k in range(groups)], sizes)
+    owners = rule.partition([f"h.{k}.weight" for k in range(groups)], sizes)
     rule.settle(RunShape(100, 32))
     scale = scale_noise(1.0, rule.bounds(), rule.shares(), rule.side_queries())
-    total = GradientSum.zeros([torch.zeros(size) for size in sizes], list(range(groups)))
+    total = GradientSum.zeros([torch.zeros(size) for size in sizes], owners)
     sides = {q.name: torch.zeros(q.size, dtype=torch.float64) for q in rule.side_queries()}
     released: Released[StepRelease] = release(total, sides, scale, Receipt(0, 0, 1.0, 0), SecretKey.from_seed(0), 32)
     times = []
@@ -95,7 +95,7 @@ def main(rounds: int) -> None:
     """Alternate, then write what was found."""
     reuse_heap()
     steps = INTERVAL * (rounds + WARM + 1)
-    rules = {name: make_rule(name) for name in ("per-layer-quantile", f"rl:interval={INTERVAL},warmup=0")}
+    rules = {name: make_rule(name) for name in ("quantile", f"rl:interval={INTERVAL},warmup=0")}
     timed = {name: Timed(rule) for name, rule in rules.items()}
     runs = {name: training(rule, steps) for name, rule in rules.items()}
     for run in runs.values():
