@@ -132,8 +132,7 @@ def prepare(settings: Settings, key: SecretKey, fixed: Plan | None = None) -> Jo
 
 def _check_postprocess(settings: Settings, rule: ClippingRule) -> None:
     for clipper in make_postprocessors(settings.postprocess):
-        needed = getattr(clipper, "input", "auto") in ("ratio", "denoised")
-        if needed and rule.reshapes and math.isfinite(settings.epsilon):
+        if clipper.needs_floor and rule.reshapes and math.isfinite(settings.epsilon):
             raise BadInput(
                 f"--postprocess {settings.postprocess} needs the norm that noise alone has, and with --clipping "
                 f"{rule.name} the noise differs between coordinates: choose input=noised"

@@ -37,4 +37,5 @@ def _split(group: dict[str, object], by: Mapping[int, float]) -> list[dict[str, 
     found: dict[float, list[object]] = {}
     for parameter in group["params"]:  # type: ignore[attr-defined]
         found.setdefault(by.get(id(parameter), 1.0), []).append(parameter)
-    return [{**group, "params": params, "lr": group["lr"] * times} for times, params in found.items()]  # type: ignore[operator]
+    parts = [{**group, "params": params, "lr": group["lr"] * times} for times, params in found.items()]  # type: ignore[operator]
+    return parts or [group]  # a group may be empty

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from dpclip.errors import BadInput
 
 T = TypeVar("T")
+
+
+def one_of(setting: str, value: str, known: Sequence[str]) -> None:
+    """Refuse an unknown choice."""
+    if value not in known:
+        raise BadInput(f"{setting} = {value!r} is unknown: choose one of {', '.join(known)}")
 
 
 def _yes_or_no(text: str) -> bool:

@@ -13,10 +13,10 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from dpclip.errors import BadInput
+from dpclip.postprocess.clipper import POLICIES
 from dpclip.postprocess.norms import squared_norms
 
 TINY = 1e-30  # divisors are at least this, so that every step length is finite in float32
-POLICIES = ("skip", "raise", "pass")
 CLIPS = ("global", "tensor")
 
 

@@ -12,6 +12,7 @@ from torch.optim.optimizer import ParamsT
 from dpclip.errors import BadInput
 from dpclip.optim.measured import MeasuredOptimizer, Share, fraction, not_negative
 from dpclip.postprocess.blocks import blocks_of, together
+from dpclip.postprocess.norms import wide
 from dpclip.postprocess.spike_aware import cut_spikes_, has_spikes
 
 
@@ -106,10 +107,9 @@ class SPAM(MeasuredOptimizer):
 def moments(state: dict[str, Any], parameter: Tensor) -> dict[str, Any]:
     """Adam's state of a parameter, in float32 or wider; begun if there is none."""
     if "exp_avg" not in state:
-        wide = torch.float64 if parameter.dtype == torch.float64 else torch.float32
         state["step"] = 0
         for name in ("exp_avg", "exp_avg_sq"):
-            state[name] = torch.zeros_like(parameter, dtype=wide, memory_format=torch.preserve_format)
+            state[name] = torch.zeros_like(parameter, dtype=wide(parameter), memory_format=torch.preserve_format)
     return state
 
 

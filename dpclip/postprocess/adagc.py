@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from dpclip.errors import BadInput
-from dpclip.postprocess.by_norm import SCOPES, Auto, NormClipper, check_auto, check_between, one_of
+from dpclip.postprocess.by_norm import SCOPES, Auto, NormClipper, check_auto, check_between
+from dpclip.settings_text import one_of
 
 _QUIET = 2.5  # standard deviations of a noise norm that are let through
 

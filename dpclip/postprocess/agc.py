@@ -12,7 +12,7 @@ from torch import Tensor
 from dpclip.clipping.flat import check_threshold
 from dpclip.errors import BadInput
 from dpclip.postprocess.clipper import GradientClipper, Report, Seen
-from dpclip.postprocess.norms import reduced, squared_norms
+from dpclip.postprocess.norms import reduced, squared_norms, wide
 
 _TINY = 1e-6
 
@@ -54,13 +54,12 @@ class AGC(GradientClipper):
     @torch.no_grad()
     def transform(self, seen: Seen) -> Report:
         scales = torch.ones(len(seen.gradients), dtype=torch.float64)
-        named = [(index, self.names[place], self._parameters[place]) for index, place in enumerate(seen.places)]
-        kept = [(i, p) for i, name, p in named if self._excluded is None or not self._excluded.search(name)]
-        allowed = [_rows(weights) for _, weights in kept]
+        kept = [i for i, p in enumerate(seen.places) if not (self._excluded and self._excluded.search(self.names[p]))]
+        allowed = [_rows(self._parameters[seen.places[index]]) for index in kept]
         if allowed:
             torch._foreach_clamp_min_(allowed, self.eps)
             torch._foreach_mul_(allowed, self.clip_factor)
-        for (index, _), limit in zip(kept, allowed, strict=True):
+        for index, limit in zip(kept, allowed, strict=True):
             scales[index] = self._clip(seen.gradients[index], self._norms[index], limit)
         return Report.of(seen, scales)
 
@@ -78,7 +77,5 @@ class AGC(GradientClipper):
 
 def _rows(tensor: Tensor) -> Tensor:
     """Norm of each row, in a shape that the tensor can be multiplied by."""
-    wide = torch.float64 if tensor.dtype == torch.float64 else torch.float32
-    if tensor.dim() <= 1:
-        return reduced(torch.linalg.vector_norm(tensor, dtype=wide))
-    return reduced(torch.linalg.vector_norm(tensor, dim=tuple(range(1, tensor.dim())), keepdim=True, dtype=wide))
+    inner = tuple(range(1, tensor.dim())) or None
+    return reduced(torch.linalg.vector_norm(tensor, dim=inner, keepdim=inner is not None, dtype=wide(tensor)))

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from dpclip.errors import BadInput
-from dpclip.postprocess.by_norm import SCOPES, NormClipper, check_between, one_of
+from dpclip.postprocess.by_norm import SCOPES, NormClipper, check_between
+from dpclip.settings_text import one_of
 
 _FIRST = 64  # norms there is room for at the start
 

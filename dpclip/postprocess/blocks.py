@@ -6,6 +6,8 @@ from collections.abc import Iterator, Sequence
 
 from torch import Tensor
 
+from dpclip.postprocess.norms import is_distributed
+
 BLOCK = 2**18
 
 
@@ -18,7 +20,7 @@ def blocks_of(tensor: Tensor, size: int = BLOCK) -> tuple[Tensor, ...]:
 
 def is_blocked(tensor: Tensor) -> bool:
     """Whether it pays, and is possible, to take the tensor in parts."""
-    return not hasattr(tensor, "to_local") and tensor.device.type == "cpu" and tensor.is_contiguous()
+    return not is_distributed(tensor) and tensor.device.type == "cpu" and tensor.is_contiguous()
 
 
 def together(columns: Sequence[Sequence[Tensor]]) -> Iterator[list[list[Tensor]]]:

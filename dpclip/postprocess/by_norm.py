@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -13,6 +12,7 @@ from torch import Tensor
 from dpclip.errors import BadInput
 from dpclip.postprocess.clipper import GradientClipper, Report, Seen
 from dpclip.postprocess.norms import scale_
+from dpclip.settings_text import one_of
 
 Auto = float | str | None
 """A number, None for none, or "auto": the published default, and none where gradients carry privacy noise."""
@@ -38,9 +38,12 @@ class NormClipper(GradientClipper):
     """Whether "auto" may mean the ratio: thresholds come from the history and are not absolute."""
 
     def __post_init__(self, parameters: object) -> None:
-        if self.input not in INPUTS:
-            raise BadInput(f"input = {self.input!r} is unknown: choose one of {', '.join(INPUTS)}")
+        one_of("input", self.input, INPUTS)
         super().__post_init__(parameters)  # type: ignore[arg-type]
+
+    @property
+    def needs_floor(self) -> bool:
+        return self.input in ("ratio", "denoised")
 
     @property
     def rows(self) -> int:
@@ -120,9 +123,3 @@ def check_between(setting: str, value: float, low: float, high: float, *, open_h
     if not (low <= value < high or (value == high and not open_high)):
         end = ")" if open_high else "]"
         raise BadInput(f"{setting} = {value}: a number in [{low:g}, {high:g}{end} is needed")
-
-
-def one_of(setting: str, value: str, known: Sequence[str]) -> None:
-    """Refuse an unknown choice."""
-    if value not in known:
-        raise BadInput(f"{setting} = {value!r} is unknown: choose one of {', '.join(known)}")

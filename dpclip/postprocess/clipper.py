@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import InitVar, asdict, dataclass, field, replace
 from typing import Any, ClassVar
 
@@ -20,6 +20,7 @@ from dpclip.clipping.rule import StepRelease
 from dpclip.errors import BadInput, PrivacyError
 from dpclip.postprocess.norms import squared_norms
 from dpclip.released import Released
+from dpclip.settings_text import one_of
 
 Parameters = Iterable[tuple[str, nn.Parameter]] | Iterable[nn.Parameter]
 POLICIES = ("skip", "raise", "pass")
@@ -42,6 +43,11 @@ class Seen:
     places: list[int]
     squares: Tensor
     noise: Tensor | None
+
+    @property
+    def norm(self) -> float:
+        """Global L2 norm."""
+        return math.sqrt(float(self.squares.sum()))
 
     @property
     def sizes(self) -> Tensor:
@@ -71,7 +77,7 @@ class Report:
     def of(cls, seen: Seen, scales: Tensor) -> Report:
         """Of tensors that were multiplied by these."""
         smallest = float(scales.min()) if len(scales) else 1.0
-        return cls(math.sqrt(float(seen.squares.sum())), int((scales < 1).sum()), smallest, scales=scales)
+        return cls(seen.norm, int((scales < 1).sum()), smallest, scales=scales)
 
 
 @dataclass(eq=False)
@@ -92,8 +98,7 @@ class GradientClipper(ABC):
     name: ClassVar[str]
 
     def __post_init__(self, parameters: Parameters | None) -> None:
-        if self.nonfinite not in POLICIES:
-            raise BadInput(f"nonfinite = {self.nonfinite!r} is unknown: choose one of {', '.join(POLICIES)}")
+        one_of("nonfinite", self.nonfinite, POLICIES)
         self.check()
         self.names: list[str] = []
         self.private = False
@@ -118,6 +123,11 @@ class GradientClipper(ABC):
         self.private = private
         self._report, self._skips, self._steps = Report(0.0), 0, 0
         self.start([p.numel() for p in self._parameters])
+
+    @property
+    def needs_floor(self) -> bool:
+        """Whether it was asked for what cannot be had where the privacy noise of each coordinate is not known."""
+        return False
 
     # --- what a clipper brings ------------------------------------------------------------------------------------
 
@@ -153,21 +163,21 @@ class GradientClipper(ABC):
         Raises:
             FloatingPointError: a gradient is not finite, and the policy is "raise".
         """
-        squares = self.measure(gradients)
-        norm = math.sqrt(float(squares.sum())) if len(squares) else 0.0
+        seen = Seen(gradients, places, self.measure(gradients), noise)
         self._steps += 1
-        if not math.isfinite(norm) and self.nonfinite != "pass":
-            self._report = self._refused(gradients, norm)
+        if self.nonfinite != "pass" and not math.isfinite(seen.norm):
+            self._report = self._refused(seen)
         else:
-            self._report = self.transform(Seen(gradients, places, squares, noise))
+            self._report = self.transform(seen)
         return self._report
 
-    def _refused(self, gradients: list[Tensor], norm: float) -> Report:
+    def _refused(self, seen: Seen) -> Report:
         if self.nonfinite == "raise":
-            raise FloatingPointError(f"step {self._steps}: the gradient's norm is {norm}")
-        torch._foreach_zero_(gradients)
+            raise FloatingPointError(f"step {self._steps}: the gradient's norm is {seen.norm}")
+        torch._foreach_zero_(seen.gradients)
         self._skips += 1
-        return Report(norm, len(gradients), 0.0, skipped=True, scales=torch.zeros(len(gradients)))
+        count = len(seen.gradients)
+        return Report(seen.norm, count, 0.0, skipped=True, scales=torch.zeros(count))
 
     def step(self) -> Report:
         """Clip the parameters' `.grad`: after backward (and unscaling, and reduction over ranks), before the optimizer.
@@ -186,7 +196,7 @@ class GradientClipper(ABC):
         def before(
             _: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
         ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-            closure = kwargs.get("closure") if "closure" in kwargs else args[1] if len(args) > 1 else None
+            closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
             if closure is None:
                 self.step()
                 return None
@@ -257,20 +267,24 @@ class GradientClipper(ABC):
         """One row a parameter, by its name."""
         return {name: values[i].clone() for i, name in enumerate(self.names)}
 
-    def from_names(self, values: Mapping[str, Tensor], missing: Sequence[float] | float, like: Tensor) -> Tensor:
+    def from_names(self, values: Mapping[str, Tensor], missing: float, like: Tensor) -> Tensor:
         """The inverse of `by_name`; parameters that are not named start anew.
 
         Raises:
             BadInput: a name that is none of ours.
         """
+        self.refuse_unknown(values)
+        found = torch.full_like(like, missing)
+        for index, name in enumerate(self.names):
+            if name in values:
+                found[index] = values[name]
+        return found
+
+    def refuse_unknown(self, values: Iterable[str]) -> None:
+        """Refuse the state of a parameter that is none of ours."""
         unknown = sorted(set(values) - set(self.names))
         if unknown:
             raise BadInput(
                 f"clipper {self.name}: the state is of a parameter {unknown[0]!r} that this model does not train: "
                 "load it into the model that it was saved with"
             )
-        found = torch.full_like(like, missing) if isinstance(missing, float) else torch.tensor(missing)
-        for index, name in enumerate(self.names):
-            if name in values:
-                found[index] = values[name]
-        return found

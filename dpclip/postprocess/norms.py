@@ -32,7 +32,7 @@ def largest(tensors: Sequence[Any]) -> Tensor:
     Returns:
         float64, shape [n], on the CPU.
     """
-    local = [tensor.to_local() if _is_distributed(tensor) else tensor for tensor in tensors]
+    local = [tensor.to_local() if is_distributed(tensor) else tensor for tensor in tensors]
     filled = [index for index, tensor in enumerate(local) if tensor.numel()]
     found = torch.zeros(len(tensors), dtype=torch.float64)
     if filled:
@@ -58,7 +58,7 @@ def _by_placement(tensors: Sequence[Any]) -> list[tuple[list[int], Tensor]]:
     """Squared norms of the tensors that lie together."""
     plain: dict[torch.device, list[int]] = {}
     for index, tensor in enumerate(tensors):
-        if not _is_distributed(tensor):
+        if not is_distributed(tensor):
             plain.setdefault(tensor.device, []).append(index)
     found = [(places, _squares([tensors[i] for i in places])) for places in plain.values()]
     for places, (mesh, placements) in _distributed(tensors):
@@ -80,25 +80,26 @@ def _fast_squares(tensors: list[Tensor]) -> Tensor:
     """In float32 the CPU adds up a long vector's squares in few running sums, and is 0.3 % off at 40 million elements:
     there norms of rows of 4096 are taken first, and then the norm of those.
     """
-    wide = _wide(tensors)
+    dtype = wide(*tensors)
     if tensors[0].device.type == "cpu":
-        parts = [part for tensor in tensors for part in _rows(tensor, wide)]
+        parts = [part for tensor in tensors for part in _rows(tensor, dtype)]
         counts = [1 if tensor.numel() <= _SMALL else 2 for tensor in tensors]
-        squares = torch.stack(torch._foreach_norm(parts, 2, dtype=wide)).double().square()
+        squares = torch.stack(torch._foreach_norm(parts, 2, dtype=dtype)).double().square()
         return torch.stack([part.sum() for part in squares.split(counts)]) if 2 in counts else squares
-    return torch.stack(torch._foreach_norm(tensors, 2, dtype=wide)).double().square()
+    return torch.stack(torch._foreach_norm(tensors, 2, dtype=dtype)).double().square()
 
 
-def _rows(tensor: Tensor, wide: torch.dtype) -> tuple[Tensor, ...]:
+def _rows(tensor: Tensor, dtype: torch.dtype) -> tuple[Tensor, ...]:
     """Vectors with the tensor's norm: itself if it is short, otherwise norms of its rows, and what is left over."""
     if tensor.numel() <= _SMALL:
         return (tensor,)
     flat = tensor.reshape(-1)
     whole = flat.numel() // _ROW * _ROW
-    return torch.linalg.vector_norm(flat[:whole].view(-1, _ROW), dim=1, dtype=wide), flat[whole:].to(wide)
+    return torch.linalg.vector_norm(flat[:whole].view(-1, _ROW), dim=1, dtype=dtype), flat[whole:].to(dtype)
 
 
-def _wide(tensors: Sequence[Tensor]) -> torch.dtype:
+def wide(*tensors: Tensor) -> torch.dtype:
+    """What to compute with: float32, or float64 where one of the tensors has that."""
     return torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
 
 
@@ -107,14 +108,15 @@ def _wide(tensors: Sequence[Tensor]) -> torch.dtype:
 
 def reduced(tensor: Any) -> Any:
     """A distributed tensor that holds a part of a sum or a norm on each rank, with the whole on each."""
-    if not _is_distributed(tensor) or not any(p.is_partial() for p in tensor.placements):
+    if not is_distributed(tensor) or not any(p.is_partial() for p in tensor.placements):
         return tensor
     from torch.distributed.tensor import Replicate
 
     return tensor.redistribute(placements=[Replicate() if p.is_partial() else p for p in tensor.placements])
 
 
-def _is_distributed(tensor: Any) -> bool:
+def is_distributed(tensor: Any) -> bool:
+    """Whether the tensor is a DTensor, without importing what defines it."""
     return hasattr(tensor, "to_local")
 
 
@@ -122,7 +124,7 @@ def _distributed(tensors: Sequence[Any]) -> list[tuple[list[int], tuple[Any, Any
     """Which DTensors lie on one mesh in one way."""
     found: dict[tuple[Any, Any], list[int]] = {}
     for index, tensor in enumerate(tensors):
-        if _is_distributed(tensor):
+        if is_distributed(tensor):
             found.setdefault((tensor.device_mesh, tuple(tensor.placements)), []).append(index)
     return [(places, where) for where, places in found.items()]
 

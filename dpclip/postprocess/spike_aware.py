@@ -14,6 +14,7 @@ from dpclip.errors import BadInput
 from dpclip.postprocess.blocks import blocks_of
 from dpclip.postprocess.by_norm import check_between
 from dpclip.postprocess.clipper import GradientClipper, Report, Seen
+from dpclip.postprocess.norms import wide
 
 
 @dataclass(eq=False)
@@ -53,12 +54,10 @@ class SpikeAware(GradientClipper):
         for gradient, place in zip(seen.gradients, seen.places, strict=True):
             usual = self._usual.get(place)
             if usual is None:
-                wide = torch.float64 if gradient.dtype == torch.float64 else torch.float32
-                usual = self._usual[place] = torch.zeros_like(gradient, dtype=wide)
+                usual = self._usual[place] = torch.zeros_like(gradient, dtype=wide(gradient))
             for part in zip(blocks_of(gradient), blocks_of(usual), strict=True):
                 clipped += self._clip(*part, cut=self._steps > self.skip_steps)
-        whole = float(seen.squares.sum()) ** 0.5
-        return Report(whole, clipped, scales=torch.ones(len(seen.gradients), dtype=torch.float64))
+        return Report(seen.norm, clipped, scales=torch.ones(len(seen.gradients), dtype=torch.float64))
 
     def _clip(self, gradient: Tensor, usual: Tensor, *, cut: bool) -> bool:
         """One block; whether anything was cut."""
@@ -75,8 +74,7 @@ class SpikeAware(GradientClipper):
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         places = {name: place for place, name in enumerate(self.names)}
-        if unknown := sorted(set(state["usual"]) - set(places)):
-            raise BadInput(f"spam: the state is of a parameter {unknown[0]!r} that this model does not train")
+        self.refuse_unknown(state["usual"])
         self._usual = {places[name]: v.clone() for name, v in state["usual"].items()}
 
 

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from dpclip.errors import BadInput
-from dpclip.postprocess.by_norm import Auto, NormClipper, check_auto, check_between, one_of
+from dpclip.postprocess.by_norm import Auto, NormClipper, check_auto, check_between
+from dpclip.settings_text import one_of
 
 MODES = ("zscore", "percentile")
 OPTIONS = ("adaptive_scaling", "mean")

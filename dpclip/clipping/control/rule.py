@@ -21,6 +21,7 @@ from dpclip.clipping.quantile import Quantile, whole
 from dpclip.clipping.rule import RunShape, SideQuery, StepRelease
 from dpclip.errors import BadInput
 from dpclip.released import Released
+from dpclip.settings_text import one_of
 
 GROUPINGS: dict[str, Grouping] = {
     "tensor": tensor_of,
@@ -102,10 +103,10 @@ class Controlled(PerGroup):
     name: ClassVar[str] = "rl"
 
     def __post_init__(self) -> None:
-        _one_of("mode", self.mode, MODES)
-        _one_of("groups", self.groups, tuple(GROUPINGS))
-        _one_of("reward", self.reward, REWARDS)
-        _one_of("rate_groups", self.rate_groups, tuple(GROUPINGS))
+        one_of("mode", self.mode, MODES)
+        one_of("groups", self.groups, tuple(GROUPINGS))
+        one_of("reward", self.reward, REWARDS)
+        one_of("rate_groups", self.rate_groups, tuple(GROUPINGS))
         self.group_of = GROUPINGS[self.groups]
         super().__post_init__()
         self._check()
@@ -287,8 +288,3 @@ class Controlled(PerGroup):
             "more_noise_for_observing": round(price, 6), **self.agent.describe(),
         }  # fmt: skip
         return {**super().describe(), **own}
-
-
-def _one_of(setting: str, value: str, known: Sequence[str]) -> None:
-    if value not in known:
-        raise BadInput(f"{setting} = {value!r} is unknown: choose one of {', '.join(known)}")

@@ -9,7 +9,6 @@ zclip.py, autoclip.py, spam.py and stablespam.py; AdaGC's is the package pytorch
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import platform
@@ -19,10 +18,11 @@ import time
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
+import published
 import torch
+from published import module
 from torch import Tensor, nn
 
 from dpclip.optim import SPAM, StableSPAM
@@ -84,28 +84,6 @@ def against_torch(model: Model, rounds: int) -> dict[str, Any]:
     return found
 
 
-def module(folder: Path, name: str) -> ModuleType:
-    """A published file."""
-    spec = importlib.util.spec_from_file_location(f"reference_{name}", folder / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    loaded = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(loaded)
-    return loaded
-
-
-def published_autoclip(folder: Path, model: Model) -> Callable[[], Any]:
-    """Its handler, without an engine around it."""
-    handlers: list[Callable[[Any], Any]] = []
-
-    class Engine:
-        def on(self, event: Any) -> Callable[[Callable[[Any], Any]], None]:
-            return handlers.append
-
-    module(folder, "autoclip").add_autoclip_gradient_handler(Engine(), model, 10)
-    return lambda: handlers[0](None)
-
-
 def against_published(model: Model, folder: Path, rounds: int) -> dict[str, Any]:
     """Clippers beside clippers, optimizers beside optimizers."""
     from pytorch_optimizer import AdaGC as PublishedAdaGC
@@ -121,7 +99,7 @@ def against_published(model: Model, folder: Path, rounds: int) -> dict[str, Any]
         adamw.step()
 
     cases: dict[str, Callable[[], tuple[Callable[[], Any], Callable[[], Any]]]] = {
-        "autoclip": lambda: (AutoClip(named).step, published_autoclip(folder, model)),
+        "autoclip": lambda: (AutoClip(named).step, published.autoclip(module(folder, "autoclip"), model, 10)),
         "zclip": lambda: (ZClip(named, warmup_steps=3).step, lambda: zclip.step(model)),
         "AdaGC with AdamW": lambda: (clipped_adamw, PublishedAdaGC(parameters, lr=1e-6).step),
         "SPAM": lambda: (SPAM(parameters, lr=1e-6).step, module(folder, "spam").AdamW(parameters, lr=1e-6).step),

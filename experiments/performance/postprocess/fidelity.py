@@ -1,6 +1,6 @@
 """dpclip's clippers and optimizers with `quirks=True`, step by step beside the published code.
 
-usage: python compare.py REFERENCES
+usage: python fidelity.py REFERENCES
 
 REFERENCES is a folder with the published zclip.py, autoclip.py, spam.py and stablespam.py (autoclip's needs the package
 pytorch-ignite). 300 steps of a small net in float64, gradients ten to fifty times larger now and then; the largest
@@ -17,12 +17,13 @@ import sys
 import warnings
 from collections.abc import Callable, Iterable
 from importlib.metadata import version
-from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import published
 import torch
+from published import module
 from torch import Tensor, nn
 
 from dpclip.optim import SPAM, StableSPAM
@@ -46,16 +47,6 @@ STABLES: tuple[dict[str, Any], ...] = (
     {"reset_interval": 0, "total_steps": 200},
     {"reset_interval": 1000, "gamma1": 0.85, "gamma2": 0.99999, "weight_decay": 0.1},
 )
-
-
-def module(folder: Path, name: str) -> ModuleType:
-    """A published file."""
-    spec = spec_from_file_location(f"published_{name}", folder / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    loaded = module_from_spec(spec)
-    spec.loader.exec_module(loaded)
-    return loaded
 
 
 def net() -> nn.Module:
@@ -108,20 +99,8 @@ def published_zclip(file: ModuleType, settings: dict[str, Any]) -> Callable[[nn.
     return lambda model: lambda: clipper.step(model)
 
 
-def published_autoclip(file: ModuleType, percentile: float) -> Callable[[nn.Module], Callable[[], Any]]:
-    """Its handler, without an engine around it."""
-
-    def made(model: nn.Module) -> Callable[[], Any]:
-        handlers: list[Callable[[Any], Any]] = []
-        engine = type("Engine", (), {"on": lambda self, event: handlers.append})()
-        file.add_autoclip_gradient_handler(engine, model, percentile)
-        return lambda: handlers[0](None)
-
-    return made
-
-
 def main(folder: Path) -> None:
-    """All of them, into results.json."""
+    """All of them, into fidelity.json."""
     zclip, autoclip, spam, stable = (module(folder, name) for name in ("zclip", "autoclip", "spam", "stablespam"))
     found: dict[str, float] = {}
     for chosen in ZCLIP:
@@ -130,9 +109,10 @@ def main(folder: Path) -> None:
         found[f"ZClip {chosen}"] = made
     for percentile in (10, 50, 90):
         mine = lambda m, p=percentile: AutoClip(m.named_parameters(), percentile=p, quirks=True).step  # noqa: E731
-        found[f"AutoClip {percentile}"] = compare(mine, published_autoclip(autoclip, percentile), gradients)
+        theirs = lambda m, p=percentile: published.autoclip(autoclip, m, p)  # noqa: E731
+        found[f"AutoClip {percentile}"] = compare(mine, theirs, gradients)
     quiet = {"no_deprecation_warning": True}
-    for name, kind, theirs, cases, names, more in (
+    for name, kind, other, cases, names, more in (
         ("SPAM", SPAM, spam.AdamW, SPAMS, SPAM_NAMES, quiet),
         ("StableSPAM", StableSPAM, stable.StableSPAM, STABLES, STABLE_NAMES, {}),
     ):
@@ -140,14 +120,14 @@ def main(folder: Path) -> None:
             renamed = {names.get(key, key): value for key, value in chosen.items()} | more
             found[f"{name} {chosen}"] = compare(
                 lambda m, k=kind, c=chosen: k(m.parameters(), lr=0.01, quirks=True, **c).step,  # type: ignore[misc]
-                lambda m, t=theirs, r=renamed: t(m.parameters(), lr=0.01, **r).step,  # type: ignore[misc]
+                lambda m, t=other, r=renamed: t(m.parameters(), lr=0.01, **r).step,  # type: ignore[misc]
                 weights,
             )
     result = {
-        "command": "python compare.py REFERENCES", "machine": f"{platform.machine()}, 1 thread", "steps": STEPS,
+        "command": "python fidelity.py REFERENCES", "machine": f"{platform.machine()}, 1 thread", "steps": STEPS,
         "versions": {"torch": version("torch")}, "largest relative difference": found,
     }  # fmt: skip
-    Path(__file__).with_name("results.json").write_text(json.dumps(result, indent=1) + "\n")
+    Path(__file__).with_name("fidelity.json").write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps(found, indent=1))
 
 
