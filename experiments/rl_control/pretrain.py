@@ -27,14 +27,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
+from learning import SIZE, learn, standard
 from torch import Tensor
 
 from dpclip.assembly import assemble, trainable
 from dpclip.clipping import Controlled, StepRelease
-from dpclip.clipping.control import Context, SacSettings, SoftActorCritic, Summary, Transitions, learner
-from dpclip.clipping.control.controller import RATE
-from dpclip.clipping.control.observation import width
+from dpclip.clipping.control import Context, Summary, learner
 from dpclip.ledger import Commitments, Ledger
 from dpclip.models.loading import LoadedModel, load_model
 from dpclip.plan import Plan, make_plan
@@ -47,11 +45,9 @@ from dpclip.tasks.records import Records
 
 INTERVAL, LENGTH, HELD_OUT = 4, 40, 48
 WORTH = 10.0  # reward of a decision after which the log perplexity is a WORTH-th lower than the pair's
-BATCH, REPEATS = 64, 3
-TRIED = 0.5  # how far rates are taken from the base: as far as the explorer went
+REPEATS = 3
 STRUCTURED = ("notes", "census")  # texts like those that are trained on in private: drawn twice as often
 SPREADS = torch.tensor([[0.2, 0.0, 0.45], [0.0, 0.0, 0.5]])  # of the explorer's disturbances: alike, and by size
-SETTINGS = SacSettings(gamma=0.99, learning_rate=1e-3, temperature=0.002)
 
 
 @functools.cache
@@ -190,13 +186,9 @@ class Explorer(learner.Sac):
         again = torch.rand(self.lasting.shape, generator=self.draw) < 0.1
         self.lasting = torch.where(again, self.disturbance(*self.lasting.shape) * SPREADS, self.lasting)
         assert self._before is not None
-        size = self._before[:, 3 + chosen.shape[1]]
-        traits = torch.stack([torch.ones_like(size), _standard(size)], 1)
+        size = self._before[:, SIZE]
+        traits = torch.stack([torch.ones_like(size), standard(size)], 1)
         return (chosen + traits @ self.lasting + 0.1 * self.disturbance(*chosen.shape)).clamp(-1, 1)
-
-
-def _standard(values: Tensor) -> Tensor:
-    return (values - values.mean()) / values.std(correction=0).clamp(min=1e-6)
 
 
 def collect(data: Path, folder: Path, first: int, last: int, policy: str) -> None:
@@ -225,121 +217,6 @@ def transitions(memory: dict[str, Tensor], losses: list[float], pair: list[float
         done = torch.tensor(float(index == len(memory["memory.rewards"]) - 1))
         rows.append({**parts, "rewards": torch.tensor(max(-1.0, min(1.0, rewards[index]))), "done": done})
     return rows
-
-
-PARTS = ("observations", "actions", "rewards", "next_observations", "done")
-
-
-def learn(folders: list[Path], policy: Path, updates: int) -> None:
-    """Off-policy from all runs: the actor from a response surface, then the critics for that actor.
-
-    A soft actor-critic that learns from kept runs alone believes its critics where no run has been, and acts there. A
-    surface with few terms, fitted to what was still to come in each run, says which way is up within what was tried.
-    """
-    files = [path for folder in folders for path in sorted(folder.glob("*.pt"))]
-    rows = [row for path in files for row in with_returns(torch.load(path))]
-    surface = fitted(rows)
-    print("surface", {name: round(float(c), 2) for name, c in zip(TERMS, surface, strict=True)})
-    agent, draw = SoftActorCritic(width(3), 3, SETTINGS, 0), random.Random(0)
-    imitate(agent, rows, surface, updates, draw)
-    for part in ("actor", "temperature"):
-        agent.optimizers[part].param_groups[0]["lr"] = 0.0
-    for _ in range(updates):
-        batch = drawn(rows, draw)
-        losses = agent.update(Transitions(**{part: torch.stack([row[part] for row in batch]) for part in PARTS}))
-    print(f"{len(rows)} decisions", losses, flush=True)
-    save_file({k: v.clone().contiguous() for k, v in agent.policy().items()}, policy)
-
-
-def with_returns(rows: list[dict[str, Tensor]]) -> list[dict[str, Tensor]]:
-    """Each decision with what was still to come in its run."""
-    ahead = torch.tensor(0.0)
-    for row in reversed(rows):
-        ahead = row["rewards"] + SETTINGS.gamma * ahead * (1 - row["done"])
-        row["return"] = ahead
-    return rows
-
-
-TERMS = (
-    "1",
-    "fall",
-    "time",
-    "fall time",
-    "alike",
-    "alike fall",
-    "alike time",
-    "size",
-    "size fall",
-    "size time",
-    "bend",
-)
-BEND = 0.5  # curvature that is reckoned with at least: what was tried was too near to show it
-
-
-def situation(row: dict[str, Tensor]) -> tuple[float, float, Tensor]:
-    """How far the loss has fallen, how far the run is, and the groups' standardised log sizes."""
-    seen = row["observations"]
-    fall = min(2.5, max(-0.5, 3 * float(seen[0, -3])))
-    return fall, float(seen[0, -6]), _standard(seen[:, 6])
-
-
-def fitted(rows: list[dict[str, Tensor]]) -> Tensor:
-    """Return = surface of the situation and of the rates: alike for all groups, and in proportion to their sizes."""
-    inputs, returns = [], []
-    for row in rows:
-        fall, time, sizes = situation(row)
-        rates = row["actions"][:, RATE]
-        alike, by_size = float(rates.mean()), float((rates * sizes).mean())
-        common = [1.0, fall, time]
-        inputs.append([*common, fall * time, *(alike * c for c in common), *(by_size * c for c in common),
-                       -(alike**2) - by_size**2])  # fmt: skip
-        returns.append(float(row["return"]))
-    design, goal = torch.tensor(inputs), torch.tensor(returns)
-    ridge = design.T @ design + 1e-2 * torch.eye(len(TERMS))
-    return torch.linalg.solve(ridge, design.T @ goal)
-
-
-def wanted(row: dict[str, Tensor], surface: Tensor) -> Tensor:
-    """The action at the top of the surface, within what was tried; thresholds and shares as they are."""
-    fall, time, sizes = situation(row)
-    common = torch.tensor([1.0, fall, time])
-    bend = 2 * max(float(surface[-1]), BEND)
-    alike, by_size = (float(surface[k : k + 3] @ common) / bend for k in (4, 7))
-    action = torch.zeros_like(row["actions"])
-    clipped = [max(-TRIED, min(TRIED, value)) for value in (alike, by_size)]
-    action[:, RATE] = (clipped[0] + clipped[1] * sizes).clamp(-0.9, 0.9)
-    return action
-
-
-def drawn(rows: list[dict[str, Tensor]], draw: random.Random) -> list[dict[str, Tensor]]:
-    """A batch of decisions for the same number of groups."""
-    like = len(draw.choice(rows)["observations"])
-    return draw.choices([row for row in rows if len(row["observations"]) == like], k=BATCH)
-
-
-def imitate(
-    agent: SoftActorCritic, rows: list[dict[str, Tensor]], surface: Tensor, updates: int, draw: random.Random
-) -> None:
-    """Regress the actor's mean on what is wanted; a small standard deviation is left for exploring.
-
-    What is released of a gradient is nearly all noise, so those features are left out in teaching half of the time.
-    """
-    actor = agent.actor
-    with torch.no_grad():
-        actor.log_std.weight.zero_()
-        actor.log_std.bias.fill_(math.log(0.1))
-    optimizer = torch.optim.AdamW([*actor.body.parameters(), *actor.mean.parameters()], lr=1e-3, weight_decay=0.01)
-    for _ in range(updates):
-        batch = drawn(rows, draw)
-        seen = torch.stack([row["observations"] for row in batch])
-        if draw.random() < 0.5:
-            seen[..., :3], seen[..., 7:10] = 0.0, 0.0
-        goal = torch.stack([wanted(row, surface) for row in batch])
-        loss = (torch.tanh(actor(seen)[0]) - goal).square().mean()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    print(f"imitated within {math.sqrt(loss.item()):.3f}")
 
 
 def evaluate(data: Path, policy: str, first: int, last: int, output: Path) -> None:
