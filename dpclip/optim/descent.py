@@ -18,6 +18,10 @@ class _Descent(MeasuredOptimizer):
     @abstractmethod
     def _factor(self, group: dict[str, Any], norm: float) -> float: ...
 
+    def _check(self, group: dict[str, Any]) -> None:
+        fraction("momentum", group["momentum"])
+        not_negative("weight_decay", group["weight_decay"])
+
     def _update(self, share: Share) -> None:
         if not share.parameters:
             return
@@ -80,9 +84,8 @@ class ClippedSGD(_Descent):
         super().__init__(params, {"lr": lr, **settings, "nonfinite": nonfinite})
 
     def _check(self, group: dict[str, Any]) -> None:
+        super()._check(group)
         threshold("max_norm", group["max_norm"])
-        fraction("momentum", group["momentum"])
-        not_negative("weight_decay", group["weight_decay"])
 
     def _factor(self, group: dict[str, Any], norm: float) -> float:
         return clip_factor(norm, group["max_norm"])
@@ -125,9 +128,8 @@ class NormalizedSGD(_Descent):
         super().__init__(params, {"lr": lr, **settings, "nonfinite": nonfinite})
 
     def _check(self, group: dict[str, Any]) -> None:
+        super()._check(group)
         not_negative("beta", group["beta"])
-        fraction("momentum", group["momentum"])
-        not_negative("weight_decay", group["weight_decay"])
 
     def _factor(self, group: dict[str, Any], norm: float) -> float:
         return 1.0 / max(norm + group["beta"], TINY)
