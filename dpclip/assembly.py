@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch.utils.data import default_collate
 
 from accounting import Adjacency
 from dpclip import noise, raw_gradients
-from dpclip.clipping import ClippingRule, Flat, RunShape, Unclipped
+from dpclip.clipping import ClippingRule, Flat, ParameterKind, RunShape, Unclipped
 from dpclip.engine import Engine
 from dpclip.errors import BadInput
 from dpclip.ledger import Commitments, Ledger
@@ -28,6 +28,14 @@ from dpclip.sampling import make_sampler
 def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
     """The trainable parameters by name, tied ones once."""
     return {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+
+def kinds(model: nn.Module) -> list[ParameterKind]:
+    """What each trainable parameter is; an embedding that is also the head is an embedding."""
+    embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding | nn.EmbeddingBag)}
+    return [
+        "embedding" if id(p) in embeddings else "matrix" if p.dim() > 1 else "vector" for p in trainable(model).values()
+    ]
 
 
 def check_optimizer(optimizer: torch.optim.Optimizer, parameters: Sequence[nn.Parameter]) -> None:
@@ -152,7 +160,7 @@ def assemble(
     parameters = list(named.values())
     check_optimizer(optimizer, parameters)
     chosen = (rule or Flat()) if plan.private else Unclipped()
-    groups = fit_rule(chosen, plan, named, accept_conditional)
+    groups = fit_rule(chosen, plan, model, accept_conditional)
     backend = make_backend(grad_sample_mode, model, parameters, groups, loss_reduction, chosen.reshapes)
     for clipper in postprocess:
         clipper.bind(named.items(), private=plan.private)
@@ -165,7 +173,7 @@ def assemble(
     )  # fmt: skip
 
 
-def fit_rule(rule: ClippingRule, plan: Plan, named: Mapping[str, nn.Parameter], accept_conditional: bool) -> list[int]:
+def fit_rule(rule: ClippingRule, plan: Plan, model: nn.Module, accept_conditional: bool) -> list[int]:
     """Tell a rule of the run and the model.
 
     Returns:
@@ -180,7 +188,9 @@ def fit_rule(rule: ClippingRule, plan: Plan, named: Mapping[str, nn.Parameter], 
             f"clipping {rule.name} needs {rule.sampling} batches and the plan has {plan.sampling}: plan anew"
         )
     check_assumption(rule, accept_conditional)
+    named = trainable(model)
     rule.settle(shape_of(plan))
+    rule.meet(kinds(model))
     groups = rule.partition(list(named), [p.numel() for p in named.values()])
     try:
         noise.scale_noise(plan.noise_multiplier, rule.bounds(), rule.shares(), rule.side_queries())

@@ -14,6 +14,7 @@ from dpclip import noise, raw_gradients
 from dpclip.clipping import ClippingRule, StepRelease
 from dpclip.gradient_sum import GradientSum
 from dpclip.ledger import Commitments, Ledger
+from dpclip.movement import Movement
 from dpclip.per_sample import ClipPart, PerSampleView
 from dpclip.plan import Plan
 from dpclip.postprocess import GradientClipper
@@ -170,8 +171,11 @@ class Engine:
             released = clipper.apply(released)
         for parameter, value in zip(self.parameters, released.value.gradient, strict=True):
             parameter.grad = value.to(parameter.dtype)
+        before = Movement(self.parameters) if self.rule.follows_updates else None
         with self._rates(), raw_gradients.released(self.parameters):
             self.optimizer.step()
+        if before:
+            self.rule.updated(released.map(lambda _: before.lengths()))
         for parameter in self.parameters:
             parameter.grad = None
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from dpclip.assembly import check_assumption, fit_rule, trainable
+from dpclip.assembly import check_assumption, fit_rule
 from dpclip.clipping import ClippingRule, make_rule
 from dpclip.config import Settings, option
 from dpclip.environment import free_bytes
@@ -118,7 +118,7 @@ def prepare(settings: Settings, key: SecretKey, fixed: Plan | None = None) -> Jo
     evaluation = _read_evaluation(settings)
     loaded = _load(settings, records, key)
     if plan.private:
-        fit_rule(make_rule(settings.clipping), plan, trainable(loaded.model), settings.accept_conditional)
+        fit_rule(make_rule(settings.clipping), plan, loaded.model, settings.accept_conditional)
     task = _task(settings, loaded, records)
     if settings.long_records == "refuse":
         _refuse_long(task, records)

@@ -14,7 +14,7 @@ from dpclip.clipping.normalised import Normalised
 from dpclip.clipping.per_group import PerBlock, PerGroup, PerLayer, PerTensor
 from dpclip.clipping.psac import Psac
 from dpclip.clipping.quantile import PerLayerQuantile, Quantile
-from dpclip.clipping.rule import ClippingRule, Gradients, RunShape, SideQuery, StepRelease
+from dpclip.clipping.rule import ClippingRule, Gradients, ParameterKind, RunShape, SideQuery, StepRelease
 from dpclip.clipping.unclipped import Unclipped
 from dpclip.clipping.value import Value
 from dpclip.settings_text import made_from
@@ -33,6 +33,7 @@ __all__ = [
     "HistogramError",
     "HistogramQuantile",
     "Normalised",
+    "ParameterKind",
     "PerBlock",
     "PerGroup",
     "PerLayer",

@@ -14,6 +14,8 @@ from dpclip.clipping.state import Stateful
 from dpclip.gradient_sum import GradientSum
 from dpclip.released import Released
 
+ParameterKind = Literal["embedding", "matrix", "vector"]
+
 
 @dataclass(frozen=True)
 class SideQuery:
@@ -122,6 +124,9 @@ class ClippingRule(Stateful, ABC):
     reshapes: ClassVar[bool] = False
     """Whether the gradients themselves are needed, not only their norms."""
 
+    follows_updates: ClassVar[bool] = False
+    """Whether `updated` is to be told what became of the weights."""
+
     sampling: str = "poisson"
     """How batches must be drawn for the rule's promise to hold: "poisson", "filtered" (Poisson, with noise that the
     rule chooses), "halves" or "passes" (`schemes.py`)."""
@@ -145,6 +150,10 @@ class ClippingRule(Stateful, ABC):
             sizes: their numbers of elements.
         """
         return [0] * len(names)
+
+    def meet(self, kinds: Sequence[ParameterKind]) -> None:
+        """Told once, before `partition`, what each trainable parameter is; public."""
+        return None
 
     @abstractmethod
     def bounds(self) -> list[float]:
@@ -198,6 +207,10 @@ class ClippingRule(Stateful, ABC):
 
     def observe(self, released: Released[StepRelease]) -> None:
         """Learn from what has been released, and from nothing else."""
+        return None
+
+    def updated(self, moves: Released[Sequence[float]]) -> None:
+        """Learn how far the update moved each parameter (`Movement.lengths`), if `follows_updates`."""
         return None
 
     def describe(self) -> dict[str, Any]:

@@ -35,7 +35,8 @@ RL = "rl:interval={interval},controller="
 RULES = {
     "flat": "flat:max_grad_norm=0.1",
     "flat, C = 1": "flat:max_grad_norm=1",
-    "flat, C = 5": "flat:max_grad_norm=5",
+    "flat, C = 0.01": "flat:max_grad_norm=0.01",
+    "flat, C = 10": "flat:max_grad_norm=10",
     "per layer": "per-layer:max_grad_norm=0.1",
     "AdaClip": "adaclip",
     "per layer, quantile": "per-layer-quantile:max_grad_norm=0.1,first_rate=2",
@@ -50,11 +51,12 @@ E2E = {"data": "e2e_train.csv", "eval_data": "e2e_held_out.csv", "input_column":
 NOTES = {"data": "notes_train.csv", "eval_data": "notes_held_out.csv", "text_column": "text", "unit_column": "patient"}
 SETTINGS: dict[str, dict[str, Any]] = {
     "e2e-builtin": {**E2E, "batch_size": 64, "steps": 24},
+    "e2e-builtin-long": {**E2E, "batch_size": 64, "steps": 120},
     "notes-builtin": {**NOTES, "batch_size": 32, "steps": 24},
     "e2e-wikitext-lora": {**E2E, "batch_size": 64, "steps": 24, "model": "wikitext-gpt2-4x256", "lora": 8},
     "notes-wikitext": {**NOTES, "batch_size": 32, "steps": 24, "model": "wikitext-gpt2-4x256"},
 }
-RATES = {"e2e-builtin": 0.006, "notes-builtin": 0.006}
+RATES = {"e2e-builtin": 0.006, "notes-builtin": 0.006, "e2e-builtin-long": 0.006}
 INTERVAL = 4
 COLUMNS = ("perplexity", "over flat's", "over `quantile`'s", "agent's steps to it", "choice", "membership", "exposure")
 

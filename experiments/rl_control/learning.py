@@ -1,140 +1,139 @@
-"""From kept runs to a policy: a surface of what was still to come, its top as the actor, critics for that actor."""
+"""From kept runs to a policy: a surface over plans, its lowest points as the actor, critics for that actor."""
 
 from __future__ import annotations
 
+import copy
 import math
 import random
 from pathlib import Path
+from typing import Any
 
 import torch
+from plans import rates
 from safetensors.torch import save_file
+from surface import FIRST, INTERVAL, Situation, Surface
 from torch import Tensor
 
 from dpclip.clipping.control import SacSettings, SoftActorCritic, Transitions
 from dpclip.clipping.control.controller import RATE
+from dpclip.clipping.control.losses import LossAccount
 from dpclip.clipping.control.observation import width
 
 # Columns of an observation in modes A and B, see `dpclip.clipping.control.observation.features`.
-OWN, SIZE, MEANS = slice(0, 3), 6, slice(7, 10)
-TIME, FALL = -6, -3
-BATCH = 64
+OWN, EMBEDDING, VECTOR, MOVED, MEANS = slice(0, 3), 7, 8, 9, slice(10, 13)
+PROGRESS, LOSSES, FALL_AND_NOW, LENGTH, STEP = 13, slice(15, 18), slice(16, 18), 18, 19
+TELLING = (5, EMBEDDING, VECTOR, MOVED, PROGRESS, 16, 17, LENGTH, STEP, 20)  # 5: the rate in force, 20: the noise
+BATCH, DECAY = 64, 0.5
+VARIANTS, LOSS_SHARE, WIDE = 8, 0.01, (2.5, 2.5)  # as in the rule
 SETTINGS = SacSettings(gamma=0.99, learning_rate=1e-3, temperature=0.002)
-TRIED = 0.5  # how far rates are taken from the base: as far as the explorer went
-PARTS = ("observations", "actions", "rewards", "next_observations", "done")
+FIELDS = ("observations", "actions", "rewards", "next_observations", "done")
+Row = dict[str, Tensor]
 
 
 def learn(folders: list[Path], policy: Path, updates: int) -> None:
     """Off-policy from all runs: the actor from a response surface, then the critics for that actor.
 
     A soft actor-critic that learns from kept runs alone believes its critics where no run has been, and acts there. A
-    surface with few terms, fitted to what was still to come in each run, says which way is up within what was tried.
+    surface with few terms, fitted to how whole runs ended, says which way is up within what was tried.
     """
-    files = [path for folder in folders for path in sorted(folder.glob("*.pt"))]
-    rows = [row for path in files for row in with_returns(torch.load(path))]
-    surface = fitted(rows)
-    print("surface", {name: round(float(c), 2) for name, c in zip(TERMS, surface, strict=True)})
+    tasks = [torch.load(path) for folder in folders for path in sorted(folder.glob("*.pt"))]
+    tasks += 2 * [task for task in tasks if Situation(*task["situation"]).whole]  # the likest to private runs
+    surface = Surface.fitted(tasks)
+    surface.save(policy.with_suffix(".json"))
+    rows = [row for task in tasks for row in rows_of(task, surface)]
     agent, draw = SoftActorCritic(width(3), 3, SETTINGS, 0), random.Random(0)
-    imitate(agent, rows, surface, updates, draw)
+    imitate(agent, rows, updates, draw)
     for part in ("actor", "temperature"):
         agent.optimizers[part].param_groups[0]["lr"] = 0.0
     for _ in range(updates):
         batch = drawn(rows, draw)
-        losses = agent.update(Transitions(**{part: torch.stack([row[part] for row in batch]) for part in PARTS}))
-    print(f"{len(rows)} decisions", losses, flush=True)
+        losses = agent.update(Transitions(**{field: torch.stack([row[field] for row in batch]) for field in FIELDS}))
+    print(f"{len(rows)} decisions, scatter {surface.scatter:.3f}", losses, flush=True)
     save_file({k: v.clone().contiguous() for k, v in agent.policy().items()}, policy)
 
 
-def with_returns(rows: list[dict[str, Tensor]]) -> list[dict[str, Tensor]]:
-    """Each decision with what was still to come in its run."""
-    ahead = torch.tensor(0.0)
-    for row in reversed(rows):
-        ahead = row["rewards"] + SETTINGS.gamma * ahead * (1 - row["done"])
-        row["return"] = ahead
+def rows_of(task: dict[str, Any], surface: Surface) -> list[Row]:
+    """Each decision of a task, with the best plan for the task and what may be seen of the losses."""
+    situation = Situation(*task["situation"])
+    plan, worth = surface.best(situation), torch.tensor(situation.usual())
+    rows = []
+    for run in task["runs"]:
+        seen = torch.stack([seen_losses(run["losses"], situation, draw) for draw in range(VARIANTS)])
+        for index, row in enumerate(run["transitions"]):
+            rows.append({**row, "plan": plan, "worth": worth, "seen losses": seen[:, index]})
     return rows
 
 
-TERMS = (
-    "1",
-    "fall",
-    "time",
-    "fall time",
-    "alike",
-    "alike fall",
-    "alike time",
-    "size",
-    "size fall",
-    "size time",
-    "bend",
-)
-BEND = 0.5  # curvature that is reckoned with at least: what was tried was too near to show it
+def seen_losses(losses: list[float], situation: Situation, seed: int) -> Tensor:
+    """What a run would have seen of its losses at each decision, with noise drawn anew: fall and level, [n, 2]."""
+    generator = torch.Generator().manual_seed(seed)
+    account, found = LossAccount(), []
+    for done in range(1, situation.steps + 1):
+        whole, part = divmod(done - 1, INTERVAL)
+        true = torch.tensor(losses[whole] + part / INTERVAL * (losses[min(whole + 1, len(losses) - 1)] - losses[whole]))
+        window = WIDE[done - 1] if done <= len(WIDE) else 1.0
+        noise = window * 10**situation.noise / math.sqrt(LOSS_SHARE) * torch.randn((), generator=generator)
+        account.add([float((true.clamp(max=2 * window) if done == 1 else true) + noise)])
+        if done == FIRST or done % INTERVAL == 0:
+            found.append([account.fall / 3, account.now / 5])
+    return torch.tensor(found).clamp(-2, 2)
 
 
-def situation(row: dict[str, Tensor]) -> tuple[float, float, Tensor]:
-    """How far the loss has fallen, how far the run is, and the groups' standardised log sizes."""
-    seen = row["observations"]
-    fall = min(2.5, max(-0.5, 3 * float(seen[0, FALL])))
-    return fall, float(seen[0, TIME]), standard(seen[:, SIZE])
-
-
-def fitted(rows: list[dict[str, Tensor]]) -> Tensor:
-    """Return = surface of the situation and of the rates: alike for all groups, and in proportion to their sizes."""
-    inputs, returns = [], []
-    for row in rows:
-        fall, time, sizes = situation(row)
-        rates = row["actions"][:, RATE]
-        alike, by_size = float(rates.mean()), float((rates * sizes).mean())
-        common = [1.0, fall, time]
-        inputs.append([*common, fall * time, *(alike * c for c in common), *(by_size * c for c in common),
-                       -(alike**2) - by_size**2])  # fmt: skip
-        returns.append(float(row["return"]))
-    design, goal = torch.tensor(inputs), torch.tensor(returns)
-    ridge = design.T @ design + 1e-2 * torch.eye(len(TERMS))
-    return torch.linalg.solve(ridge, design.T @ goal)
-
-
-def wanted(row: dict[str, Tensor], surface: Tensor) -> Tensor:
-    """The action at the top of the surface, within what was tried; thresholds and shares as they are."""
-    fall, time, sizes = situation(row)
-    common = torch.tensor([1.0, fall, time])
-    bend = 2 * max(float(surface[-1]), BEND)
-    alike, by_size = (float(surface[k : k + 3] @ common) / bend for k in (4, 7))
-    action = torch.zeros_like(row["actions"])
-    clipped = [max(-TRIED, min(TRIED, value)) for value in (alike, by_size)]
-    action[:, RATE] = (clipped[0] + clipped[1] * sizes).clamp(-0.9, 0.9)
-    return action
-
-
-def drawn(rows: list[dict[str, Tensor]], draw: random.Random) -> list[dict[str, Tensor]]:
+def drawn(rows: list[Row], draw: random.Random) -> list[Row]:
     """A batch of decisions for the same number of groups."""
     like = len(draw.choice(rows)["observations"])
     return draw.choices([row for row in rows if len(row["observations"]) == like], k=BATCH)
 
 
-def imitate(
-    agent: SoftActorCritic, rows: list[dict[str, Tensor]], surface: Tensor, updates: int, draw: random.Random
-) -> None:
+def imitate(agent: SoftActorCritic, rows: list[Row], updates: int, draw: random.Random) -> None:
     """Regress the actor's mean on what is wanted; a small standard deviation is left for exploring.
 
-    What is released of a gradient is nearly all noise, so those features are left out in teaching half of the time.
+    A miss counts for as much as there is to learn in the task. Features are standardised, and those that say nothing
+    (what is released of a gradient is nearly all noise, and there are too few tasks for the rest) begin at weight 0.
+    The losses are left out a quarter of the time: mode A does not have them.
     """
-    actor = agent.actor
+    actor, first = agent.actor, agent.actor.body[0]
+    everything = torch.cat([row["observations"] for row in rows])
+    mean, spread = everything.mean(0), everything.std(0).clamp(min=0.05)
+    weight = torch.zeros_like(mean)
+    weight[list(TELLING)] = 1 / spread[list(TELLING)]
     with torch.no_grad():
         actor.log_std.weight.zero_()
-        actor.log_std.bias.fill_(math.log(0.1))
-    optimizer = torch.optim.AdamW([*actor.body.parameters(), *actor.mean.parameters()], lr=1e-3, weight_decay=0.01)
+        actor.log_std.bias.fill_(math.log(0.05))
+    inner = copy.deepcopy(actor)
+    optimizer = torch.optim.AdamW([*inner.body.parameters(), *inner.mean.parameters()], lr=2e-3, weight_decay=DECAY)
+    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.02, updates)
     for _ in range(updates):
         batch = drawn(rows, draw)
-        seen = torch.stack([row["observations"] for row in batch])
-        if draw.random() < 0.5:
-            seen[..., OWN], seen[..., MEANS] = 0.0, 0.0
-        goal = torch.stack([wanted(row, surface) for row in batch])
-        loss = (torch.tanh(actor(seen)[0]) - goal).square().mean()
+        seen, plans, worth = (torch.stack([row[f] for row in batch]) for f in ("observations", "plan", "worth"))
+        seen[..., FALL_AND_NOW] = torch.stack([draw.choice(row["seen losses"]) for row in batch])[:, None]
+        goal = lengthened(seen, plans, draw)
+        if draw.random() < 0.25:
+            seen[..., LOSSES] = 0.0
+        acted = torch.tanh(inner((seen - mean) * weight)[0])
+        missed = (acted[..., RATE] - goal).square().mean(-1)
+        loss = (worth * missed).sum() / worth.sum() + (acted[..., :RATE]).square().mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
+        schedule.step()
+    actor.load_state_dict(inner.state_dict())
+    with torch.no_grad():
+        first.weight.mul_(weight)
+        first.bias.sub_(first.weight @ mean)
     print(f"imitated within {math.sqrt(loss.item()):.3f}")
 
 
-def standard(values: Tensor) -> Tensor:
-    """Mean 0, standard deviation 1."""
-    return (values - values.mean()) / values.std(correction=0).clamp(min=1e-6)
+def lengthened(seen: Tensor, plans: Tensor, draw: random.Random) -> Tensor:
+    """What is wanted; half of the observations are changed as if in a run up to 100 times as long."""
+    generator = torch.Generator().manual_seed(draw.getrandbits(32))
+    random_numbers = torch.rand(2, len(seen), generator=generator)
+    times = torch.where(random_numbers[0] < 0.5, 1.0, 100 ** random_numbers[1])
+    steps = 10 ** (4 * seen[:, 0, LENGTH]) * times
+    progress = seen[:, 0, PROGRESS]
+    as_first = (times > 1) & (seen[:, 0, STEP] <= math.log10(FIRST + 0.5) / 4)
+    step = torch.where(as_first, float(FIRST), (progress * steps).clamp(min=FIRST))
+    together = (step / steps, 1 - step / steps, steps.log10() / 4, step.log10() / 4)
+    for column, values in zip((PROGRESS, PROGRESS + 1, LENGTH, STEP), together, strict=True):
+        seen[..., column] = values[:, None]
+    return rates(plans, seen[..., EMBEDDING], seen[..., VECTOR], step, step / steps)

@@ -1,14 +1,15 @@
 """Teach the soft actor-critic on language models and public text, so that a private run need not begin untrained.
 
-usage: OMP_NUM_THREADS=1 python pretrain.py collect DATA EPISODES FIRST LAST [POLICY]    runs FIRST to LAST - 1
+usage: OMP_NUM_THREADS=1 python pretrain.py collect DATA EPISODES FIRST LAST [SURFACE]    tasks FIRST to LAST - 1
        OMP_NUM_THREADS=1 python pretrain.py learn POLICY UPDATES EPISODES…
        OMP_NUM_THREADS=1 python pretrain.py evaluate DATA POLICY FIRST LAST OUTPUT.json
 
-DATA is a folder with tinyshakespeare, wikitext2, gsm8k, sms_spam, trec and adult; EPISODES a folder that collects runs.
-A task is a part of the built-in model (its first two to four blocks, or adapters), a text, a budget, a batch size and a
-learning rate. Nothing here is private, so a decision is rewarded for how much more the true held-out loss has fallen
-since than in the same run, with the same seed, under the `quantile` controller; what the agent sees is what it would
-see in a private run. Collect in several processes, learn, collect with the policy, learn again.
+DATA is a folder with tinyshakespeare, wikitext2, gsm8k, sms_spam, trec and adult, beside a folder models; EPISODES a
+folder that collects runs. A task is a model (a part of the built-in one, the WikiText GPT-2, or adapters), a text, a
+budget, a batch size and a learning rate. Nothing here is private: each run that follows a plan (`plans.py`) is held
+against the true held-out loss of the same run, with the same seed, under the `quantile` controller; what the agent sees
+and remembers is what it would in a private run. `learn` writes the policy and, beside it, the surface (`surface.py`),
+about whose best plans `collect` draws further ones.
 """
 
 from __future__ import annotations
@@ -23,16 +24,17 @@ import statistics
 import sys
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
 
 import torch
-from learning import SIZE, learn, standard
+from learning import learn
+from plans import CENTRE, Planned, drawn
+from surface import Situation, Surface
 from torch import Tensor
 
 from dpclip.assembly import assemble, trainable
 from dpclip.clipping import Controlled, StepRelease
-from dpclip.clipping.control import Context, Summary, learner
 from dpclip.ledger import Commitments, Ledger
 from dpclip.models.loading import LoadedModel, load_model
 from dpclip.plan import Plan, make_plan
@@ -43,11 +45,11 @@ from dpclip.tasks.clinic_notes import clinic_notes
 from dpclip.tasks.language_modelling import Example, LanguageModelling
 from dpclip.tasks.records import Records
 
-INTERVAL, LENGTH, HELD_OUT = 4, 40, 48
+INTERVAL, HELD_OUT = 4, 48
 WORTH = 10.0  # reward of a decision after which the log perplexity is a WORTH-th lower than the pair's
-REPEATS = 3
+REPEATS = 4
+LONG, WHOLE = 9000, 10_000  # seeds from which runs are longer, and from which records are, with another model, too
 STRUCTURED = ("notes", "census")  # texts like those that are trained on in private: drawn twice as often
-SPREADS = torch.tensor([[0.2, 0.0, 0.45], [0.0, 0.0, 0.5]])  # of the explorer's disturbances: alike, and by size
 
 
 @functools.cache
@@ -90,22 +92,42 @@ class Task:
     rate: float
     units: int
     steps: int
+    length: int = 40
+    model: str = "builtin"
 
     @classmethod
     def drawn(cls, seed: int, names: list[str]) -> Task:
         """A random task."""
         draw = random.Random(seed)
+        if seed >= WHOLE:
+            return cls._of_whole_records(seed, draw, names)
         lora = draw.choice([None, None, None, None, 8])
         return cls(
             seed, draw.choice([*names, *STRUCTURED]), draw.choice([2, 3, 4]), lora, draw.choice([0.5, 2.0, 8.0]),
-            draw.choice([24, 32]), 10 ** draw.uniform(-0.2, 0.3), draw.choice([2000, 5000]), draw.choice([16, 24]),
+            draw.choice([24, 48]), 10 ** draw.uniform(-0.6, 0.4), draw.choice([2000, 5000]),
+            draw.choice([60, 120] if seed >= LONG else [12, 24, 36]),
         )  # fmt: skip
 
-    def model(self) -> LoadedModel:
-        """The first blocks of the built-in model, or all of it with adapters."""
+    @classmethod
+    def _of_whole_records(cls, seed: int, draw: random.Random, names: list[str]) -> Task:
+        text, lora = draw.choice([*names, *STRUCTURED * 2]), draw.choice([None, None, None, None, 8])
+        return cls(
+            seed, text, draw.choice([2, 3]), lora, draw.choice([0.5, 2.0, 8.0]), draw.choice([24, 48]),
+            10 ** draw.uniform(-0.5, 0.4), draw.choice([2000, 5000]), draw.choice([12, 24, 36]), 96,
+            draw.choice(["builtin", "builtin", "wikitext-gpt2-4x256"]),
+        )  # fmt: skip
+
+    def noise_level(self) -> float:
+        """Decimal logarithm of the noise multiplier over the batch size."""
+        plan = plan_of(self.units, self.batch, self.epsilon, self.steps)
+        return math.log10(plan.noise_multiplier / self.batch)
+
+    def loaded(self, models: Path) -> LoadedModel:
+        """The first blocks of the built-in model, or the whole of one, or adapters of one."""
         torch.manual_seed(self.seed)
-        loaded = load_model("builtin", "lm", lora=self.lora)
-        if self.lora is None:
+        builtin = self.model == "builtin"
+        loaded = load_model("builtin" if builtin else str(models / self.model), "lm", lora=self.lora)
+        if builtin and self.lora is None:
             loaded.model.transformer.h = loaded.model.transformer.h[: self.blocks]
             loaded.model.config.n_layer = self.blocks
         return loaded
@@ -126,10 +148,10 @@ def plan_of(units: int, batch: int, epsilon: float, steps: int) -> Plan:
 
 def run(task: Task, data: Path, rule: Controlled) -> list[float]:
     """One private run; the held-out loss at each decision."""
-    loaded = task.model()
-    model, language = loaded.model, LanguageModelling(loaded.tokenizer, LENGTH)
+    loaded = task.loaded(data.parent / "models")
+    model, language = loaded.model, LanguageModelling(loaded.tokenizer, task.length)
     rows, held_out = task.examples(data, language)
-    peak = task.rate * (4 if task.lora else 1) * 0.768 / 192
+    peak = task.rate * (4 if task.lora else 1) * 0.768 / model.config.hidden_size
     optimizer = torch.optim.AdamW(trainable(model).values(), lr=peak, weight_decay=0.0)
     plan = plan_of(len(rows), task.batch, task.epsilon, task.steps)
     private = assemble(
@@ -164,53 +186,41 @@ def ruled(task: Task, controller: str, policy: str = "none") -> Controlled:
     )
 
 
-class Explorer(learner.Sac):
-    """The agent, disturbed: for a while, in proportion to what tells groups apart, and a little in each decision.
-
-    Disturbances that differ from group to group and from decision to decision would average out over both.
-    """
-
-    def start(self, groups: int, actions: int) -> None:
-        super().start(groups, actions)
-        self.draw = torch.Generator().manual_seed(self._seed)
-        self.lasting = self.disturbance(*SPREADS.shape) * SPREADS
-
-    def disturbance(self, *shape: int) -> Tensor:
-        """Standard normal."""
-        return torch.randn(*shape, generator=self.draw)
-
-    def act(self, seen: Released[tuple[Summary, ...]], context: Context) -> Tensor:
-        chosen = super().act(seen, context)
-        if self._policy is None:
-            chosen = torch.zeros_like(chosen)
-        again = torch.rand(self.lasting.shape, generator=self.draw) < 0.1
-        self.lasting = torch.where(again, self.disturbance(*self.lasting.shape) * SPREADS, self.lasting)
-        assert self._before is not None
-        size = self._before[:, SIZE]
-        traits = torch.stack([torch.ones_like(size), standard(size)], 1)
-        return (chosen + traits @ self.lasting + 0.1 * self.disturbance(*chosen.shape)).clamp(-1, 1)
-
-
-def collect(data: Path, folder: Path, first: int, last: int, policy: str) -> None:
-    """Explorations, each beside the same run under the quantile controller, a file a task."""
+def collect(data: Path, folder: Path, first: int, last: int, surface: str) -> None:
+    """Plans, each beside the same run under the quantile controller; a file a task."""
     folder.mkdir(parents=True, exist_ok=True)
+    known = Surface.read(Path(surface)) if surface else None
     for seed in range(first, last):
         task = Task.drawn(seed, list(texts(data)))
-        pair, rows, ends = run(task, data, ruled(task, "quantile")), [], []
+        pair = run(task, data, ruled(task, "quantile"))
+        runs = []
         for repeat in range(REPEATS):
             rule = ruled(task, "sac")
-            explorer = rule.agent = Explorer(REPEATS * seed + repeat, Path(policy) if policy else None)
+            situation = Situation(
+                task.noise_level(),
+                math.log(task.rate),
+                pair[0] - pair[-1],
+                float(bool(task.lora)),
+                task.steps,
+                task.length,
+            )
+            plan = known.best(situation) if known else CENTRE
+            plan = plan if known and repeat == 0 else drawn(plan, REPEATS * seed + repeat)
+            agent = rule.agent = Planned(plan, REPEATS * seed + repeat)
             losses = run(task, data, rule)
-            rows += transitions(explorer.tensor_state(), losses, pair)
-            ends.append(f"{losses[-1]:.3f}")
-        torch.save(rows, folder / f"{seed}.pt")
-        print(task, f"{pair[0]:.3f} -> {pair[-1]:.3f}; {', '.join(ends)}", flush=True)
+            kept = transitions(agent.tensor_state(), losses, pair)
+            runs.append({"plan": plan, "more": losses[-1] - pair[-1], "losses": losses, "transitions": kept})
+        torch.save(
+            {"task": asdict(task), "situation": astuple(situation), "pair": pair, "runs": runs}, folder / f"{seed}.pt"
+        )
+        ends = ", ".join(f"{run['more']:+.3f}" for run in runs)
+        print(task, f"{pair[0]:.3f} -> {pair[-1]:.3f}; {ends}", flush=True)
 
 
 def transitions(memory: dict[str, Tensor], losses: list[float], pair: list[float]) -> list[dict[str, Tensor]]:
     """What the agent remembers of a run, rewarded for what the pair's loss has fallen less."""
     ahead = [math.log(other / own) for own, other in zip(losses, pair, strict=True)]
-    rewards = [WORTH * (after - before) for before, after in itertools.pairwise(ahead)][1:]
+    rewards = [WORTH * (after - before) for before, after in itertools.pairwise(ahead)]
     rows = []
     for index in range(len(memory["memory.rewards"])):
         parts = {part: memory[f"memory.{part}"][index] for part in ("observations", "actions", "next_observations")}
@@ -220,31 +230,28 @@ def transitions(memory: dict[str, Tensor], losses: list[float], pair: list[float
 
 
 def evaluate(data: Path, policy: str, first: int, last: int, output: Path) -> None:
-    """Final held-out loss over that of the quantile controller on the same task, on seeds that teaching never used."""
-    ratios: dict[str, list[float]] = {}
+    """How much higher the held-out loss ends than under the quantile controller, on tasks that teaching never used."""
+    more: dict[str, list[float]] = {}
     for seed in range(first, last):
         task = Task.drawn(seed, list(texts(data)))
-        plain = run(task, data, ruled(task, "quantile"))[-1]
-        for name, rule in {
-            "taught": ruled(task, "sac", policy), "untaught": ruled(task, "sac"), "random": ruled(task, "random"),
-            "constant": ruled(task, "constant"), "schedule": ruled(task, "schedule"),
-        }.items():  # fmt: skip
-            ratios.setdefault(name, []).append(run(task, data, rule)[-1] / plain)
+        plain = run(task, data, ruled(task, "quantile"))
+        for name, rule in {"taught": ruled(task, "sac", policy), "untaught": ruled(task, "sac")}.items():
+            more.setdefault(name, []).append(run(task, data, rule)[-1] - plain[-1])
+        print(task, f"{plain[0]:.3f} -> {plain[-1]:.3f}", {n: f"{m[-1]:+.3f}" for n, m in more.items()}, flush=True)
         found = {
-            name: {"mean": statistics.fmean(r), "error": statistics.stdev(r) / len(r) ** 0.5, "ratios": r}
-            for name, r in ratios.items()
-            if len(r) > 1
+            name: {"mean": statistics.fmean(m), "error": statistics.stdev(m) / len(m) ** 0.5, "nats": m}
+            for name, m in more.items()
+            if len(m) > 1
         }
         output.write_text(json.dumps(found, indent=1) + "\n")
-    print({name: (row["mean"], row["error"]) for name, row in found.items()})
 
 
 if __name__ == "__main__":
     warnings.filterwarnings("ignore")
     torch.set_num_threads(1)
     match sys.argv[1:]:
-        case ["collect", data, folder, first, last, *policy]:
-            collect(Path(data), Path(folder), int(first), int(last), policy[0] if policy else "")
+        case ["collect", data, folder, first, last, *surface]:
+            collect(Path(data), Path(folder), int(first), int(last), surface[0] if surface else "")
         case ["learn", policy, updates, *folders]:
             learn([Path(folder) for folder in folders], Path(policy), int(updates))
         case ["evaluate", data, policy, first, last, output]:

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from dpclip.clipping.control.observation import Summary
+from dpclip.clipping.rule import ParameterKind
 from dpclip.clipping.state import Stateful
 from dpclip.released import Released
 
@@ -28,6 +29,8 @@ class Context:
         executed: the action in force, [K, A].
         interval: steps from one decision to the next.
         noise_level: norm that the noise of a released gradient has, over the joint threshold.
+        kinds: what most of each group's weights are.
+        moved: how far the last update moved each group (`Movement.lengths`); empty before there was one.
     """
 
     step: int
@@ -37,6 +40,8 @@ class Context:
     executed: Tensor
     interval: int
     noise_level: float = 1.0
+    kinds: tuple[ParameterKind, ...] = ()
+    moved: tuple[float, ...] = ()
 
     @property
     def progress(self) -> float:

@@ -60,7 +60,7 @@ class Sac(Controller):
 
     def act(self, seen: Released[tuple[Summary, ...]], context: Context) -> Tensor:
         gained = self._reward.of(seen.value, self._change) - self._overspent(context)
-        observation = features(seen.value, context, self._reward.trend, self._reward.fall)
+        observation = features(seen.value, context, self._reward.course)
         if self._before is not None and self._done is not None:
             self._remember(self._before, self._done, gained, observation)
             self._learn()
@@ -103,10 +103,10 @@ class Sac(Controller):
         return {"reward": self._last, "transitions": float(len(self._memory["rewards"]))}
 
     def public_state(self) -> dict[str, Any]:
-        return {"reward": self._reward.state, "change": self._change, "last": self._last, "left": self._left}
+        return {"reward": self._reward.public_state(), "change": self._change, "last": self._last, "left": self._left}
 
     def load_public_state(self, state: Mapping[str, Any]) -> None:
-        self._reward.state = dict(state["reward"])
+        self._reward.load_public_state(state["reward"])
         self._change, self._last, self._left = state["change"], state["last"], state["left"]
 
     def tensor_state(self) -> dict[str, Tensor]:

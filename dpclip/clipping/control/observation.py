@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from dpclip.clipping.control.losses import RATE, LossAccount
 from dpclip.clipping.rule import StepRelease
+from dpclip.coordinates import some, stride
 
 if TYPE_CHECKING:
     from dpclip.clipping.control.controller import Context
 
-MOST_COORDINATES = 2**22  # a summary looks at no more than so many, evenly spaced
-_TINY, _BLOCK = 1e-30, 256
+_TINY = 1e-30
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ class Summariser:
     def __init__(self, owners: Sequence[int], sizes: Sequence[int], parents: Sequence[int]) -> None:
         self._owners, self._sizes, self._parents = list(owners), list(sizes), list(parents)
         self._groups = max(owners) + 1
-        self._stride = math.ceil(sum(sizes) / MOST_COORDINATES)
+        self._stride = stride(sizes)
         self._previous: list[Tensor] = []
 
     def summarise(self, step: StepRelease, loss_offset: float) -> Summary:
@@ -75,7 +76,7 @@ class Summariser:
             step: what the step released.
             loss_offset: what was subtracted from each loss.
         """
-        kept = [self._kept(gradient.detach().reshape(-1)) for gradient in step.gradient]
+        kept = [some(gradient.detach().reshape(-1), self._stride) for gradient in step.gradient]
         energy, agreement = [0.0] * self._groups, [0.0] * self._groups
         noise, coordinates = [0.0] * self._groups, [0] * self._groups
         for slot, (values, group) in enumerate(zip(kept, self._owners, strict=True)):
@@ -93,15 +94,6 @@ class Summariser:
         blur = tuple(n / math.sqrt(max(1, d)) for n, d in zip(noise, coordinates, strict=True))
         return Summary(tuple(energy), tuple(noise), tuple(agreement), within, loss, loss_noise, blur)
 
-    def _kept(self, values: Tensor) -> Tensor:
-        """One coordinate in `stride`, in blocks that lie together, which are read faster than single ones."""
-        if self._stride == 1:
-            return values.float()
-        whole = len(values) // (_BLOCK * self._stride)
-        if whole == 0:
-            return values[: -(-len(values) // self._stride)].float()
-        return values[: whole * _BLOCK * self._stride].view(whole, -1)[:, :_BLOCK].reshape(-1).float()
-
     def tensor_state(self) -> dict[str, Tensor]:
         """The last released gradient, as far as it is kept."""
         return {f"previous.{slot}": values for slot, values in enumerate(self._previous)}
@@ -113,17 +105,16 @@ class Summariser:
 
 def width(actions: int) -> int:
     """Features of one group, F, for actions of so many columns."""
-    return actions + 13
+    return actions + 18
 
 
-def features(steps: Sequence[Summary], context: Context, loss_trend: float, loss_fall: float = 0.0) -> Tensor:
+def features(steps: Sequence[Summary], context: Context, losses: LossCourse) -> Tensor:
     """What the agent sees of each group, [K, F], every number between about -2 and 2.
 
-    Over the steps since the last decision: what the released energy exceeds the noise's by and what successive steps
-    agree on, both in units of what noise alone would scatter them by, and the share below the threshold; the action in
-    force; the group's size; and, the same for all groups, the mean of the first three, how far the run is, what is left
-    of the budget, which way the released loss goes, how far it has fallen (in threes of nats), how long the run is and
-    how many times the joint threshold the noise's norm is (decimal logarithm, in threes).
+    Of each group, over the steps since the last decision: what the released energy exceeds the noise's by and what
+    successive steps agree on, both in units of what noise alone would scatter them by, and the share below the
+    threshold; the action in force; the group's size, whether it is an embedding, whether it is made of vectors (norms),
+    and how far the last update moved it. The same for all groups: `_common`.
     """
     groups = len(context.sizes)
     noise, blur = torch.tensor([s.noise for s in steps]), torch.tensor([s.blur for s in steps]).clamp(min=_TINY)
@@ -133,19 +124,40 @@ def features(steps: Sequence[Summary], context: Context, loss_trend: float, loss
     within = torch.tensor([s.within for s in steps if s.within]).reshape(-1, groups)
     below = (within.mean(0) - 0.5).clamp(-1, 1) if len(within) else torch.zeros(groups)
     own = torch.stack([signal, shared, below], 1)
+    everyone = torch.cat([own.mean(0), torch.tensor(_common(context, losses))]).expand(groups, -1)
+    return torch.cat([own, context.executed, _traits(context), everyone], 1).clamp(-2, 2).float()
+
+
+def _traits(context: Context) -> Tensor:
+    """Logarithms of the size and of the last move (0 is 0.03), and the kind; [K, 4]."""
     sizes = torch.tensor(context.sizes, dtype=torch.float32)
-    size = torch.log(sizes / sizes.sum()) / 5
-    mine = torch.cat([own, context.executed, size.unsqueeze(1)], 1)
-    length = math.log10(max(1, context.steps)) / 4
+    moved = torch.tensor(context.moved or [0.03] * len(sizes)).clamp(min=_TINY)
+    kinds = [[float(kind == one) for one in ("embedding", "vector")] for kind in context.kinds]
+    kind = torch.tensor(kinds or [[0.0, 0.0]] * len(sizes))
+    return torch.cat([torch.log(sizes / sizes.sum())[:, None] / 5, kind, torch.log10(moved / 0.03)[:, None]], 1)
+
+
+def _common(context: Context, losses: LossCourse) -> list[float]:
+    """How far the run is and what is left of the budget; which way the released loss goes, how far it has fallen and
+    where it is (in threes and fives of nats); decimal logarithms of the run's length, of the steps done (in fours) and
+    of the noise's norm over the joint threshold (in threes)."""
+    lengths = [math.log10(max(1, steps)) / 4 for steps in (context.steps, context.step)]
     level = math.log10(max(_TINY, context.noise_level)) / 3
-    common = torch.tensor([context.progress, context.budget_left, loss_trend, loss_fall / 3, length, level])
-    everyone = torch.cat([own.mean(0), common]).expand(groups, -1)
-    return torch.cat([mine, everyone], 1).clamp(-2, 2).float()
+    return [context.progress, context.budget_left, losses.trend, losses.fall / 3, losses.now / 5, *lengths, level]
 
 
 def _legible(scores: Tensor) -> Tensor:
     """Standard scores of each step and group, [steps, K], as one number a group: 0.3 for each of the first sigmas."""
     return torch.asinh(scores.sum(0) / math.sqrt(len(scores))) / 3
+
+
+@dataclass(frozen=True)
+class LossCourse:
+    """What is known of the released losses: which way they go, how far they have fallen, where their mean is."""
+
+    trend: float = 0.0
+    fall: float = 0.0
+    now: float = 0.0
 
 
 @dataclass
@@ -158,13 +170,14 @@ class Reward:
 
     Args:
         kind: "loss", "signal" or "both", their mean; where no loss is released, signal alone.
-        rate: of the running means.
+        rate: of the running mean of progress' usual size.
         effort: what a change of the action costs.
     """
 
     kind: str = "both"
     rate: float = 0.3
     effort: float = 0.01
+    account: LossAccount = field(default_factory=LossAccount)
     state: dict[str, float] = field(default_factory=dict)
 
     def of(self, steps: Sequence[Summary], change: float) -> float:
@@ -172,33 +185,34 @@ class Reward:
         parts = []
         if self.kind != "loss" or steps[0].loss is None:
             parts.append(_signal(steps))
-        if self.kind != "signal" and steps[0].loss is not None:
-            parts.append(self._progress(steps))
+        if steps[0].loss is not None:
+            progress = self._progress(steps)
+            parts += [progress] if self.kind != "signal" else []
         return max(-1.0, min(1.0, sum(parts) / len(parts) - self.effort * change))
 
     @property
-    def trend(self) -> float:
-        """The last progress, for the features."""
-        return self.state.get("progress", 0.0)
-
-    @property
-    def fall(self) -> float:
-        """How much lower the running mean of the released losses is than at first, in nats."""
-        return self.state.get("first", 0.0) - self.state.get("mean", 0.0)
+    def course(self) -> LossCourse:
+        """For the features; in nats, but for the trend, which is the last progress."""
+        return LossCourse(self.state.get("progress", 0.0), self.account.fall, self.account.now)
 
     def _progress(self, steps: Sequence[Summary]) -> float:
-        losses = [s.loss for s in steps if s.loss is not None]
-        floor = steps[0].loss_noise / math.sqrt(len(steps))
-        now = sum(losses) / len(losses)
-        before = self.state.get("mean", now)
-        mean = before + self.rate * (now - before)
-        fall = before - mean
+        before = self.account.now if self.account.state["seen"] > 1 else None
+        self.account.add([s.loss for s in steps if s.loss is not None])
+        fall = 0.0 if before is None else before - self.account.now
+        floor = steps[0].loss_noise * RATE * math.sqrt(len(steps))
         usual = self.state.get("usual", abs(fall))
         usual += self.rate * (abs(fall) - usual)
-        progress = max(-1.0, min(1.0, fall / max(usual, self.rate * floor, _TINY)))
-        first = self.state.get("first", now)
-        self.state = {"mean": mean, "usual": usual, "progress": progress, "first": first}
+        progress = max(-1.0, min(1.0, fall / max(usual, floor, _TINY)))
+        self.state = {"usual": usual, "progress": progress}
         return progress
+
+    def public_state(self) -> dict[str, dict[str, float]]:
+        """JSON."""
+        return {"account": self.account.state, "own": self.state}
+
+    def load_public_state(self, state: Mapping[str, Mapping[str, float]]) -> None:
+        """Restore `public_state`."""
+        self.account.state, self.state = dict(state["account"]), dict(state["own"])
 
 
 def _signal(steps: Sequence[Summary]) -> float:

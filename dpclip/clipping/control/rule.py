@@ -13,12 +13,13 @@ from torch import Tensor
 
 from dpclip.clipping.control import ControllerSettings, make_controller
 from dpclip.clipping.control.controller import ALLOCATION, NOISE, RATE, THRESHOLD, Context
+from dpclip.clipping.control.layout import Layout
 from dpclip.clipping.control.observation import Summariser, Summary
 from dpclip.clipping.control.sac import below
 from dpclip.clipping.flat import check_threshold
 from dpclip.clipping.per_group import Grouping, PerGroup, block_of, layer_of, tensor_of
 from dpclip.clipping.quantile import Quantile, whole
-from dpclip.clipping.rule import RunShape, SideQuery, StepRelease
+from dpclip.clipping.rule import ParameterKind, RunShape, SideQuery, StepRelease
 from dpclip.errors import BadInput
 from dpclip.released import Released
 from dpclip.settings_text import one_of
@@ -30,7 +31,9 @@ GROUPINGS: dict[str, Grouping] = {
     "model": whole,
 }  # finest first
 MODES = ("A", "B", "C")
+SHIPPED = Path(__file__).with_name("shipped.safetensors")  # taught by experiments/rl_control
 _CENTRE_RATE = 0.3  # of the running mean of released losses
+_WIDE = (2.5, 2.5)  # the window's first widths
 _MOST_CURVES = 24  # of groups, evenly chosen
 REWARDS = ("loss", "signal", "both")
 
@@ -58,7 +61,8 @@ class Controlled(PerGroup):
         rate_groups: what the controller sees apart and gives a learning rate of its own, likewise; at least as fine as
             `groups`.
         interval: steps from one decision to the next.
-        warmup: part of the run before the first decision.
+        warmup: part of the run before the first decision; 0 lets the controller decide once after the first release,
+            too.
         max_grad_norm: joint threshold at the start.
         reach: how far a decision may depart, in log; log 2 by default.
         step_limit: largest change of a log threshold or log share from one decision to the next; a log rate may change
@@ -66,10 +70,11 @@ class Controlled(PerGroup):
         quantile, rate, first_rate: of the analytic thresholds, as in `Quantile`.
         count_share, loss_share: parts of each step's 1/sigma^2 that the counts and the loss take; together they make
             the gradient's noise larger by (1 - count_share - loss_share)^(-1/2), 0.76 % by default.
-        loss_width: w; losses are clipped to w on either side of a running mean of the released ones, so that the number
-            of units in a batch adds no noise.
+        loss_width: w; losses are clipped to w (at least 2.5 in the first two steps) on either side of a running mean of
+            the released ones, so that the number of units in a batch adds no noise.
         reward: what the agent is rewarded for, "loss", "signal" or "both".
-        policy: a file of networks that the agent begins with, or "none": it then departs by nothing on average.
+        policy: a file of networks that the agent begins with; "none": it departs by nothing on average. Unless given,
+            the policy that ships with the package, which modes A and B have.
         agent_seed: of the agent's own random numbers, which protect nothing.
         allocation: the analytic one, see `noise_shares`.
 
@@ -87,20 +92,21 @@ class Controlled(PerGroup):
     controller: str = "sac"
     groups: str = "model"
     rate_groups: str = "layer"
-    interval: int = 8
-    warmup: float = 0.1
+    interval: int = 4
+    warmup: float = 0.0
     reach: float = math.log(2)
     step_limit: float = 0.25
     quantile: float = 0.1
     rate: float = 0.2
     first_rate: float = 2.0
-    count_share: float = 0.01
-    loss_share: float = 0.005
-    loss_width: float = 2.5
+    count_share: float = 0.005
+    loss_share: float = 0.01
+    loss_width: float = 1.0
     reward: str = "both"
-    policy: str = "none"
+    policy: str = ""
     agent_seed: int = 0
     name: ClassVar[str] = "rl"
+    follows_updates: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         one_of("mode", self.mode, MODES)
@@ -119,6 +125,7 @@ class Controlled(PerGroup):
             group_of=self.group_of,
         )  # fmt: skip
         self._steps, self._planned = 0, 0
+        self._kinds: list[ParameterKind] = []
         self._begin([0], [0], [1])
 
     def _check(self) -> None:
@@ -135,10 +142,15 @@ class Controlled(PerGroup):
             )
 
     def _policy_file(self) -> Path | None:
-        return None if self.policy in ("", "none") else Path(self.policy)
+        if self.policy:
+            return None if self.policy == "none" else Path(self.policy)
+        return None if self.mode == "C" else SHIPPED
 
     def settle(self, shape: RunShape) -> None:
         self._planned = shape.steps
+
+    def meet(self, kinds: Sequence[ParameterKind]) -> None:
+        self._kinds = list(kinds)
 
     def partition(self, names: Sequence[str], sizes: Sequence[int]) -> list[int]:
         owners = super().partition(names, sizes)
@@ -150,17 +162,15 @@ class Controlled(PerGroup):
         return owners
 
     def _begin(self, owners: Sequence[int], seen: Sequence[int], sizes: Sequence[int]) -> None:
-        self._owners, self._seen = list(owners), list(seen)  # what each parameter is clipped with, and acted on with
-        self._parents = [owners[self._seen.index(group)] for group in range(max(seen) + 1)]
-        self._parameter_sizes, self._seen_sizes = list(sizes), [0] * len(self._parents)
-        for group, size in zip(seen, sizes, strict=True):
-            self._seen_sizes[group] += size
-        self._summariser = Summariser(seen, sizes, self._parents)
+        self._layout = Layout(tuple(owners), tuple(seen), tuple(sizes), tuple(self._kinds))
+        parents = self._layout.parents
+        self._summariser = Summariser(seen, sizes, parents)
         self._history: tuple[Summary, ...] = ()
         self._latest: dict[str, float] = {}
-        self._loss_centre = self.loss_width
-        self._action = torch.zeros(len(self._parents), self._columns)
-        self.agent.start(len(self._parents), self._columns)
+        self._moved: tuple[float, ...] = ()
+        self._loss_centre = self._window()
+        self._action = torch.zeros(len(parents), self._columns)
+        self.agent.start(len(parents), self._columns)
         self._first_bounds = self.bounds()
 
     # --- what is clipped and how the noise is shared --------------------------------------------------------------
@@ -170,10 +180,7 @@ class Controlled(PerGroup):
 
     def _departures(self, column: int) -> list[float]:
         """Factors by clipping group: where the controller sees parts of one apart, their mean in log."""
-        parents, action = torch.tensor(self._parents), self._action[:, column].double()
-        groups = len(self._sizes)
-        sums = torch.zeros(groups, dtype=torch.float64).index_add_(0, parents, action)
-        return (self.reach * sums / torch.bincount(parents, minlength=groups)).exp().tolist()
+        return (self.reach * self._layout.means(self._action[:, column])).exp().tolist()
 
     def shares(self) -> list[float]:
         weights = [share * by for share, by in zip(super().shares(), self._departures(ALLOCATION), strict=True)]
@@ -184,7 +191,7 @@ class Controlled(PerGroup):
 
     def rate_multipliers(self) -> list[float]:
         each = self._group_rates()
-        return [each[group] for group in self._seen]
+        return [each[group] for group in self._layout.seen]
 
     def _group_rates(self) -> list[float]:
         return (2 * self.reach * self._action[:, RATE].double()).exp().tolist()
@@ -193,16 +200,20 @@ class Controlled(PerGroup):
         """In units of the thresholds at the start: what optimizers average over steps has one scale, wherever the
         thresholds go. Post-processing."""
         scales = [first / now for first, now in zip(self._first_bounds, self.bounds(), strict=True)]
-        each = [scales[owner] for owner in self._owners]
+        each = [scales[owner] for owner in self._layout.owners]
         torch._foreach_mul_(step.gradient, each)
         stds = tuple(std * scale for std, scale in zip(step.stds, scales, strict=True))
         coordinates = tuple(std * scale for std, scale in zip(step.coordinate_stds, each, strict=True))
         return replace(step, stds=stds, coordinate_stds=coordinates)
 
+    def _window(self) -> float:
+        """Wide until it is known where losses lie."""
+        return self.loss_width if self._steps >= len(_WIDE) else max(_WIDE[self._steps], self.loss_width)
+
     def side_queries(self) -> Sequence[SideQuery]:
         if self.mode == "A":
             return ()
-        width, centre = self.loss_width, self._loss_centre
+        width, centre = self._window(), self._loss_centre
 
         def centred(losses: Tensor) -> Tensor:
             return torch.where(losses.isfinite(), (losses - centre).clamp(-width, width), torch.zeros_like(losses))
@@ -219,9 +230,14 @@ class Controlled(PerGroup):
         self._history, self._steps = seen.value, self._steps + 1
         self._latest = seen.value[-1].shown()
         if (loss := seen.value[-1].loss) is not None:
-            self._loss_centre += _CENTRE_RATE * (max(0.0, loss) - self._loss_centre)
-        if self._steps > self.warmup * self._planned and self._steps % self.interval == 0:
+            rate = max(_CENTRE_RATE, 1 / self._steps)
+            self._loss_centre += rate * (max(0.0, loss) - self._loss_centre)
+        at_first = self._steps == 1 and self.warmup == 0
+        if at_first or (self._steps > self.warmup * self._planned and self._steps % self.interval == 0):
             self._decide(seen, self._noise_level(released.value.coordinate_stds))
+
+    def updated(self, moves: Released[Sequence[float]]) -> None:
+        self._moved = self._layout.moved(moves.value)
 
     def _with_history(self, step: StepRelease) -> tuple[Summary, ...]:
         latest = self._summariser.summarise(step, loss_offset=self._loss_centre)
@@ -229,12 +245,14 @@ class Controlled(PerGroup):
 
     def _noise_level(self, stds: Sequence[float]) -> float:
         """Norm that noise of these deviations in each parameter's coordinates has, over the joint threshold."""
-        energy = math.fsum(size * std**2 for size, std in zip(self._parameter_sizes, stds, strict=True))
-        return math.sqrt(energy / math.fsum(c**2 for c in self._first_bounds))
+        return self._layout.norm(stds) / math.sqrt(math.fsum(c**2 for c in self._first_bounds))
 
     def _decide(self, seen: Released[tuple[Summary, ...]], noise_level: float) -> None:
-        sizes, in_force, left = tuple(self._seen_sizes), self._action.clone(), seen.receipt.budget_left
-        context = Context(self._steps, self._planned, left, sizes, in_force, self.interval, noise_level)
+        in_force, left = self._action.clone(), seen.receipt.budget_left
+        context = Context(
+            self._steps, self._planned, left, self._layout.seen_sizes(), in_force, self.interval, noise_level,
+            self._layout.seen_kinds(), self._moved,
+        )  # fmt: skip
         wanted = self.agent.act(seen, context).clamp(-1, 1)
         limit = torch.full((self._columns,), self.step_limit / self.reach)
         limit[RATE] = 1.0
@@ -260,12 +278,12 @@ class Controlled(PerGroup):
         return {
             "steps": self._steps, "action": self._action.tolist(), "analytic": self._analytic.public_state(),
             "history": [asdict(summary) for summary in self._history], "latest": self._latest,
-            "agent": self.agent.public_state(), "loss_centre": self._loss_centre,
+            "agent": self.agent.public_state(), "loss_centre": self._loss_centre, "moved": list(self._moved),
         }  # fmt: skip
 
     def load_public_state(self, state: Mapping[str, Any]) -> None:
         self._steps, self._latest = state["steps"], dict(state["latest"])
-        self._loss_centre = state["loss_centre"]
+        self._loss_centre, self._moved = state["loss_centre"], tuple(state["moved"])
         self._action = torch.tensor(state["action"])
         self._analytic.load_public_state(state["analytic"])
         self._history = tuple(Summary.from_json(summary) for summary in state["history"])

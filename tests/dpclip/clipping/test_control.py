@@ -15,21 +15,25 @@ import torch
 from torch import Tensor, nn
 
 import dpclip
-from dpclip.clipping import Controlled, Flat, PerLayerQuantile, RunShape, StepRelease, make_rule
+from dpclip import coordinates
+from dpclip.assembly import kinds
+from dpclip.clipping import ClippingRule, Controlled, Flat, PerLayerQuantile, RunShape, StepRelease, make_rule
 from dpclip.clipping.control import (
     Context,
     Controller,
     Summary,
     controller_names,
     make_controller,
-    observation,
     register_controller,
 )
 from dpclip.clipping.control.controller import RATE
 from dpclip.clipping.control.controls import Constant
+from dpclip.clipping.control.observation import Summariser, width
 from dpclip.errors import BadInput
+from dpclip.movement import Movement
 from dpclip.noise import PrivacyError, scale_noise
 from dpclip.private import PrivateTraining
+from dpclip.rates import multiplied_rates
 from dpclip.released import Released
 
 CASES = [f"rl:interval=1,mode={mode},controller={name}" for mode in "AB" for name in controller_names()]
@@ -81,7 +85,7 @@ class Recorder:
 
     def __init__(self, private: PrivateTraining) -> None:
         self.rule = private.engine.rule
-        self.seen: list[tuple[Released[StepRelease], list[float], list[float]]] = []
+        self.seen: list[tuple[Released[StepRelease], list[float], list[float], list[float]]] = []
         self.private = private
         private.observers.append(self)
         observe = self.rule.observe
@@ -89,7 +93,7 @@ class Recorder:
         def kept(released: Released[StepRelease]) -> None:
             copied = released.map(copy.deepcopy)
             observe(released)
-            self.seen.append((copied, self.rule.bounds(), self.rule.shares()))
+            self.seen.append((copied, self.rule.bounds(), self.rule.shares(), self.rule.rate_multipliers()))
 
         self.rule.observe = kept  # type: ignore[method-assign]
 
@@ -108,17 +112,16 @@ def test_actions_follow_from_what_was_released_alone(text: str) -> None:
     recorder = Recorder(private)
     for _ in steps_of(private, net):
         pass
-    names = [name for name, _ in net.named_parameters()]
-    sizes = [p.numel() for p in net.parameters()]
     private.close()
     assert len(recorder.seen) == 24
-    assert len({tuple(bounds) for _, bounds, _ in recorder.seen}) > 10, "nothing was decided"
+    assert len({tuple(bounds) for _, bounds, _, _ in recorder.seen}) > 10, "nothing was decided"
 
-    other = make_rule(text)
+    other, twin = make_rule(text), model()
     other.settle(RunShape(24, 16))
-    other.partition(names, sizes)
+    other.meet(kinds(twin))
+    other.partition([name for name, _ in twin.named_parameters()], [p.numel() for p in twin.parameters()])
     garbage = torch.Generator().manual_seed(9)
-    for released, bounds, shares in recorder.seen:
+    for released, bounds, shares, multipliers in recorder.seen:
         for _ in range(int(torch.randint(4, (1,), generator=garbage))):
             norms = torch.rand(len(bounds), 7, generator=garbage) * 1e6
             other.weightings(norms)
@@ -127,6 +130,20 @@ def test_actions_follow_from_what_was_released_alone(text: str) -> None:
         other.observe(released)
         assert other.bounds() == bounds
         assert other.shares() == shares
+        assert other.rate_multipliers() == multipliers
+        update(twin, other, released)
+
+
+def update(net: nn.Module, rule: ClippingRule, released: Released[StepRelease]) -> None:
+    """What the engine does with a release, on a model that has never seen data."""
+    parameters = list(net.parameters())
+    optimizer, before = torch.optim.SGD(parameters, lr=0.5), Movement(parameters)
+    for parameter, gradient in zip(parameters, released.value.gradient, strict=True):
+        parameter.grad = gradient
+    by = {id(p): m for p, m in zip(parameters, rule.rate_multipliers(), strict=True)}
+    with multiplied_rates(optimizer, by):
+        optimizer.step()
+    rule.updated(released.map(lambda _: before.lengths()))
 
 
 class _Spy(Constant):
@@ -156,7 +173,7 @@ def test_a_controller_is_handed_released_values_and_public_numbers() -> None:
         from dpclip.clipping import control
 
         del control._CONTROLLERS["spy"]
-    assert _Spy.calls == 3
+    assert _Spy.calls == 4
 
 
 def test_thresholds_are_fixed_while_a_step_is_open() -> None:
@@ -252,18 +269,20 @@ def test_the_released_loss_is_the_mean_over_units_not_rows() -> None:
 
 
 def test_the_window_of_losses_follows_what_was_released() -> None:
-    rule = Controlled(interval=1)
+    """It is wide until it is known where they lie, and its width is what a unit is said to move the sum by."""
+    rule, widths = Controlled(interval=1), []
     rule.partition(clipper_laws.NAMES, clipper_laws.SIZES)
     loss = rule.side_queries()[1]
     assert loss.per_sample(torch.tensor([[0.0, 2.5, 3.0, 99.0]])).tolist() == [[-2.5, 0.0, 0.5, 2.5]]
     for seed in range(40):
-        sums = rule.side_queries()[1].per_sample(torch.full((1, 8), 7.0)).sum(1).double()
+        query = rule.side_queries()[1]
+        widths.append(query.sensitivity)
+        assert float(query.per_sample(torch.tensor([[0.0, 99.0]])).abs().max()) == query.sensitivity
+        sums = query.per_sample(torch.full((1, 8), 7.0)).sum(1).double()
         released = clipper_laws.released_to(rule, seed, divisor=8.0)
         rule.observe(released.map(lambda step, sums=sums: replace(step, sides={**step.sides, "loss": sums})))
-        assert rule.side_queries()[1].sensitivity == loss.sensitivity
-    assert rule.side_queries()[1].per_sample(torch.tensor([[7.0, 0.0]])).tolist()[0] == pytest.approx(
-        [0, -2.5], abs=0.01
-    )
+    assert widths == [2.5, 2.5, *[1.0] * 38]
+    assert rule.side_queries()[1].per_sample(torch.tensor([[7.0, 0.0]])).tolist()[0] == pytest.approx([0, -1], abs=0.01)
     assert rule.metrics()["released_loss"] == pytest.approx(7.0, abs=0.01)
 
 
@@ -332,9 +351,9 @@ def test_the_agent_remembers_what_was_executed() -> None:
 
 def test_large_models_are_summarised_by_a_part_of_their_coordinates(monkeypatch: pytest.MonkeyPatch) -> None:
     """Energy and noise are of the same coordinates, so their ratio is unbiased; small parameters are not lost."""
-    monkeypatch.setattr(observation, "MOST_COORDINATES", 4096)
+    monkeypatch.setattr(coordinates, "MOST", 4096)
     sizes = [100_000, 30_000, 7]
-    summariser = observation.Summariser([0, 1, 1], sizes, parents=[0, 1])
+    summariser = Summariser([0, 1, 1], sizes, parents=[0, 1])
     generator = torch.Generator().manual_seed(0)
     gradients = [torch.randn(size, generator=generator) * scale for size, scale in zip(sizes, (2, 3, 3), strict=True)]
     summary = summariser.summarise(StepRelease(gradients, {}, 1.0, (2.0, 3.0), {}, (2.0, 3.0, 3.0)), loss_offset=0.0)
@@ -448,7 +467,7 @@ def test_groups_that_are_clipped_together_may_be_seen_apart() -> None:
     assert rule.rate_multipliers() == pytest.approx([4 ** float(w) for w in wanted[:, 2]])
     coarse = Controlled(groups="layer", rate_groups="model")
     assert coarse.partition(names, [4, 2, 4, 2, 8]) == [0, 0, 1, 1, 2]
-    assert len(coarse._parents) == 3, "never coarser than what is clipped together"
+    assert len(coarse._layout.parents) == 3, "never coarser than what is clipped together"
 
 
 def test_what_optimizers_average_has_one_scale_wherever_thresholds_go() -> None:
@@ -460,13 +479,13 @@ def test_what_optimizers_average_has_one_scale_wherever_thresholds_go() -> None:
     for _ in steps_of(private, net):
         pass
     first = rule._first_bounds
-    shares = [s for _, _, s in recorder.seen]
-    for (released, _, _), share in zip(recorder.seen[1:], shares, strict=False):
+    shares = [s for _, _, s, _ in recorder.seen]
+    for (released, _, _, _), share in zip(recorder.seen[1:], shares, strict=False):
         step = released.value
         expected = [c / math.sqrt(part) for c, part in zip(first, share, strict=True)]
         ratio = [std / e for std, e in zip(step.stds, expected, strict=True)]
         assert ratio == pytest.approx([ratio[0]] * len(ratio), rel=1e-9)
-        each = [step.stds[owner] / step.divisor for owner in rule._owners]
+        each = [step.stds[owner] / step.divisor for owner in rule._layout.owners]
         assert list(step.coordinate_stds) == pytest.approx(each, rel=1e-12)
 
 
@@ -498,3 +517,64 @@ def test_a_controller_sets_the_learning_rate_and_leaves_the_optimizers_alone() -
     assert by == pytest.approx(4.0)
     assert rate == usual == 0.5
     torch.testing.assert_close(faster, 4 * plain, rtol=1e-4, atol=1e-6)
+
+
+def test_controllers_are_told_what_groups_are_and_how_far_they_moved() -> None:
+    """A tied embedding is an embedding; a group moves as far as its furthest parameter."""
+
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.words, self.norm, self.inner = nn.Embedding(7, 3), nn.LayerNorm(3), nn.Linear(3, 3)
+            self.head = nn.Linear(3, 7, bias=False)
+            self.head.weight = self.words.weight
+
+        def forward(self, words: Tensor) -> Tensor:
+            return self.head(self.inner(self.norm(self.words(words)))).flatten(0, 1)
+
+    torch.manual_seed(0)
+    net, contexts, weights = Tied(), [], []
+
+    class Listener(Constant):
+        def act(self, seen: Released[tuple[Summary, ...]], context: Context) -> Tensor:
+            contexts.append(context)
+            weights.append([p.detach().clone() for p in net.parameters()])
+            return super().act(seen, context)
+
+    rule = Controlled(interval=1)
+    rule.agent = Listener()
+    rows = [(torch.tensor([i % 7, i % 5, i % 3]), torch.tensor([0, 1, 2])) for i in range(40)]
+    private = dpclip.make_private(
+        net, torch.optim.SGD(net.parameters(), lr=0.5), rows, target_epsilon=8, expected_batch_size=10, steps=3,
+        clipping=rule, seed=1,
+    )  # fmt: skip
+    for words, targets in private.batches():
+        with private.microbatch((words, targets)):
+            losses = nn.functional.cross_entropy(net(words), targets.flatten(), reduction="none")
+            private.mean(losses.view(len(words), -1).mean(1)).backward()
+        private.step()
+    private.close()
+    assert [context.kinds for context in contexts] == [("embedding", "vector", "matrix")] * 3
+    assert contexts[0].moved == ()
+    for context, (before, after) in zip(contexts[1:], itertools.pairwise(weights), strict=True):
+        changes = [(b - a).square().mean().item() for a, b in zip(before, after, strict=True)]
+        lengths = [math.sqrt(c * w) for c, w in zip(changes, (3, 1, 1, 3, 1), strict=True)]
+        moved = [lengths[0], max(lengths[1:3]), max(lengths[3:])]
+        assert context.moved == pytest.approx(moved, rel=1e-5)
+
+
+def test_a_run_begins_with_the_policy_that_ships() -> None:
+    """Unless it is told otherwise; the file fits what the agent observes, and is in the package."""
+    rule, untaught = Controlled(), Controlled(policy="none")
+    assert rule.describe()["policy"] == "shipped.safetensors"
+    assert "policy" not in untaught.describe()
+    assert "policy" not in Controlled(mode="C").describe(), "taught without a say in the noise"
+    for each in (rule, untaught):
+        each.settle(RunShape(24, 16))
+        each.meet(["embedding", "matrix", "vector"][: len(clipper_laws.NAMES)] * 3)
+        each.partition(clipper_laws.NAMES, clipper_laws.SIZES)
+    observation = torch.zeros(len(untaught._layout.parents), width(3))
+    taught = rule.agent._agent.act(observation, explore=False)
+    assert not torch.equal(taught, torch.zeros_like(taught))
+    assert torch.equal(untaught.agent._agent.act(observation, explore=False), torch.zeros_like(taught))
+    assert float(taught[:, :RATE].abs().max()) < 0.1, "it was taught learning rates, not thresholds"
