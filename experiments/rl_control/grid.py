@@ -44,8 +44,8 @@ RULES = {
     "random": RL + "random",
     "quantile": RL + "quantile",
     "agent, untaught": RL + "sac,policy=none",
-    "agent": RL + "sac",
-    "agent, by layer": RL + "sac,groups=layer",
+    "agent": RL + "sac,policy=public",
+    "agent, by layer": RL + "sac,policy=public,groups=layer",
 }
 E2E = {"data": "e2e_train.csv", "eval_data": "e2e_held_out.csv", "input_column": "mr", "target_column": "ref"}
 NOTES = {"data": "notes_train.csv", "eval_data": "notes_held_out.csv", "text_column": "text", "unit_column": "patient"}

@@ -31,7 +31,7 @@ GROUPINGS: dict[str, Grouping] = {
     "model": whole,
 }  # finest first
 MODES = ("A", "B", "C")
-SHIPPED = Path(__file__).with_name("shipped.safetensors")  # taught by experiments/rl_control
+PUBLIC = Path(__file__).with_name("public.safetensors")  # taught by experiments/rl_control
 _CENTRE_RATE = 0.3  # of the running mean of released losses
 _WIDE = (2.5, 2.5)  # the window's first widths
 _MOST_CURVES = 24  # of groups, evenly chosen
@@ -73,8 +73,8 @@ class Controlled(PerGroup):
         loss_width: w; losses are clipped to w (at least 2.5 in the first two steps) on either side of a running mean of
             the released ones, so that the number of units in a batch adds no noise.
         reward: what the agent is rewarded for, "loss", "signal" or "both".
-        policy: a file of networks that the agent begins with; "none": it departs by nothing on average. Unless given,
-            the policy that ships with the package, which modes A and B have.
+        policy: networks that the agent begins with: a file, "public" for those that ship with the package (modes A and
+            B), or "none": it then departs by nothing on average.
         agent_seed: of the agent's own random numbers, which protect nothing.
         allocation: the analytic one, see `noise_shares`.
 
@@ -103,7 +103,7 @@ class Controlled(PerGroup):
     loss_share: float = 0.01
     loss_width: float = 1.0
     reward: str = "both"
-    policy: str = ""
+    policy: str = "none"
     agent_seed: int = 0
     name: ClassVar[str] = "rl"
     follows_updates: ClassVar[bool] = True
@@ -142,9 +142,10 @@ class Controlled(PerGroup):
             )
 
     def _policy_file(self) -> Path | None:
-        if self.policy:
-            return None if self.policy == "none" else Path(self.policy)
-        return None if self.mode == "C" else SHIPPED
+        if self.policy == "public" and self.mode == "C":
+            raise BadInput("policy=public was taught without a say in the noise: choose mode A or B, or policy=none")
+        known = {"": None, "none": None, "public": PUBLIC}
+        return known[self.policy] if self.policy in known else Path(self.policy)
 
     def settle(self, shape: RunShape) -> None:
         self._planned = shape.steps

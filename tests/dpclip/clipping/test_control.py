@@ -563,12 +563,13 @@ def test_controllers_are_told_what_groups_are_and_how_far_they_moved() -> None:
         assert context.moved == pytest.approx(moved, rel=1e-5)
 
 
-def test_a_run_begins_with_the_policy_that_ships() -> None:
-    """Unless it is told otherwise; the file fits what the agent observes, and is in the package."""
-    rule, untaught = Controlled(), Controlled(policy="none")
-    assert rule.describe()["policy"] == "shipped.safetensors"
+def test_a_run_can_begin_with_the_policy_that_ships() -> None:
+    """The file fits what the agent observes, and is in the package."""
+    rule, untaught = Controlled(policy="public"), Controlled()
+    assert rule.describe()["policy"] == "public.safetensors"
     assert "policy" not in untaught.describe()
-    assert "policy" not in Controlled(mode="C").describe(), "taught without a say in the noise"
+    with pytest.raises(BadInput, match="mode A or B"):
+        Controlled(mode="C", policy="public")
     for each in (rule, untaught):
         each.settle(RunShape(24, 16))
         each.meet(["embedding", "matrix", "vector"][: len(clipper_laws.NAMES)] * 3)
