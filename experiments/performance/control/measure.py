@@ -3,7 +3,7 @@
 usage: OMP_NUM_THREADS=1 python measure.py [ROUNDS]
 
 Built-in model and notes, expected batch 32. "rl" against "quantile", which clips the same and releases the same count.
-Each round takes 8 steps of each, one decision with 4 updates of the agent among them. Also the CPU time of one
+Each round takes 4 steps of each, one decision with 4 updates of the agent among them. Also the CPU time of one
 `observe` without a decision, by the number of parameters. Writes results.json.
 """
 
@@ -32,7 +32,7 @@ from dpclip.released import Receipt, Released
 from dpclip.tasks.language_modelling import LanguageModelling
 from dpclip.tasks.records import read_records
 
-INTERVAL, WARM = 8, 9  # the agent learns from its ninth decision on
+INTERVAL, WARM = 4, 9  # the agent learns from its ninth decision on
 
 
 def training(rule: ClippingRule, steps: int) -> Iterator[None]:
