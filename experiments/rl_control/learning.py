@@ -20,7 +20,7 @@ from dpclip.clipping.control.losses import LossAccount
 from dpclip.clipping.control.observation import width
 
 # Columns of an observation in modes A and B, see `dpclip.clipping.control.observation.features`.
-OWN, EMBEDDING, VECTOR, MOVED, MEANS = slice(0, 3), 7, 8, 9, slice(10, 13)
+EMBEDDING, VECTOR, MOVED = 7, 8, 9
 PROGRESS, LOSSES, FALL_AND_NOW, LENGTH, STEP = 13, slice(15, 18), slice(16, 18), 18, 19
 TELLING = (5, EMBEDDING, VECTOR, MOVED, PROGRESS, 16, 17, LENGTH, STEP, 20)  # 5: the rate in force, 20: the noise
 BATCH, DECAY = 64, 0.5

@@ -193,17 +193,12 @@ def collect(data: Path, folder: Path, first: int, last: int, surface: str) -> No
     for seed in range(first, last):
         task = Task.drawn(seed, list(texts(data)))
         pair = run(task, data, ruled(task, "quantile"))
+        situation = Situation(
+            task.noise_level(), math.log(task.rate), pair[0] - pair[-1], float(bool(task.lora)), task.steps, task.length
+        )
         runs = []
         for repeat in range(REPEATS):
             rule = ruled(task, "sac")
-            situation = Situation(
-                task.noise_level(),
-                math.log(task.rate),
-                pair[0] - pair[-1],
-                float(bool(task.lora)),
-                task.steps,
-                task.length,
-            )
             plan = known.best(situation) if known else CENTRE
             plan = plan if known and repeat == 0 else drawn(plan, REPEATS * seed + repeat)
             agent = rule.agent = Planned(plan, REPEATS * seed + repeat)

@@ -69,7 +69,7 @@ def courses(plan: Tensor, situation: Situation) -> Tensor:
     steps, plan = situation.steps, plan * situation.mask()
     done = torch.arange(1, steps + 1)
     decided = torch.where(done < INTERVAL, FIRST, done // INTERVAL * INTERVAL)
-    chosen = rates(plan.expand(steps, -1), *KINDS, decided, decided / steps) * (done >= FIRST)[:, None]
+    chosen = rates(plan.expand(steps, -1), *KINDS, decided, decided / steps)
     multipliers = (RATE_REACH * chosen).exp()
     falling = 1 - torch.arange(steps) / steps
     early = falling * FADES ** torch.arange(steps)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -28,7 +29,7 @@ class Layout:
     sizes: tuple[int, ...]
     kinds: tuple[ParameterKind, ...] = ()
 
-    @property
+    @cached_property
     def parents(self) -> list[int]:
         """The clipping group that each of the controller's groups lies in."""
         return [self.owners[self.seen.index(group)] for group in range(max(self.seen) + 1)]
