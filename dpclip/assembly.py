@@ -13,6 +13,7 @@ from torch.utils.data import default_collate
 from accounting import Adjacency
 from dpclip import noise, raw_gradients
 from dpclip.clipping import ClippingRule, Flat, ParameterKind, RunShape, Unclipped
+from dpclip.clipping.per_group import is_adapter
 from dpclip.engine import Engine
 from dpclip.errors import BadInput
 from dpclip.ledger import Commitments, Ledger
@@ -33,9 +34,13 @@ def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
 def kinds(model: nn.Module) -> list[ParameterKind]:
     """What each trainable parameter is; an embedding that is also the head is an embedding."""
     embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding | nn.EmbeddingBag)}
-    return [
-        "embedding" if id(p) in embeddings else "matrix" if p.dim() > 1 else "vector" for p in trainable(model).values()
-    ]
+
+    def kind(name: str, parameter: nn.Parameter) -> ParameterKind:
+        if is_adapter(name):
+            return "adapter"
+        return "embedding" if id(parameter) in embeddings else "matrix" if parameter.dim() > 1 else "vector"
+
+    return [kind(name, parameter) for name, parameter in trainable(model).items()]
 
 
 def check_optimizer(optimizer: torch.optim.Optimizer, parameters: Sequence[nn.Parameter]) -> None:

@@ -18,6 +18,11 @@ _ADAPTERS = ("lora_A", "lora_B", "lora_embedding_A", "lora_embedding_B", "lora_m
 Grouping = Callable[[str], Hashable]
 
 
+def is_adapter(name: str) -> bool:
+    """Whether a parameter is a part of a LoRA adapter."""
+    return any(half in name.split(".") for half in _ADAPTERS)
+
+
 def layer_of(name: str) -> str:
     """The layer that owns a parameter: its weight and bias go together, and so do the two halves of a LoRA adapter."""
     path = name.split(".")

@@ -14,7 +14,7 @@ from dpclip.clipping.state import Stateful
 from dpclip.gradient_sum import GradientSum
 from dpclip.released import Released
 
-ParameterKind = Literal["embedding", "matrix", "vector"]
+ParameterKind = Literal["adapter", "embedding", "matrix", "vector"]
 
 
 @dataclass(frozen=True)

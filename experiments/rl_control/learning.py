@@ -14,17 +14,18 @@ from safetensors.torch import save_file
 from surface import FIRST, INTERVAL, Situation, Surface
 from torch import Tensor
 
+from dpclip.clipping import Controlled
 from dpclip.clipping.control import SacSettings, SoftActorCritic, Transitions
 from dpclip.clipping.control.controller import RATE
-from dpclip.clipping.control.losses import LossAccount
+from dpclip.clipping.control.losses import LossAccount, LossWindow
 from dpclip.clipping.control.observation import width
 
 # Columns of an observation in modes A and B, see `dpclip.clipping.control.observation.features`.
-EMBEDDING, VECTOR, MOVED = 7, 8, 9
-PROGRESS, LOSSES, FALL_AND_NOW, LENGTH, STEP = 13, slice(15, 18), slice(16, 18), 18, 19
-TELLING = (5, EMBEDDING, VECTOR, MOVED, PROGRESS, 16, 17, LENGTH, STEP, 20)  # 5: the rate in force, 20: the noise
+RATE_NOW, EMBEDDING, VECTOR, ADAPTER, MOVED = 5, 7, 8, 9, 10
+PROGRESS, LOSSES, FALL_AND_NOW, LENGTH, STEP, NOISE = 14, slice(16, 19), slice(17, 19), 19, 20, 21
+TELLING = (RATE_NOW, EMBEDDING, VECTOR, ADAPTER, MOVED, PROGRESS, 17, 18, LENGTH, STEP, NOISE)
 BATCH, DECAY = 64, 0.5
-VARIANTS, LOSS_SHARE, WIDE = 8, 0.01, (2.5, 2.5)  # as in the rule
+VARIANTS = 8  # of the noise on losses
 SETTINGS = SacSettings(gamma=0.99, learning_rate=1e-3, temperature=0.002)
 FIELDS = ("observations", "actions", "rewards", "next_observations", "done")
 Row = dict[str, Tensor]
@@ -71,8 +72,8 @@ def seen_losses(losses: list[float], situation: Situation, seed: int) -> Tensor:
     for done in range(1, situation.steps + 1):
         whole, part = divmod(done - 1, INTERVAL)
         true = torch.tensor(losses[whole] + part / INTERVAL * (losses[min(whole + 1, len(losses) - 1)] - losses[whole]))
-        window = WIDE[done - 1] if done <= len(WIDE) else 1.0
-        noise = window * 10**situation.noise / math.sqrt(LOSS_SHARE) * torch.randn((), generator=generator)
+        window = LossWindow(Controlled.loss_width, seen=done - 1).width
+        noise = window * 10**situation.noise / math.sqrt(Controlled.loss_share) * torch.randn((), generator=generator)
         account.add([float((true.clamp(max=2 * window) if done == 1 else true) + noise)])
         if done == FIRST or done % INTERVAL == 0:
             found.append([account.fall / 3, account.now / 5])

@@ -49,6 +49,7 @@ INTERVAL, HELD_OUT = 4, 48
 WORTH = 10.0  # reward of a decision after which the log perplexity is a WORTH-th lower than the pair's
 REPEATS = 4
 LONG, WHOLE = 9000, 10_000  # seeds from which runs are longer, and from which records are, with another model, too
+ADAPTED = 20_000  # seeds from which adapters are trained
 STRUCTURED = ("notes", "census")  # texts like those that are trained on in private: drawn twice as often
 
 
@@ -111,6 +112,7 @@ class Task:
     @classmethod
     def _of_whole_records(cls, seed: int, draw: random.Random, names: list[str]) -> Task:
         text, lora = draw.choice([*names, *STRUCTURED * 2]), draw.choice([None, None, None, None, 8])
+        lora = 8 if seed >= ADAPTED else lora
         return cls(
             seed, text, draw.choice([2, 3]), lora, draw.choice([0.5, 2.0, 8.0]), draw.choice([24, 48]),
             10 ** draw.uniform(-0.5, 0.4), draw.choice([2000, 5000]), draw.choice([12, 24, 36]), 96,

@@ -83,7 +83,7 @@ def _terms(plan: Tensor, situation: Situation) -> Tensor:
     x, numbers = courses(plan, situation), situation.numbers()
     products = torch.stack([x[i] * x[j] for i, j in _PAIRS])
     usual = torch.cat([torch.outer(numbers, x).reshape(-1), products]) * (1 - situation.lora)
-    adapters = torch.cat([x[:2], products[[0, 1, 5]], x[:2] * numbers[2]]) * situation.lora
+    adapters = torch.cat([torch.outer(numbers, x[:2]).reshape(-1), products[[0, 1, 5]]]) * situation.lora
     return torch.cat([usual, adapters])
 
 

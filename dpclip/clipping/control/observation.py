@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from dpclip.clipping.control.controller import Context
 
 _TINY = 1e-30
+KINDS = ("embedding", "vector", "adapter")  # beside matrices
 
 
 @dataclass(frozen=True)
@@ -105,7 +106,7 @@ class Summariser:
 
 def width(actions: int) -> int:
     """Features of one group, F, for actions of so many columns."""
-    return actions + 18
+    return actions + 19
 
 
 def features(steps: Sequence[Summary], context: Context, losses: LossCourse) -> Tensor:
@@ -113,8 +114,8 @@ def features(steps: Sequence[Summary], context: Context, losses: LossCourse) -> 
 
     Of each group, over the steps since the last decision: what the released energy exceeds the noise's by and what
     successive steps agree on, both in units of what noise alone would scatter them by, and the share below the
-    threshold; the action in force; the group's size, whether it is an embedding, whether it is made of vectors (norms),
-    and how far the last update moved it. The same for all groups: `_common`.
+    threshold; the action in force; the group's size, whether it is an embedding, vectors (norms) or an adapter, and how
+    far the last update moved it. The same for all groups: `_common`.
     """
     groups = len(context.sizes)
     noise, blur = torch.tensor([s.noise for s in steps]), torch.tensor([s.blur for s in steps]).clamp(min=_TINY)
@@ -129,11 +130,11 @@ def features(steps: Sequence[Summary], context: Context, losses: LossCourse) -> 
 
 
 def _traits(context: Context) -> Tensor:
-    """Logarithms of the size and of the last move (0 is 0.03), and the kind; [K, 4]."""
+    """Logarithms of the size and of the last move (0 is 0.03), and the kind; [K, 5]."""
     sizes = torch.tensor(context.sizes, dtype=torch.float32)
     moved = torch.tensor(context.moved or [0.03] * len(sizes)).clamp(min=_TINY)
-    kinds = [[float(kind == one) for one in ("embedding", "vector")] for kind in context.kinds]
-    kind = torch.tensor(kinds or [[0.0, 0.0]] * len(sizes))
+    kinds = [[float(kind == one) for one in KINDS] for kind in context.kinds]
+    kind = torch.tensor(kinds or [[0.0] * len(KINDS)] * len(sizes))
     return torch.cat([torch.log(sizes / sizes.sum())[:, None] / 5, kind, torch.log10(moved / 0.03)[:, None]], 1)
 
 

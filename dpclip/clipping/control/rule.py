@@ -14,6 +14,7 @@ from torch import Tensor
 from dpclip.clipping.control import ControllerSettings, make_controller
 from dpclip.clipping.control.controller import ALLOCATION, NOISE, RATE, THRESHOLD, Context
 from dpclip.clipping.control.layout import Layout
+from dpclip.clipping.control.losses import LossWindow
 from dpclip.clipping.control.observation import Summariser, Summary
 from dpclip.clipping.control.sac import below
 from dpclip.clipping.flat import check_threshold
@@ -32,8 +33,6 @@ GROUPINGS: dict[str, Grouping] = {
 }  # finest first
 MODES = ("A", "B", "C")
 PUBLIC = Path(__file__).with_name("public.safetensors")  # taught by experiments/rl_control
-_CENTRE_RATE = 0.3  # of the running mean of released losses
-_WIDE = (2.5, 2.5)  # the window's first widths
 _MOST_CURVES = 24  # of groups, evenly chosen
 REWARDS = ("loss", "signal", "both")
 
@@ -169,7 +168,7 @@ class Controlled(PerGroup):
         self._history: tuple[Summary, ...] = ()
         self._latest: dict[str, float] = {}
         self._moved: tuple[float, ...] = ()
-        self._loss_centre = self._window()
+        self._window = LossWindow(self.loss_width)
         self._action = torch.zeros(len(parents), self._columns)
         self.agent.start(len(parents), self._columns)
         self._first_bounds = self.bounds()
@@ -207,20 +206,10 @@ class Controlled(PerGroup):
         coordinates = tuple(std * scale for std, scale in zip(step.coordinate_stds, each, strict=True))
         return replace(step, stds=stds, coordinate_stds=coordinates)
 
-    def _window(self) -> float:
-        """Wide until it is known where losses lie."""
-        return self.loss_width if self._steps >= len(_WIDE) else max(_WIDE[self._steps], self.loss_width)
-
     def side_queries(self) -> Sequence[SideQuery]:
         if self.mode == "A":
             return ()
-        width, centre = self._window(), self._loss_centre
-
-        def centred(losses: Tensor) -> Tensor:
-            return torch.where(losses.isfinite(), (losses - centre).clamp(-width, width), torch.zeros_like(losses))
-
-        loss = SideQuery("loss", width, None, centred, share=self.loss_share, reads="losses")
-        return [self._analytic.counts(self.count_share), loss]
+        return [self._analytic.counts(self.count_share), self._window.query(self.loss_share)]
 
     # --- what is learned, from released values only ---------------------------------------------------------------
 
@@ -231,8 +220,7 @@ class Controlled(PerGroup):
         self._history, self._steps = seen.value, self._steps + 1
         self._latest = seen.value[-1].shown()
         if (loss := seen.value[-1].loss) is not None:
-            rate = max(_CENTRE_RATE, 1 / self._steps)
-            self._loss_centre += rate * (max(0.0, loss) - self._loss_centre)
+            self._window.observe(loss)
         at_first = self._steps == 1 and self.warmup == 0
         if at_first or (self._steps > self.warmup * self._planned and self._steps % self.interval == 0):
             self._decide(seen, self._noise_level(released.value.coordinate_stds))
@@ -241,7 +229,7 @@ class Controlled(PerGroup):
         self._moved = self._layout.moved(moves.value)
 
     def _with_history(self, step: StepRelease) -> tuple[Summary, ...]:
-        latest = self._summariser.summarise(step, loss_offset=self._loss_centre)
+        latest = self._summariser.summarise(step, loss_offset=self._window.centre)
         return (*self._history, latest)[-self.interval :]
 
     def _noise_level(self, stds: Sequence[float]) -> float:
@@ -279,12 +267,14 @@ class Controlled(PerGroup):
         return {
             "steps": self._steps, "action": self._action.tolist(), "analytic": self._analytic.public_state(),
             "history": [asdict(summary) for summary in self._history], "latest": self._latest,
-            "agent": self.agent.public_state(), "loss_centre": self._loss_centre, "moved": list(self._moved),
+            "agent": self.agent.public_state(), "moved": list(self._moved),
+            "window": [self._window.seen, self._window.centre],
         }  # fmt: skip
 
     def load_public_state(self, state: Mapping[str, Any]) -> None:
         self._steps, self._latest = state["steps"], dict(state["latest"])
-        self._loss_centre, self._moved = state["loss_centre"], tuple(state["moved"])
+        self._window.seen, self._window.centre = state["window"]
+        self._moved = tuple(state["moved"])
         self._action = torch.tensor(state["action"])
         self._analytic.load_public_state(state["analytic"])
         self._history = tuple(Summary.from_json(summary) for summary in state["history"])
