@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from plans import rates
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from surface import FIRST, INTERVAL, Situation, Surface
 from torch import Tensor
 
@@ -23,7 +23,7 @@ from dpclip.clipping.control.observation import width
 # Columns of an observation in modes A and B, see `dpclip.clipping.control.observation.features`.
 RATE_NOW, EMBEDDING, VECTOR, ADAPTER, MOVED = 5, 7, 8, 9, 10
 PROGRESS, LOSSES, FALL_AND_NOW, LENGTH, STEP, NOISE = 14, slice(16, 19), slice(17, 19), 19, 20, 21
-TELLING = (RATE_NOW, EMBEDDING, VECTOR, ADAPTER, MOVED, PROGRESS, 17, 18, LENGTH, STEP, NOISE)
+TELLING = (RATE_NOW, EMBEDDING, VECTOR, MOVED, PROGRESS, 17, 18, LENGTH, STEP, NOISE)
 BATCH, DECAY = 64, 0.5
 VARIANTS = 8  # of the noise on losses
 SETTINGS = SacSettings(gamma=0.99, learning_rate=1e-3, temperature=0.002)
@@ -31,8 +31,11 @@ FIELDS = ("observations", "actions", "rewards", "next_observations", "done")
 Row = dict[str, Tensor]
 
 
-def learn(folders: list[Path], policy: Path, updates: int) -> None:
+def learn(folders: list[Path], policy: Path, updates: int, begin: Path | None = None) -> None:
     """Off-policy from all runs: the actor from a response surface, then the critics for that actor.
+
+    A policy to begin with keeps what it does about whole models; adapters are taught after them, in any case, through
+    the weights of the one feature that tells them apart.
 
     A soft actor-critic that learns from kept runs alone believes its critics where no run has been, and acts there. A
     surface with few terms, fitted to how whole runs ended, says which way is up within what was tried.
@@ -43,7 +46,11 @@ def learn(folders: list[Path], policy: Path, updates: int) -> None:
     surface.save(policy.with_suffix(".json"))
     rows = [row for task in tasks for row in rows_of(task, surface)]
     agent, draw = SoftActorCritic(width(3), 3, SETTINGS, 0), random.Random(0)
-    imitate(agent, rows, updates, draw)
+    if begin:
+        agent.load_policy(load_file(begin))
+    else:
+        imitate(agent, [row for row in rows if not has_adapters(row)], updates, draw)
+    imitate_adapters(agent, [row for row in rows if has_adapters(row)], updates, draw)
     for part in ("actor", "temperature"):
         agent.optimizers[part].param_groups[0]["lr"] = 0.0
     for _ in range(updates):
@@ -105,15 +112,8 @@ def imitate(agent: SoftActorCritic, rows: list[Row], updates: int, draw: random.
     optimizer = torch.optim.AdamW([*inner.body.parameters(), *inner.mean.parameters()], lr=2e-3, weight_decay=DECAY)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.02, updates)
     for _ in range(updates):
-        batch = drawn(rows, draw)
-        seen, plans, worth = (torch.stack([row[f] for row in batch]) for f in ("observations", "plan", "worth"))
-        seen[..., FALL_AND_NOW] = torch.stack([draw.choice(row["seen losses"]) for row in batch])[:, None]
-        goal = lengthened(seen, plans, draw)
-        if draw.random() < 0.25:
-            seen[..., LOSSES] = 0.0
-        acted = torch.tanh(inner((seen - mean) * weight)[0])
-        missed = (acted[..., RATE] - goal).square().mean(-1)
-        loss = (worth * missed).sum() / worth.sum() + (acted[..., :RATE]).square().mean()
+        seen, goal, worth = lesson(rows, draw)
+        loss = missed(inner((seen - mean) * weight)[0], goal, worth)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -123,6 +123,46 @@ def imitate(agent: SoftActorCritic, rows: list[Row], updates: int, draw: random.
         first.weight.mul_(weight)
         first.bias.sub_(first.weight @ mean)
     print(f"imitated within {math.sqrt(loss.item()):.3f}")
+
+
+def imitate_adapters(agent: SoftActorCritic, rows: list[Row], updates: int, draw: random.Random) -> None:
+    """The same for adapters; nothing else changes in what is done about other groups, whose feature is 0."""
+    first = agent.actor.body[0]
+    optimizer = torch.optim.Adam([first.weight], lr=0.01)
+    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.02, updates)
+    others = torch.arange(first.weight.shape[1]) != ADAPTER
+    for _ in range(updates):
+        seen, goal, worth = lesson(rows, draw)
+        loss = missed(agent.actor(seen)[0], goal, worth)
+        optimizer.zero_grad()
+        loss.backward()
+        first.weight.grad[:, others] = 0.0
+        optimizer.step()
+        schedule.step()
+    print(f"adapters imitated within {math.sqrt(loss.item()):.3f}")
+
+
+def has_adapters(row: Row) -> bool:
+    """Whether a decision was about adapters."""
+    return bool(row["observations"][:, ADAPTER].any())
+
+
+def lesson(rows: list[Row], draw: random.Random) -> tuple[Tensor, Tensor, Tensor]:
+    """Observations, the rates that are wanted, and what each counts for."""
+    batch = drawn(rows, draw)
+    seen, plans, worth = (torch.stack([row[f] for row in batch]) for f in ("observations", "plan", "worth"))
+    seen[..., FALL_AND_NOW] = torch.stack([draw.choice(row["seen losses"]) for row in batch])[:, None]
+    goal = lengthened(seen, plans, draw)
+    if draw.random() < 0.25:
+        seen[..., LOSSES] = 0.0
+    return seen, goal, worth
+
+
+def missed(mean: Tensor, goal: Tensor, worth: Tensor) -> Tensor:
+    """By how much an actor misses what is wanted: rates, and no departure of anything else."""
+    acted = torch.tanh(mean)
+    wrong = (acted[..., RATE] - goal).square().mean(-1)
+    return (worth * wrong).sum() / worth.sum() + acted[..., :RATE].square().mean()
 
 
 def lengthened(seen: Tensor, plans: Tensor, draw: random.Random) -> Tensor:

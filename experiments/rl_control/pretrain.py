@@ -2,6 +2,7 @@
 
 usage: OMP_NUM_THREADS=1 python pretrain.py collect DATA EPISODES FIRST LAST [SURFACE]    tasks FIRST to LAST - 1
        OMP_NUM_THREADS=1 python pretrain.py learn POLICY UPDATES EPISODES…
+       OMP_NUM_THREADS=1 python pretrain.py adapt BEGIN POLICY UPDATES EPISODES…
        OMP_NUM_THREADS=1 python pretrain.py evaluate DATA POLICY FIRST LAST OUTPUT.json
 
 DATA is a folder with tinyshakespeare, wikitext2, gsm8k, sms_spam, trec and adult, beside a folder models; EPISODES a
@@ -9,7 +10,7 @@ folder that collects runs. A task is a model (a part of the built-in one, the Wi
 budget, a batch size and a learning rate. Nothing here is private: each run that follows a plan (`plans.py`) is held
 against the true held-out loss of the same run, with the same seed, under the `quantile` controller; what the agent sees
 and remembers is what it would in a private run. `learn` writes the policy and, beside it, the surface (`surface.py`),
-about whose best plans `collect` draws further ones.
+about whose best plans `collect` draws further ones; `adapt` begins with a policy and teaches it adapters alone.
 """
 
 from __future__ import annotations
@@ -251,6 +252,8 @@ if __name__ == "__main__":
             collect(Path(data), Path(folder), int(first), int(last), surface[0] if surface else "")
         case ["learn", policy, updates, *folders]:
             learn([Path(folder) for folder in folders], Path(policy), int(updates))
+        case ["adapt", begin, policy, updates, *folders]:
+            learn([Path(folder) for folder in folders], Path(policy), int(updates), Path(begin))
         case ["evaluate", data, policy, first, last, output]:
             evaluate(Path(data), policy, int(first), int(last), Path(output))
         case _:

@@ -16,7 +16,8 @@ RATE_REACH = 2 * math.log(2)  # an action of 1 multiplies the rate by its expone
 
 REACH = 1.5  # how many spreads from the centre a plan may lie
 RIDGE = 3.0
-PULL = 0.03  # towards no plan, where the surface is all but flat
+SATURATED = 1.5  # a fall of the loss, in nats, beyond which the best rates of adapters do not go further up
+PULL, ADAPTERS_PULL = 0.03, 1.0  # towards no plan, where the surface is all but flat; of adapters it knows less
 INTERVAL, FIRST = 4, 1  # decisions are after the first step and after each fourth
 KINDS = (torch.tensor([0.0, 1.0, 0.0]), torch.tensor([0.0, 0.0, 1.0]))  # matrices, embeddings, vectors
 _PAIRS = ((0, 0), (1, 1), (2, 2), (3, 3), (4, 4), (0, 1), (0, 2), (0, 4), (1, 3), (2, 3))
@@ -50,7 +51,8 @@ class Situation:
     def numbers(self) -> Tensor:
         """With a constant, centred."""
         run = math.log(self.steps / 24)
-        return torch.tensor([1.0, self.noise + 1.6, max(0.0, self.fall) - 1.0, run, float(self.whole)])
+        fall = min(max(0.0, self.fall), SATURATED if self.lora else math.inf)
+        return torch.tensor([1.0, self.noise + 1.6, fall - 1.0, run, float(self.whole)])
 
     def usual(self) -> float:
         """How much losses differ between plans, roughly, in nats: more where there is more to learn."""
@@ -121,9 +123,10 @@ class Surface:
         """The lowest point within reach, by projected descent from no plan."""
         plan = torch.zeros(len(PARTS), requires_grad=True)
         optimizer = torch.optim.Adam([plan], lr=0.03)
+        pull = ADAPTERS_PULL if situation.lora else PULL
         for _ in range(120):
             optimizer.zero_grad()
-            (self.worse(situation, plan) + PULL * plan.square().sum()).backward()
+            (self.worse(situation, plan) + pull * plan.square().sum()).backward()
             optimizer.step()
             with torch.no_grad():
                 plan.copy_(torch.maximum(torch.minimum(plan, CENTRE + REACH * SPREAD), CENTRE - REACH * SPREAD))

@@ -143,7 +143,7 @@ def test_a_controller_in_mode_c_chooses_the_noise() -> None:
 def test_the_agent_is_told_what_is_left() -> None:
     rule = Controlled(mode="C", interval=2)
     private = run(rule, seed=1)
-    left = rule.agent.tensor_state()["memory.observations"][:, 0, 15]
+    left = rule.agent.tensor_state()["memory.observations"][:, 0, 16]
     assert len(left) == 10
     assert 0 < float(left[-1]) < 0.5
     assert bool((left.diff() < 0).all())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 from torch import Tensor
@@ -62,6 +63,10 @@ class Controller(Stateful, ABC):
     name: ClassVar[str]
     tracks: ClassVar[bool] = True
     """Whether thresholds follow the released quantiles (where the mode has them); otherwise they stay as they began."""
+
+    def begin_with(self, policy: Path) -> None:
+        """Told before `start` of networks to begin with, by a rule that was given none."""
+        return None
 
     def start(self, groups: int, actions: int) -> None:
         """Told once how many groups and how many columns there are; forgets everything."""

@@ -10,7 +10,23 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from dpclip.clipping.per_group import Grouping, block_of, is_adapter, layer_of, tensor_of
+from dpclip.clipping.quantile import whole
 from dpclip.clipping.rule import ParameterKind
+
+GROUPINGS: dict[str, Grouping] = {
+    "tensor": tensor_of,
+    "layer": layer_of,
+    "block": block_of,
+    "model": whole,
+}  # finest first
+
+
+def chosen(groups: str, names: Sequence[str] = ()) -> str:
+    """One of `GROUPINGS`, for "auto", too: layers for adapters, or else the model (see experiments/rl_control)."""
+    if groups != "auto":
+        return groups
+    return "layer" if 2 * sum(map(is_adapter, names)) > len(names) else "model"
 
 
 @dataclass(frozen=True)

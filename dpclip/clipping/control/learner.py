@@ -18,6 +18,7 @@ from dpclip.errors import BadInput
 from dpclip.released import Released
 
 MOST_TRANSITIONS, LARGEST_BATCH, FIRST_BATCH, UPDATES = 2000, 32, 8, 4
+PUBLIC = Path(__file__).with_name("public.safetensors")  # taught by experiments/rl_control
 _PARTS = ("observations", "actions", "rewards", "next_observations", "done")
 
 
@@ -46,6 +47,9 @@ class Sac(Controller):
         self._policy: Path | None = None
         self.start(1, NOISE)
         self._policy = policy  # read as soon as it is known how many columns an action has
+
+    def begin_with(self, policy: Path) -> None:
+        self._policy = policy
 
     def start(self, groups: int, actions: int) -> None:
         self._actions = actions
@@ -129,6 +133,18 @@ class Sac(Controller):
     def describe(self) -> dict[str, Any]:
         start = {"policy": self._policy.name} if self._policy else {}
         return {"controller": self.name, "reward": self._kind, "agent_seed": self._seed, **start}
+
+
+def policy_file(policy: str, mode: str) -> Path | None:
+    """Where the networks to begin with lie.
+
+    Raises:
+        BadInput: the one that ships has nothing to say about the noise of mode C.
+    """
+    if policy == "public" and mode == "C":
+        raise BadInput("policy=public was taught without a say in the noise: choose mode A or B, or policy=none")
+    known = {"": None, "none": None, "auto": None, "public": PUBLIC}
+    return known[policy] if policy in known else Path(policy)
 
 
 def _begin_with(agent: SoftActorCritic, policy: Path) -> None:

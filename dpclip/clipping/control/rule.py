@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -13,26 +13,20 @@ from torch import Tensor
 
 from dpclip.clipping.control import ControllerSettings, make_controller
 from dpclip.clipping.control.controller import ALLOCATION, NOISE, RATE, THRESHOLD, Context
-from dpclip.clipping.control.layout import Layout
+from dpclip.clipping.control.layout import GROUPINGS, Layout, chosen
+from dpclip.clipping.control.learner import PUBLIC, policy_file
 from dpclip.clipping.control.losses import LossWindow
 from dpclip.clipping.control.observation import Summariser, Summary
 from dpclip.clipping.control.sac import below
 from dpclip.clipping.flat import check_threshold
-from dpclip.clipping.per_group import Grouping, PerGroup, block_of, layer_of, tensor_of
-from dpclip.clipping.quantile import Quantile, whole
+from dpclip.clipping.per_group import PerGroup
+from dpclip.clipping.quantile import Quantile
 from dpclip.clipping.rule import ParameterKind, RunShape, SideQuery, StepRelease
 from dpclip.errors import BadInput
 from dpclip.released import Released
 from dpclip.settings_text import one_of
 
-GROUPINGS: dict[str, Grouping] = {
-    "tensor": tensor_of,
-    "layer": layer_of,
-    "block": block_of,
-    "model": whole,
-}  # finest first
 MODES = ("A", "B", "C")
-PUBLIC = Path(__file__).with_name("public.safetensors")  # taught by experiments/rl_control
 _MOST_CURVES = 24  # of groups, evenly chosen
 REWARDS = ("loss", "signal", "both")
 
@@ -55,8 +49,8 @@ class Controlled(PerGroup):
             chooses each step's noise, too, from 0.95 to 1.25 times the planned noise and within what a privacy filter
             admits; the guarantee is then the filter's budget.
         controller: "sac", or a control: "quantile", "constant", "random", "schedule".
-        groups: what is clipped together: "layer" (both halves of a LoRA adapter together), "block", "tensor" or
-            "model".
+        groups: what is clipped together: "layer" (both halves of a LoRA adapter together), "block", "tensor", "model",
+            or "auto": layers with equal analytic thresholds where most of what is trained are adapters, else the model.
         rate_groups: what the controller sees apart and gives a learning rate of its own, likewise; at least as fine as
             `groups`.
         interval: steps from one decision to the next.
@@ -72,8 +66,9 @@ class Controlled(PerGroup):
         loss_width: w; losses are clipped to w (at least 2.5 in the first two steps) on either side of a running mean of
             the released ones, so that the number of units in a batch adds no noise.
         reward: what the agent is rewarded for, "loss", "signal" or "both".
-        policy: networks that the agent begins with: a file, "public" for those that ship with the package (modes A and
-            B), or "none": it then departs by nothing on average.
+        policy: networks that the agent begins with: a file; "public", those that ship with the package (modes A and B;
+            taught on language models under AdamW); "none": it then departs by nothing on average; or "auto": "public"
+            for models with embeddings or adapters where the mode allows it, else "none".
         agent_seed: of the agent's own random numbers, which protect nothing.
         allocation: the analytic one, see `noise_shares`.
 
@@ -89,7 +84,7 @@ class Controlled(PerGroup):
     max_grad_norm: float = 0.1
     mode: str = "B"
     controller: str = "sac"
-    groups: str = "model"
+    groups: str = "auto"
     rate_groups: str = "layer"
     interval: int = 4
     warmup: float = 0.0
@@ -102,20 +97,20 @@ class Controlled(PerGroup):
     loss_share: float = 0.01
     loss_width: float = 1.0
     reward: str = "both"
-    policy: str = "none"
+    policy: str = "auto"
     agent_seed: int = 0
     name: ClassVar[str] = "rl"
     follows_updates: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         one_of("mode", self.mode, MODES)
-        one_of("groups", self.groups, tuple(GROUPINGS))
+        one_of("groups", self.groups, (*GROUPINGS, "auto"))
         one_of("reward", self.reward, REWARDS)
         one_of("rate_groups", self.rate_groups, tuple(GROUPINGS))
-        self.group_of = GROUPINGS[self.groups]
+        self.group_of = GROUPINGS[chosen(self.groups)]
         super().__post_init__()
         self._check()
-        settings = ControllerSettings(self.agent_seed, self._policy_file(), self.reward)
+        settings = ControllerSettings(self.agent_seed, policy_file(self.policy, self.mode), self.reward)
         self.agent = make_controller(self.controller, settings)
         self.sampling = "filtered" if self.mode == "C" else "poisson"
         self._columns = 4 if self.mode == "C" else 3
@@ -140,22 +135,20 @@ class Controlled(PerGroup):
                 "budget, below 1 together"
             )
 
-    def _policy_file(self) -> Path | None:
-        if self.policy == "public" and self.mode == "C":
-            raise BadInput("policy=public was taught without a say in the noise: choose mode A or B, or policy=none")
-        known = {"": None, "none": None, "public": PUBLIC}
-        return known[self.policy] if self.policy in known else Path(self.policy)
-
     def settle(self, shape: RunShape) -> None:
         self._planned = shape.steps
 
     def meet(self, kinds: Sequence[ParameterKind]) -> None:
         self._kinds = list(kinds)
+        if self.policy == "auto" and self.mode != "C" and not {"embedding", "adapter"}.isdisjoint(kinds):
+            self.agent.begin_with(PUBLIC)
 
     def partition(self, names: Sequence[str], sizes: Sequence[int]) -> list[int]:
+        groups = chosen(self.groups, names)
+        self.group_of = self._analytic.group_of = GROUPINGS[groups]
         owners = super().partition(names, sizes)
         self._analytic.partition(names, sizes)
-        finer = min(self.groups, self.rate_groups, key=list(GROUPINGS).index)
+        finer = min(groups, self.rate_groups, key=list(GROUPINGS).index)
         seen = [GROUPINGS[finer](name) for name in names]
         numbers = {group: number for number, group in enumerate(dict.fromkeys(seen))}
         self._begin(owners, [numbers[group] for group in seen], sizes)
@@ -176,7 +169,10 @@ class Controlled(PerGroup):
     # --- what is clipped and how the noise is shared --------------------------------------------------------------
 
     def bounds(self) -> list[float]:
-        return [bound * by for bound, by in zip(self._analytic.bounds(), self._departures(THRESHOLD), strict=True)]
+        analytic = self._analytic.bounds()
+        if self.groups == "auto" and len(analytic) > 1:
+            analytic = [statistics.geometric_mean(analytic)] * len(analytic)
+        return [bound * by for bound, by in zip(analytic, self._departures(THRESHOLD), strict=True)]
 
     def _departures(self, column: int) -> list[float]:
         """Factors by clipping group: where the controller sees parts of one apart, their mean in log."""

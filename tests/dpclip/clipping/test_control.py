@@ -12,7 +12,7 @@ import torch
 from controlled import Recorder, steps_of, training
 from torch import Tensor
 
-from dpclip.clipping import Controlled, Flat, PerLayerQuantile, RunShape, StepRelease, make_rule
+from dpclip.clipping import Controlled, Flat, ParameterKind, PerLayerQuantile, RunShape, StepRelease, make_rule
 from dpclip.clipping.control import (
     Context,
     Controller,
@@ -146,7 +146,7 @@ def test_its_state_is_json_and_goes_on_in_the_middle_of_an_interval() -> None:
     [
         ("rl:mode=D", "mode = 'D' is unknown: choose one of A, B"),
         ("rl:controller=magic", "controller 'magic' is unknown: choose one of constant, quantile, random"),
-        ("rl:groups=head", "choose one of tensor, layer, block, model"),
+        ("rl:groups=head", "choose one of tensor, layer, block, model, auto"),
         ("rl:interval=0", "interval = 0"),
         ("rl:warmup=1", "warmup"),
         ("rl:loss_share=0.99,count_share=0.5", "below 1 together"),
@@ -193,6 +193,17 @@ def test_groups_that_are_clipped_together_may_be_seen_apart() -> None:
     coarse = Controlled(groups="layer", rate_groups="model")
     assert coarse.partition(names, [4, 2, 4, 2, 8]) == [0, 0, 1, 1, 2]
     assert len(coarse._layout.parents) == 3, "never coarser than what is clipped together"
+
+
+def test_adapters_are_clipped_by_layer_and_other_models_as_a_whole() -> None:
+    adapters = ["m.h.0.q.lora_A.default.weight", "m.h.0.q.lora_B.default.weight", "m.h.1.q.lora_A.default.weight"]
+    rule = Controlled(controller="quantile")
+    assert rule.partition([*adapters, "m.score.weight"], [8, 8, 8, 4]) == [0, 0, 1, 2]
+    rule._analytic._current = [0.1, 0.2, 0.4]
+    assert rule.bounds() == pytest.approx([0.2] * 3), "one threshold, which follows the released quantiles"
+    assert len(rule.shares()) == len(rule.side_queries()[0].per_sample(torch.ones(3, 5))) == 3
+    assert rule.partition(["m.h.0.q.weight", "m.h.1.q.weight", *adapters[:2]], [8, 8, 8, 8]) == [0] * 4
+    assert Controlled(groups="model").partition(adapters, [8, 8, 8]) == [0, 0, 0]
 
 
 def test_what_optimizers_average_has_one_scale_wherever_thresholds_go() -> None:
@@ -244,19 +255,30 @@ def test_a_controller_sets_the_learning_rate_and_leaves_the_optimizers_alone() -
     torch.testing.assert_close(faster, 4 * plain, rtol=1e-4, atol=1e-6)
 
 
-def test_a_run_can_begin_with_the_policy_that_ships() -> None:
+def test_language_models_begin_with_the_policy_that_ships() -> None:
     """The file fits what the agent observes, and is in the package."""
-    rule, untaught = Controlled(policy="public"), Controlled()
-    assert rule.describe()["policy"] == "public.safetensors"
-    assert "policy" not in untaught.describe()
+    rule, untaught = Controlled(), Controlled(policy="none")
     with pytest.raises(BadInput, match="mode A or B"):
         Controlled(mode="C", policy="public")
     for each in (rule, untaught):
         each.settle(RunShape(24, 16))
         each.meet(["embedding", "matrix", "vector"][: len(clipper_laws.NAMES)] * 3)
         each.partition(clipper_laws.NAMES, clipper_laws.SIZES)
+    assert rule.describe()["policy"] == Controlled(policy="public").describe()["policy"] == "public.safetensors"
+    assert "policy" not in untaught.describe()
     observation = torch.zeros(len(untaught._layout.parents), width(3))
     taught = rule.agent._agent.act(observation, explore=False)
     assert not torch.equal(taught, torch.zeros_like(taught))
     assert torch.equal(untaught.agent._agent.act(observation, explore=False), torch.zeros_like(taught))
     assert float(taught[:, :RATE].abs().max()) < 0.1, "it was taught learning rates, not thresholds"
+
+
+@pytest.mark.parametrize(
+    ("settings", "kinds"),
+    [({"mode": "C"}, ["embedding"]), ({}, ["matrix", "vector"]), ({"controller": "quantile"}, ["embedding"])],
+)
+def test_nothing_else_does(settings: dict[str, str], kinds: list[ParameterKind]) -> None:
+    rule = Controlled(**settings)  # type: ignore[arg-type]
+    rule.meet(kinds)
+    rule.partition([f"{name}.weight" for name in kinds], [4] * len(kinds))
+    assert "policy" not in rule.describe()
