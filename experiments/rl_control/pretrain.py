@@ -3,7 +3,7 @@
 usage: OMP_NUM_THREADS=1 python pretrain.py collect DATA EPISODES FIRST LAST [SURFACE]    tasks FIRST to LAST - 1
        OMP_NUM_THREADS=1 python pretrain.py learn POLICY UPDATES EPISODES…
        OMP_NUM_THREADS=1 python pretrain.py adapt BEGIN POLICY UPDATES EPISODES…
-       OMP_NUM_THREADS=1 python pretrain.py evaluate DATA POLICY FIRST LAST OUTPUT.json
+       OMP_NUM_THREADS=1 python pretrain.py evaluate DATA OUTPUT.json FIRST LAST RULE…
 
 DATA is a folder with tinyshakespeare, wikitext2, gsm8k, sms_spam, trec and adult, beside a folder models; EPISODES a
 folder that collects runs. A task is a model (a part of the built-in one, the WikiText GPT-2, or adapters), a text, a
@@ -11,6 +11,7 @@ budget, a batch size and a learning rate. Nothing here is private: each run that
 against the true held-out loss of the same run, with the same seed, under the `quantile` controller; what the agent sees
 and remembers is what it would in a private run. `learn` writes the policy and, beside it, the surface (`surface.py`),
 about whose best plans `collect` draws further ones; `adapt` begins with a policy and teaches it adapters alone.
+`evaluate` holds rules (`rl:policy=public`) against `quantile` for the whole gradient, on tasks FIRST to LAST - 1.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from surface import Situation, Surface
 from torch import Tensor
 
 from dpclip.assembly import assemble, trainable
-from dpclip.clipping import Controlled, StepRelease
+from dpclip.clipping import ClippingRule, Controlled, StepRelease, make_rule
 from dpclip.ledger import Commitments, Ledger
 from dpclip.models.loading import LoadedModel, load_model
 from dpclip.plan import Plan, make_plan
@@ -149,7 +150,7 @@ def plan_of(units: int, batch: int, epsilon: float, steps: int) -> Plan:
     return make_plan(units=units, expected_batch_size=batch, target_epsilon=epsilon, target_delta=1e-5, steps=steps)
 
 
-def run(task: Task, data: Path, rule: Controlled) -> list[float]:
+def run(task: Task, data: Path, rule: ClippingRule) -> list[float]:
     """One private run; the held-out loss at each decision."""
     loaded = task.loaded(data.parent / "models")
     model, language = loaded.model, LanguageModelling(loaded.tokenizer, task.length)
@@ -182,10 +183,10 @@ def run(task: Task, data: Path, rule: Controlled) -> list[float]:
     return losses
 
 
-def ruled(task: Task, controller: str, policy: str = "none") -> Controlled:
-    """The rule of a run."""
+def ruled(task: Task, controller: str) -> Controlled:
+    """The rule of a run; adapters, too, are clipped as one, which is what teaching began with."""
     return Controlled(
-        controller=controller, interval=INTERVAL, warmup=0.0, agent_seed=task.seed, policy=policy or "none"
+        controller=controller, interval=INTERVAL, warmup=0.0, agent_seed=task.seed, policy="none", groups="model"
     )
 
 
@@ -227,14 +228,14 @@ def transitions(memory: dict[str, Tensor], losses: list[float], pair: list[float
     return rows
 
 
-def evaluate(data: Path, policy: str, first: int, last: int, output: Path) -> None:
-    """How much higher the held-out loss ends than under the quantile controller, on tasks that teaching never used."""
+def evaluate(data: Path, output: Path, first: int, last: int, rules: list[str]) -> None:
+    """How much higher the held-out loss ends than under the quantile controller, of the whole gradient."""
     more: dict[str, list[float]] = {}
     for seed in range(first, last):
         task = Task.drawn(seed, list(texts(data)))
         plain = run(task, data, ruled(task, "quantile"))
-        for name, rule in {"taught": ruled(task, "sac", policy), "untaught": ruled(task, "sac")}.items():
-            more.setdefault(name, []).append(run(task, data, rule)[-1] - plain[-1])
+        for name in rules:
+            more.setdefault(name, []).append(run(task, data, make_rule(name))[-1] - plain[-1])
         print(task, f"{plain[0]:.3f} -> {plain[-1]:.3f}", {n: f"{m[-1]:+.3f}" for n, m in more.items()}, flush=True)
         found = {
             name: {"mean": statistics.fmean(m), "error": statistics.stdev(m) / len(m) ** 0.5, "nats": m}
@@ -254,7 +255,7 @@ if __name__ == "__main__":
             learn([Path(folder) for folder in folders], Path(policy), int(updates))
         case ["adapt", begin, policy, updates, *folders]:
             learn([Path(folder) for folder in folders], Path(policy), int(updates), Path(begin))
-        case ["evaluate", data, policy, first, last, output]:
-            evaluate(Path(data), policy, int(first), int(last), Path(output))
+        case ["evaluate", data, output, first, last, *rules]:
+            evaluate(Path(data), Path(output), int(first), int(last), rules)
         case _:
             sys.exit(__doc__)
