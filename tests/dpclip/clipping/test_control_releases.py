@@ -126,10 +126,14 @@ def test_thresholds_are_fixed_while_a_step_is_open() -> None:
 @pytest.mark.parametrize("groups", [1, 2, 12])
 @pytest.mark.parametrize("allocation", ["uniform", "proportional", "minimum-variance"])
 @pytest.mark.parametrize("mode", ["A", "B"])
-def test_no_sample_moves_a_whitened_release_by_more_than_is_paid_for(groups: int, allocation: str, mode: str) -> None:
-    rule = Controlled(mode=mode, controller="random", interval=1, allocation=allocation, groups="layer")
-    names, sizes = [f"h.{k}.weight" for k in range(groups)], [3 * k + 2 for k in range(groups)]
-    rule.partition(names, sizes)
+@pytest.mark.parametrize(("together", "name"), [("layer", "weight"), ("auto", "lora_A.weight")])
+def test_no_sample_moves_a_whitened_release_by_more_than_is_paid_for(
+    groups: int, allocation: str, mode: str, together: str, name: str
+) -> None:
+    rule = Controlled(mode=mode, controller="random", interval=1, allocation=allocation, groups=together)
+    names, sizes = [f"h.{k}.{name}" for k in range(groups)], [3 * k + 2 for k in range(groups)]
+    assert rule.partition(names, sizes) == list(range(groups))
+    rule._analytic._current = [0.1 * (k + 1) for k in range(groups)]
     generator = torch.Generator().manual_seed(groups)
     rule._action = 2 * torch.rand(groups, 2, generator=generator) - 1
     sigma = 0.8
