@@ -255,7 +255,7 @@ def test_a_controller_sets_the_learning_rate_and_leaves_the_optimizers_alone() -
     torch.testing.assert_close(faster, 4 * plain, rtol=1e-4, atol=1e-6)
 
 
-def test_language_models_begin_with_the_policy_that_ships() -> None:
+def test_short_runs_of_language_models_begin_with_the_policy_that_ships() -> None:
     """The file fits what the agent observes, and is in the package."""
     rule, untaught = Controlled(), Controlled(policy="none")
     with pytest.raises(BadInput, match="mode A or B"):
@@ -274,11 +274,19 @@ def test_language_models_begin_with_the_policy_that_ships() -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "kinds"),
-    [({"mode": "C"}, ["embedding"]), ({}, ["matrix", "vector"]), ({"controller": "quantile"}, ["embedding"])],
+    ("settings", "kinds", "steps"),
+    [
+        ({"mode": "C"}, ["embedding"], 24),
+        ({}, ["matrix", "vector"], 24),
+        ({}, ["embedding", "adapter"], 24),
+        ({}, ["embedding", "matrix"], 120),
+        ({"controller": "quantile"}, ["embedding"], 24),
+    ],
 )
-def test_nothing_else_does(settings: dict[str, str], kinds: list[ParameterKind]) -> None:
+def test_nothing_else_does(settings: dict[str, str], kinds: list[ParameterKind], steps: int) -> None:
+    """Adapters and long runs, either, on which it did harm."""
     rule = Controlled(**settings)  # type: ignore[arg-type]
+    rule.settle(RunShape(steps, 16))
     rule.meet(kinds)
     rule.partition([f"{name}.weight" for name in kinds], [4] * len(kinds))
     assert "policy" not in rule.describe()
