@@ -31,8 +31,8 @@ def found_in(path: Path) -> Found:
 
 def ratios(found: Found, rule: str, epsilon: float) -> str:
     """To flat clipping, seed by seed: mean and 95 % interval."""
-    own, flat = found.get((rule, epsilon), {}), found["flat", epsilon]
-    values = [own[seed]["perplexity"] / flat[seed]["perplexity"] for seed in own]
+    own, flat = found.get((rule, epsilon), {}), found.get(("flat", epsilon), {})
+    values = [own[seed]["perplexity"] / flat[seed]["perplexity"] for seed in own if seed in flat]
     if not values:
         return "–"
     mean, half = interval_of(values)
@@ -41,8 +41,8 @@ def ratios(found: Found, rule: str, epsilon: float) -> str:
 
 def soon(found: Found, rule: str, epsilon: float) -> str:
     """Part of its run after which the agent has what a rule ends with; the median over seeds."""
-    own, agent = found.get((rule, epsilon), {}), found["agent", epsilon]
-    parts = [steps_to(agent[s]["curve"], own[s]["perplexity"]) / own[s]["curve"][-1][0] for s in own]
+    own, agent = found.get((rule, epsilon), {}), found.get(("agent", epsilon), {})
+    parts = [steps_to(agent[s]["curve"], own[s]["perplexity"]) / own[s]["curve"][-1][0] for s in own if s in agent]
     middle = statistics.median(parts) if parts else math.nan
     return "–" if math.isnan(middle) else f"{100 * middle:.0f} %" if math.isfinite(middle) else "never"
 
@@ -50,6 +50,8 @@ def soon(found: Found, rule: str, epsilon: float) -> str:
 def measures(found: Found, rule: str, epsilon: float) -> str:
     """Perplexity, choices, membership, exposure."""
     runs = list(found.get((rule, epsilon), {}).values())
+    if not runs:
+        return "–"
     names = (("perplexity", 1, 2), ("choice", 100, 0), ("membership", 1, 3), ("exposure", 1, 2))
     return ", ".join(f"{times * statistics.fmean(r[n] for r in runs):.{digits}f}" for n, times, digits in names)
 
