@@ -56,12 +56,12 @@ def keep(anchor: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Calla
     """
     leaves, spec = pytree.tree_flatten((args, kwargs))
     tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
-    node = _Keep.apply(anchor, *(tensor.detach() for tensor in tensors)).grad_fn
+    token = _Keep.apply(anchor, *(tensor.detach() for tensor in tensors))
     places = [isinstance(leaf, Tensor) for leaf in leaves]
     constants = [None if place else leaf for place, leaf in zip(places, leaves, strict=True)]
 
     def back(change: Callable[[Tensor], Tensor]) -> Any:
-        saved = iter(node.saved_tensors)
+        saved = iter(token.grad_fn.saved_tensors)  # before torch 2.13, a node forgets them when its output is gone
         again = [change(next(saved)) if place else c for place, c in zip(places, constants, strict=True)]
         return pytree.tree_unflatten(again, spec)
 

@@ -32,11 +32,11 @@ def largest(tensors: Sequence[Any]) -> Tensor:
     Returns:
         float64, shape [n], on the CPU.
     """
-    local = [tensor.to_local() if is_distributed(tensor) else tensor for tensor in tensors]
-    filled = [index for index, tensor in enumerate(local) if tensor.numel()]
+    parts = [local(tensor) for tensor in tensors]
+    filled = [index for index, tensor in enumerate(parts) if tensor.numel()]
     found = torch.zeros(len(tensors), dtype=torch.float64)
     if filled:
-        ends = [end for index in filled for end in torch.aminmax(local[index])]
+        ends = [end for index in filled for end in torch.aminmax(parts[index])]
         found[filled] = torch.stack([end.double().cpu() for end in ends]).abs().view(-1, 2).amax(1)
     for places, (mesh, placements) in _distributed(tensors):
         found[places] = _reduced(found[places].to(mesh.device_type), mesh, placements, "max").cpu()
@@ -118,6 +118,11 @@ def reduced(tensor: Any) -> Any:
 def is_distributed(tensor: Any) -> bool:
     """Whether the tensor is a DTensor, without importing what defines it."""
     return hasattr(tensor, "to_local")
+
+
+def local(tensor: Any) -> Any:
+    """This rank's part of a distributed tensor, in the same memory; any other tensor as it is."""
+    return tensor.to_local() if is_distributed(tensor) else tensor
 
 
 def _distributed(tensors: Sequence[Any]) -> list[tuple[list[int], tuple[Any, Any]]]:

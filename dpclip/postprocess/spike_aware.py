@@ -14,7 +14,7 @@ from dpclip.errors import BadInput
 from dpclip.postprocess.blocks import blocks_of
 from dpclip.postprocess.by_norm import check_between
 from dpclip.postprocess.clipper import GradientClipper, Report, Seen
-from dpclip.postprocess.norms import wide
+from dpclip.postprocess.norms import local, wide
 
 
 @dataclass(eq=False)
@@ -91,7 +91,7 @@ def cut_spikes_(gradient: Tensor, usual: Tensor, threshold: float, *, never_seen
     """
     limit = (usual * threshold).sqrt()
     if not never_seen:
-        limit.masked_fill_(usual == 0, float("inf"))
+        local(limit).masked_fill_(local(usual) == 0, float("inf"))
     spikes = gradient.abs() > limit
     if not bool(spikes.any()):
         return False

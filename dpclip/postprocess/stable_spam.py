@@ -15,7 +15,7 @@ from dpclip.errors import BadInput
 from dpclip.postprocess.blocks import blocks_of
 from dpclip.postprocess.by_norm import check_between
 from dpclip.postprocess.clipper import GradientClipper, Report, Seen
-from dpclip.postprocess.norms import largest, scale_, squared_norms
+from dpclip.postprocess.norms import largest, local, scale_, squared_norms
 
 _KEPT = ("largest", "mean", "square")
 
@@ -90,7 +90,8 @@ class StableSPAM(GradientClipper):
             index, limit = picked[row], float(usual[row])
             for block in (self._largest[index] > limit).nonzero().flatten().tolist():
                 values = self._blocks[index][block]
-                values.add_(functional.hardshrink(values, limit), alpha=limit / float(peaks[row]) - 1)
+                mine = local(values)
+                mine.add_(functional.hardshrink(mine, limit), alpha=limit / float(peaks[row]) - 1)
                 self._squares[index][block] = squared_norms([values])[0]
         return torch.stack([self._squares[i].sum() for i in picked]).sqrt()
 
