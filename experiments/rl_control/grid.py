@@ -53,12 +53,13 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "e2e-builtin": {**E2E, "batch_size": 64, "steps": 24},
     "e2e-builtin-long": {**E2E, "batch_size": 64, "steps": 120},
     "notes-builtin": {**NOTES, "batch_size": 32, "steps": 24},
+    "notes-builtin-long": {**NOTES, "batch_size": 32, "steps": 120},
     "e2e-wikitext-lora": {**E2E, "batch_size": 64, "steps": 24, "model": "wikitext-gpt2-4x256", "lora": 8},
     "e2e-wikitext": {**E2E, "batch_size": 64, "steps": 24, "model": "wikitext-gpt2-4x256"},
     "notes-wikitext": {**NOTES, "batch_size": 32, "steps": 24, "model": "wikitext-gpt2-4x256"},
     "notes-wikitext-lora": {**NOTES, "batch_size": 32, "steps": 24, "model": "wikitext-gpt2-4x256", "lora": 8},
 }
-RATES = {"e2e-builtin": 0.006, "notes-builtin": 0.006, "e2e-builtin-long": 0.006}
+RATES = {f"{text}-builtin{length}": 0.006 for text in ("e2e", "notes") for length in ("", "-long")}
 INTERVAL = 4
 COLUMNS = ("perplexity", "over flat's", "over `quantile`'s", "agent's steps to it", "choice", "membership", "exposure")
 

@@ -5,56 +5,50 @@ from __future__ import annotations
 import copy
 import math
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from plans import rates
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from surface import FIRST, INTERVAL, Situation, Surface
 from torch import Tensor
 
 from dpclip.clipping import Controlled
-from dpclip.clipping.control import SacSettings, SoftActorCritic, Transitions
+from dpclip.clipping.control import SoftActorCritic, Transitions
 from dpclip.clipping.control.controller import RATE
+from dpclip.clipping.control.learner import CAREFUL
 from dpclip.clipping.control.losses import LossAccount, LossWindow
 from dpclip.clipping.control.observation import width
 
 # Columns of an observation in modes A and B, see `dpclip.clipping.control.observation.features`.
 RATE_NOW, EMBEDDING, VECTOR, ADAPTER, MOVED = 5, 7, 8, 9, 10
 PROGRESS, LOSSES, FALL_AND_NOW, LENGTH, STEP, NOISE = 14, slice(16, 19), slice(17, 19), 19, 20, 21
-TELLING = (RATE_NOW, EMBEDDING, VECTOR, MOVED, PROGRESS, 17, 18, LENGTH, STEP, NOISE)
+TELLING = (RATE_NOW, EMBEDDING, VECTOR, ADAPTER, MOVED, PROGRESS, 17, 18, LENGTH, STEP, NOISE)
 BATCH, DECAY = 64, 0.5
 VARIANTS = 8  # of the noise on losses
-SETTINGS = SacSettings(gamma=0.99, learning_rate=1e-3, temperature=0.002)
+SETTINGS = replace(CAREFUL, learning_rate=1e-3)
 FIELDS = ("observations", "actions", "rewards", "next_observations", "done")
 Row = dict[str, Tensor]
 
 
-def learn(folders: list[Path], policy: Path, updates: int, begin: Path | None = None) -> None:
+def learn(folders: list[Path], policy: Path, updates: int, earlier: Path) -> None:
     """Off-policy from all runs: the actor from a response surface, then the critics for that actor.
-
-    A policy to begin with keeps what it does about whole models; adapters are taught after them, in any case, through
-    the weights of the one feature that tells them apart.
 
     A soft actor-critic that learns from kept runs alone believes its critics where no run has been, and acts there. A
     surface with few terms, fitted to how whole runs ended, says which way is up within what was tried.
     """
     tasks = [torch.load(path) for folder in folders for path in sorted(folder.glob("*.pt"))]
-    tasks += 2 * [task for task in tasks if Situation(*task["situation"]).whole]  # the likest to private runs
-    surface = Surface.fitted(tasks)
+    surface = Surface.fitted(tasks, Surface.read(earlier))
     surface.save(policy.with_suffix(".json"))
     rows = [row for task in tasks for row in rows_of(task, surface)]
-    agent, draw = SoftActorCritic(width(3), 3, SETTINGS, 0), random.Random(0)
-    if begin:
-        agent.load_policy(load_file(begin))
-    else:
-        imitate(agent, [row for row in rows if not has_adapters(row)], updates, draw)
-    imitate_adapters(agent, [row for row in rows if has_adapters(row)], updates, draw)
+    lessons, agent = Lessons(rows, random.Random(0)), SoftActorCritic(width(3), 3, SETTINGS, 0)
+    imitate(agent, rows, lessons, updates)
     for part in ("actor", "temperature"):
         agent.optimizers[part].param_groups[0]["lr"] = 0.0
     for _ in range(updates):
-        batch = drawn(rows, draw)
+        batch = lessons.batch()
         losses = agent.update(Transitions(**{field: torch.stack([row[field] for row in batch]) for field in FIELDS}))
     print(f"{len(rows)} decisions, scatter {surface.scatter:.3f}", losses, flush=True)
     save_file({k: v.clone().contiguous() for k, v in agent.policy().items()}, policy)
@@ -67,8 +61,14 @@ def rows_of(task: dict[str, Any], surface: Surface) -> list[Row]:
     rows = []
     for run in task["runs"]:
         seen = torch.stack([seen_losses(run["losses"], situation, draw) for draw in range(VARIANTS)])
-        for index, row in enumerate(run["transitions"]):
-            rows.append({**row, "plan": plan, "worth": worth, "seen losses": seen[:, index]})
+        observations, actions, rewards = (run[part].float() for part in ("observations", "actions", "rewards"))
+        last, early = len(rewards) - 1, torch.arange(1, len(rewards) + 1) ** -0.5
+        for index, reward in enumerate(rewards):
+            rows.append({
+                "observations": observations[index], "actions": actions[index], "rewards": reward,
+                "next_observations": observations[index + 1], "done": torch.tensor(float(index == last)),
+                "plan": plan, "worth": worth, "seen losses": seen[:, index], "often": early[index] / early.sum(),
+            })  # fmt: skip
     return rows
 
 
@@ -87,13 +87,28 @@ def seen_losses(losses: list[float], situation: Situation, seed: int) -> Tensor:
     return torch.tensor(found).clamp(-2, 2)
 
 
-def drawn(rows: list[Row], draw: random.Random) -> list[Row]:
-    """A batch of decisions for the same number of groups."""
-    like = len(draw.choice(rows)["observations"])
-    return draw.choices([row for row in rows if len(row["observations"]) == like], k=BATCH)
+class Lessons:
+    """Batches of decisions for one number of groups; each run as often as any other, whatever its length, and in each
+    the first decisions more often than the last.
+
+    Args:
+        rows: all decisions.
+        draw: says which.
+    """
+
+    def __init__(self, rows: list[Row], draw: random.Random) -> None:
+        self.draw, self._by_groups = draw, dict[int, list[Row]]()
+        for row in rows:
+            self._by_groups.setdefault(len(row["observations"]), []).append(row)
+        self._often = {k: [float(row["often"]) for row in rows] for k, rows in self._by_groups.items()}
+
+    def batch(self) -> list[Row]:
+        """So many decisions."""
+        groups = self.draw.choices(list(self._often), [sum(often) for often in self._often.values()])[0]
+        return self.draw.choices(self._by_groups[groups], self._often[groups], k=BATCH)
 
 
-def imitate(agent: SoftActorCritic, rows: list[Row], updates: int, draw: random.Random) -> None:
+def imitate(agent: SoftActorCritic, rows: list[Row], lessons: Lessons, updates: int) -> None:
     """Regress the actor's mean on what is wanted; a small standard deviation is left for exploring.
 
     A miss counts for as much as there is to learn in the task. Features are standardised, and those that say nothing
@@ -112,7 +127,7 @@ def imitate(agent: SoftActorCritic, rows: list[Row], updates: int, draw: random.
     optimizer = torch.optim.AdamW([*inner.body.parameters(), *inner.mean.parameters()], lr=2e-3, weight_decay=DECAY)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.02, updates)
     for _ in range(updates):
-        seen, goal, worth = lesson(rows, draw)
+        seen, goal, worth = lesson(lessons)
         loss = missed(inner((seen - mean) * weight)[0], goal, worth)
         optimizer.zero_grad()
         loss.backward()
@@ -125,34 +140,13 @@ def imitate(agent: SoftActorCritic, rows: list[Row], updates: int, draw: random.
     print(f"imitated within {math.sqrt(loss.item()):.3f}")
 
 
-def imitate_adapters(agent: SoftActorCritic, rows: list[Row], updates: int, draw: random.Random) -> None:
-    """The same for adapters; nothing else changes in what is done about other groups, whose feature is 0."""
-    first = agent.actor.body[0]
-    optimizer = torch.optim.Adam([first.weight], lr=0.01)
-    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.02, updates)
-    others = torch.arange(first.weight.shape[1]) != ADAPTER
-    for _ in range(updates):
-        seen, goal, worth = lesson(rows, draw)
-        loss = missed(agent.actor(seen)[0], goal, worth)
-        optimizer.zero_grad()
-        loss.backward()
-        first.weight.grad[:, others] = 0.0
-        optimizer.step()
-        schedule.step()
-    print(f"adapters imitated within {math.sqrt(loss.item()):.3f}")
-
-
-def has_adapters(row: Row) -> bool:
-    """Whether a decision was about adapters."""
-    return bool(row["observations"][:, ADAPTER].any())
-
-
-def lesson(rows: list[Row], draw: random.Random) -> tuple[Tensor, Tensor, Tensor]:
+def lesson(lessons: Lessons) -> tuple[Tensor, Tensor, Tensor]:
     """Observations, the rates that are wanted, and what each counts for."""
-    batch = drawn(rows, draw)
+    batch, draw = lessons.batch(), lessons.draw
     seen, plans, worth = (torch.stack([row[f] for row in batch]) for f in ("observations", "plan", "worth"))
     seen[..., FALL_AND_NOW] = torch.stack([draw.choice(row["seen losses"]) for row in batch])[:, None]
-    goal = lengthened(seen, plans, draw)
+    step, progress = 10 ** (4 * seen[:, 0, STEP]), seen[:, 0, PROGRESS]
+    goal = rates(plans, seen[..., EMBEDDING], seen[..., VECTOR], step, progress)
     if draw.random() < 0.25:
         seen[..., LOSSES] = 0.0
     return seen, goal, worth
@@ -163,18 +157,3 @@ def missed(mean: Tensor, goal: Tensor, worth: Tensor) -> Tensor:
     acted = torch.tanh(mean)
     wrong = (acted[..., RATE] - goal).square().mean(-1)
     return (worth * wrong).sum() / worth.sum() + acted[..., :RATE].square().mean()
-
-
-def lengthened(seen: Tensor, plans: Tensor, draw: random.Random) -> Tensor:
-    """What is wanted; half of the observations are changed as if in a run up to 100 times as long."""
-    generator = torch.Generator().manual_seed(draw.getrandbits(32))
-    random_numbers = torch.rand(2, len(seen), generator=generator)
-    times = torch.where(random_numbers[0] < 0.5, 1.0, 100 ** random_numbers[1])
-    steps = 10 ** (4 * seen[:, 0, LENGTH]) * times
-    progress = seen[:, 0, PROGRESS]
-    as_first = (times > 1) & (seen[:, 0, STEP] <= math.log10(FIRST + 0.5) / 4)
-    step = torch.where(as_first, float(FIRST), (progress * steps).clamp(min=FIRST))
-    together = (step / steps, 1 - step / steps, steps.log10() / 4, step.log10() / 4)
-    for column, values in zip((PROGRESS, PROGRESS + 1, LENGTH, STEP), together, strict=True):
-        seen[..., column] = values[:, None]
-    return rates(plans, seen[..., EMBEDDING], seen[..., VECTOR], step, step / steps)

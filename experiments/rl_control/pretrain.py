@@ -1,17 +1,16 @@
 """Teach the soft actor-critic on language models and public text, so that a private run need not begin untrained.
 
 usage: OMP_NUM_THREADS=1 python pretrain.py collect DATA EPISODES FIRST LAST [SURFACE]    tasks FIRST to LAST - 1
-       OMP_NUM_THREADS=1 python pretrain.py learn POLICY UPDATES EPISODES…
-       OMP_NUM_THREADS=1 python pretrain.py adapt BEGIN POLICY UPDATES EPISODES…
+       OMP_NUM_THREADS=1 python pretrain.py learn EARLIER POLICY UPDATES EPISODES…
        OMP_NUM_THREADS=1 python pretrain.py evaluate DATA OUTPUT.json FIRST LAST RULE…
 
 DATA is a folder with tinyshakespeare, wikitext2, gsm8k, sms_spam, trec and adult, beside a folder models; EPISODES a
 folder that collects runs. A task is a model (a part of the built-in one, the WikiText GPT-2, or adapters), a text, a
 budget, a batch size and a learning rate. Nothing here is private: each run that follows a plan (`plans.py`) is held
 against the true held-out loss of the same run, with the same seed, under the `quantile` controller; what the agent sees
-and remembers is what it would in a private run. `learn` writes the policy and, beside it, the surface (`surface.py`),
-about whose best plans `collect` draws further ones; `adapt` begins with a policy and teaches it adapters alone.
-`evaluate` holds rules (`rl:policy=public`) against `quantile` for the whole gradient, on tasks FIRST to LAST - 1.
+and remembers is what it would in a private run. `learn` fits a surface (`surface.py`), beginning with an EARLIER one
+(JSON), and writes it beside the policy; about its best plans `collect` draws further ones. `evaluate` holds rules
+(`rl:policy=public`) against `quantile`, on tasks FIRST to LAST - 1.
 """
 
 from __future__ import annotations
@@ -50,9 +49,9 @@ from dpclip.tasks.records import Records
 INTERVAL, HELD_OUT = 4, 48
 WORTH = 10.0  # reward of a decision after which the log perplexity is a WORTH-th lower than the pair's
 REPEATS = 4
-LONG, WHOLE = 9000, 10_000  # seeds from which runs are longer, and from which records are, with another model, too
-ADAPTED = 20_000  # seeds from which adapters are trained
-STRUCTURED = ("notes", "census")  # texts like those that are trained on in private: drawn twice as often
+LENGTHS = (12, 24, 36, 60, 120, 240)  # of runs, in steps
+TOKENS = 96  # most of a record
+STRUCTURED = ("notes", "census")  # texts like those that are trained on in private: drawn three times as often
 
 
 @functools.cache
@@ -88,6 +87,7 @@ class Task:
 
     seed: int
     text: str
+    model: str
     blocks: int
     lora: int | None
     epsilon: float
@@ -95,42 +95,28 @@ class Task:
     rate: float
     units: int
     steps: int
-    length: int = 40
-    model: str = "builtin"
 
     @classmethod
     def drawn(cls, seed: int, names: list[str]) -> Task:
-        """A random task."""
+        """A random task; lengths take turns, and every third time round adapters are trained."""
         draw = random.Random(seed)
-        if seed >= WHOLE:
-            return cls._of_whole_records(seed, draw, names)
-        lora = draw.choice([None, None, None, None, 8])
         return cls(
-            seed, draw.choice([*names, *STRUCTURED]), draw.choice([2, 3, 4]), lora, draw.choice([0.5, 2.0, 8.0]),
-            draw.choice([24, 48]), 10 ** draw.uniform(-0.6, 0.4), draw.choice([2000, 5000]),
-            draw.choice([60, 120] if seed >= LONG else [12, 24, 36]),
+            seed, draw.choice([*names, *STRUCTURED * 2]), draw.choice(["builtin", "builtin", "wikitext-gpt2-4x256"]),
+            draw.choice([2, 3]), 8 if seed // len(LENGTHS) % 3 == 2 else None, draw.choice([0.5, 2.0, 8.0]),
+            draw.choice([24, 48, 96]), 10 ** draw.uniform(-0.5, 0.4), draw.choice([2000, 5000]),
+            LENGTHS[seed % len(LENGTHS)],
         )  # fmt: skip
 
-    @classmethod
-    def _of_whole_records(cls, seed: int, draw: random.Random, names: list[str]) -> Task:
-        text, lora = draw.choice([*names, *STRUCTURED * 2]), draw.choice([None, None, None, None, 8])
-        lora = 8 if seed >= ADAPTED else lora
-        return cls(
-            seed, text, draw.choice([2, 3]), lora, draw.choice([0.5, 2.0, 8.0]), draw.choice([24, 48]),
-            10 ** draw.uniform(-0.5, 0.4), draw.choice([2000, 5000]), draw.choice([12, 24, 36]), 96,
-            draw.choice(["builtin", "builtin", "wikitext-gpt2-4x256"]),
-        )  # fmt: skip
-
-    def noise_level(self) -> float:
-        """Decimal logarithm of the noise multiplier over the batch size."""
-        plan = plan_of(self.units, self.batch, self.epsilon, self.steps)
-        return math.log10(plan.noise_multiplier / self.batch)
+    def plan(self, data: Path) -> Plan:
+        """For as many records as there are, at most `units`."""
+        rows = min(self.units, len(texts(data)[self.text]) - HELD_OUT)
+        return plan_of(rows, self.batch, self.epsilon, self.steps)
 
     def loaded(self, models: Path) -> LoadedModel:
         """The first blocks of the built-in model, or the whole of one, or adapters of one."""
         torch.manual_seed(self.seed)
         builtin = self.model == "builtin"
-        loaded = load_model("builtin" if builtin else str(models / self.model), "lm", lora=self.lora)
+        loaded = load_model("builtin" if builtin else str(models / self.model), "lm", lora=self.lora, device="auto")
         if builtin and self.lora is None:
             loaded.model.transformer.h = loaded.model.transformer.h[: self.blocks]
             loaded.model.config.n_layer = self.blocks
@@ -153,15 +139,16 @@ def plan_of(units: int, batch: int, epsilon: float, steps: int) -> Plan:
 def run(task: Task, data: Path, rule: ClippingRule) -> list[float]:
     """One private run; the held-out loss at each decision."""
     loaded = task.loaded(data.parent / "models")
-    model, language = loaded.model, LanguageModelling(loaded.tokenizer, task.length)
+    model, language = loaded.model, LanguageModelling(loaded.tokenizer, TOKENS)
     rows, held_out = task.examples(data, language)
     peak = task.rate * (4 if task.lora else 1) * 0.768 / model.config.hidden_size
     optimizer = torch.optim.AdamW(trainable(model).values(), lr=peak, weight_decay=0.0)
-    plan = plan_of(len(rows), task.batch, task.epsilon, task.steps)
+    plan = task.plan(data)
     private = assemble(
         model, optimizer, rows, UnitIndex(len(rows), None), plan=plan, key=SecretKey.from_seed(task.seed),
         ledger=Ledger.create(None, plan), commitments=Commitments(None), rule=rule, grad_sample_mode="auto",
-        loss_reduction="mean", physical_batch_size=32, rows_per_unit=1, row_cost=lambda row: language.cost(rows[row]),
+        loss_reduction="mean", physical_batch_size=128 if torch.cuda.is_available() else 32, rows_per_unit=1,
+        row_cost=lambda row: language.cost(rows[row]),
         postprocess=(), collate=language.collate,
     )  # fmt: skip
     losses = [math.log(language.evaluate(model, held_out))]
@@ -184,10 +171,8 @@ def run(task: Task, data: Path, rule: ClippingRule) -> list[float]:
 
 
 def ruled(task: Task, controller: str) -> Controlled:
-    """The rule of a run; adapters, too, are clipped as one, which is what teaching began with."""
-    return Controlled(
-        controller=controller, interval=INTERVAL, warmup=0.0, agent_seed=task.seed, policy="none", groups="model"
-    )
+    """The rule of a run."""
+    return Controlled(controller=controller, interval=INTERVAL, warmup=0.0, agent_seed=task.seed, policy="none")
 
 
 def collect(data: Path, folder: Path, first: int, last: int, surface: str) -> None:
@@ -197,18 +182,18 @@ def collect(data: Path, folder: Path, first: int, last: int, surface: str) -> No
     for seed in range(first, last):
         task = Task.drawn(seed, list(texts(data)))
         pair = run(task, data, ruled(task, "quantile"))
-        situation = Situation(
-            task.noise_level(), math.log(task.rate), pair[0] - pair[-1], float(bool(task.lora)), task.steps, task.length
-        )
+        plan = task.plan(data)
+        noise = math.log10(plan.noise_multiplier / task.batch)
+        situation = Situation(noise, math.log(task.rate), pair[0] - pair[-1], float(bool(task.lora)), task.steps)
         runs = []
         for repeat in range(REPEATS):
             rule = ruled(task, "sac")
-            plan = known.best(situation) if known else CENTRE
-            plan = plan if known and repeat == 0 else drawn(plan, REPEATS * seed + repeat)
+            about = known.best(situation) if known and repeat % 2 == 0 else CENTRE
+            plan = drawn(about, REPEATS * seed + repeat)
             agent = rule.agent = Planned(plan, REPEATS * seed + repeat)
             losses = run(task, data, rule)
-            kept = transitions(agent.tensor_state(), losses, pair)
-            runs.append({"plan": plan, "more": losses[-1] - pair[-1], "losses": losses, "transitions": kept})
+            kept = remembered(agent.tensor_state(), losses, pair)
+            runs.append({"plan": plan, "more": losses[-1] - pair[-1], "losses": losses, **kept})
         torch.save(
             {"task": asdict(task), "situation": astuple(situation), "pair": pair, "runs": runs}, folder / f"{seed}.pt"
         )
@@ -216,20 +201,23 @@ def collect(data: Path, folder: Path, first: int, last: int, surface: str) -> No
         print(task, f"{pair[0]:.3f} -> {pair[-1]:.3f}; {ends}", flush=True)
 
 
-def transitions(memory: dict[str, Tensor], losses: list[float], pair: list[float]) -> list[dict[str, Tensor]]:
-    """What the agent remembers of a run, rewarded for what the pair's loss has fallen less."""
+def remembered(memory: dict[str, Tensor], losses: list[float], pair: list[float]) -> dict[str, Tensor]:
+    """What the agent saw and did, rewarded for what the pair's loss has fallen less: n decisions, n + 1 observations.
+
+    In half the precision, which is plenty.
+    """
     ahead = [math.log(other / own) for own, other in zip(losses, pair, strict=True)]
     rewards = [WORTH * (after - before) for before, after in itertools.pairwise(ahead)]
-    rows = []
-    for index in range(len(memory["memory.rewards"])):
-        parts = {part: memory[f"memory.{part}"][index] for part in ("observations", "actions", "next_observations")}
-        done = torch.tensor(float(index == len(memory["memory.rewards"]) - 1))
-        rows.append({**parts, "rewards": torch.tensor(max(-1.0, min(1.0, rewards[index]))), "done": done})
-    return rows
+    count = len(memory["memory.rewards"])
+    return {
+        "observations": torch.cat([memory["memory.observations"], memory["memory.next_observations"][-1:]]).half(),
+        "actions": memory["memory.actions"].half(),
+        "rewards": torch.tensor(rewards[:count]).clamp(-1, 1).half(),
+    }
 
 
 def evaluate(data: Path, output: Path, first: int, last: int, rules: list[str]) -> None:
-    """How much higher the held-out loss ends than under the quantile controller, of the whole gradient."""
+    """How much higher the held-out loss ends than under the quantile controller."""
     more: dict[str, list[float]] = {}
     for seed in range(first, last):
         task = Task.drawn(seed, list(texts(data)))
@@ -251,10 +239,8 @@ if __name__ == "__main__":
     match sys.argv[1:]:
         case ["collect", data, folder, first, last, *surface]:
             collect(Path(data), Path(folder), int(first), int(last), surface[0] if surface else "")
-        case ["learn", policy, updates, *folders]:
-            learn([Path(folder) for folder in folders], Path(policy), int(updates))
-        case ["adapt", begin, policy, updates, *folders]:
-            learn([Path(folder) for folder in folders], Path(policy), int(updates), Path(begin))
+        case ["learn", earlier, policy, updates, *folders]:
+            learn([Path(folder) for folder in folders], Path(policy), int(updates), Path(earlier))
         case ["evaluate", data, output, first, last, *rules]:
             evaluate(Path(data), Path(output), int(first), int(last), rules)
         case _:

@@ -15,8 +15,8 @@ from torch import Tensor
 RATE_REACH = 2 * math.log(2)  # an action of 1 multiplies the rate by its exponential
 
 REACH = 1.5  # how many spreads from the centre a plan may lie
-RIDGE = 3.0
-SATURATED = 1.5  # a fall of the loss, in nats, beyond which the best rates of adapters do not go further up
+RIDGE = 20.0
+SATURATED, ADAPTERS_SATURATED = 2.0, 1.5  # a fall of the loss, in nats, beyond which the best rates go no further up
 PULL, ADAPTERS_PULL = 0.03, 1.0  # towards no plan, where the surface is all but flat; of adapters it knows less
 INTERVAL, FIRST = 4, 1  # decisions are after the first step and after each fourth
 KINDS = (torch.tensor([0.0, 1.0, 0.0]), torch.tensor([0.0, 0.0, 1.0]))  # matrices, embeddings, vectors
@@ -33,7 +33,6 @@ class Situation:
         fall: how far the loss falls without a plan, in nats.
         lora: 1 where only adapters are trained, which have neither embeddings nor norms.
         steps: of the run.
-        length: most tokens of a record.
     """
 
     noise: float
@@ -41,18 +40,12 @@ class Situation:
     fall: float
     lora: float
     steps: int
-    length: int
-
-    @property
-    def whole(self) -> bool:
-        """Whether records are not cut short."""
-        return self.length > 40
 
     def numbers(self) -> Tensor:
         """With a constant, centred."""
         run = math.log(self.steps / 24)
-        fall = min(max(0.0, self.fall), SATURATED if self.lora else math.inf)
-        return torch.tensor([1.0, self.noise + 1.6, fall - 1.0, run, float(self.whole)])
+        fall = min(max(0.0, self.fall), ADAPTERS_SATURATED if self.lora else SATURATED)
+        return torch.tensor([1.0, self.noise + 1.6, fall - 1.0, run])
 
     def usual(self) -> float:
         """How much losses differ between plans, roughly, in nats: more where there is more to learn."""
@@ -102,8 +95,9 @@ class Surface:
     scatter: float
 
     @classmethod
-    def fitted(cls, tasks: list[dict[str, Any]]) -> Surface:
-        """To all runs, by ridge regression; what a plan does beyond the usual is bounded, both ways."""
+    def fitted(cls, tasks: list[dict[str, Any]], earlier: Surface) -> Surface:
+        """To all runs, by ridge regression towards an earlier one; what a plan does beyond the usual is bounded, both
+        ways."""
         inputs, ends = [], []
         for task in tasks:
             situation = Situation(*task["situation"])
@@ -112,7 +106,9 @@ class Surface:
                 inputs.append(_terms(run["plan"], situation) - without)
                 ends.append(math.tanh(2 * run["more"] / situation.usual()) / 2)
         design, goal = torch.stack(inputs).double(), torch.tensor(ends).double()
-        weights = torch.linalg.solve(design.T @ design + RIDGE * torch.eye(design.shape[1]), design.T @ goal)
+        before = earlier.weights.double()
+        square = design.T @ design + RIDGE * torch.eye(design.shape[1])
+        weights = before + torch.linalg.solve(square, design.T @ (goal - design @ before))
         return cls(weights.float(), float((design @ weights - goal).std()))
 
     def worse(self, situation: Situation, plan: Tensor) -> Tensor:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -14,12 +15,18 @@ from torch import Tensor
 from dpclip.clipping.control.controller import NOISE, Context, Controller
 from dpclip.clipping.control.observation import Reward, Summary, features, width
 from dpclip.clipping.control.sac import SacSettings, SoftActorCritic, Transitions, below
+from dpclip.clipping.rule import ParameterKind
 from dpclip.errors import BadInput
 from dpclip.released import Released
 
 MOST_TRANSITIONS, LARGEST_BATCH, FIRST_BATCH, UPDATES = 2000, 32, 8, 4
-PUBLIC = Path(__file__).with_name("public.safetensors")  # taught by experiments/rl_control
-TAUGHT_STEPS = 36  # of the runs it was taught on, nearly all; in one of 120 it more than doubled the perplexity
+MOST_GROUPS = 24  # that an update looks at: of more, so many at random, which bounds what learning costs
+CAREFUL = SacSettings(temperature=0.002, initial_log_std=math.log(0.05), anchor=1.0)
+"""For runs that count: departures cost, and few of them are made to explore."""
+_HERE = Path(__file__).parent
+PUBLIC = {36: _HERE / "public-short.safetensors", 240: _HERE / "public-long.safetensors"}
+"""By the steps of the longest runs they were taught on (experiments/rl_control). The first is better in short runs; in
+one of 120 steps it more than doubled the perplexity."""
 _PARTS = ("observations", "actions", "rewards", "next_observations", "done")
 
 
@@ -33,7 +40,7 @@ class Sac(Controller):
         seed: of its networks and its exploration.
         policy: a file of networks to begin with (`SoftActorCritic.policy`), made from public or synthetic runs.
         reward: "loss", "signal" or "both", see `Reward`.
-        settings: of the algorithm.
+        settings: of the algorithm; `CAREFUL` unless given.
 
     Reference: Khadangi et al., "Efficient Differentially Private Fine-Tuning of LLMs via Reinforcement Learning", 2025
     (the idea; that agent reads un-noised statistics, this one released values only).
@@ -44,7 +51,7 @@ class Sac(Controller):
     def __init__(
         self, seed: int = 0, policy: Path | None = None, reward: str = "both", settings: SacSettings | None = None
     ) -> None:
-        self._seed, self._settings, self._kind = seed, settings or SacSettings(), reward
+        self._seed, self._settings, self._kind = seed, settings or CAREFUL, reward
         self._policy: Path | None = None
         self.start(1, NOISE)
         self._policy = policy  # read as soon as it is known how many columns an action has
@@ -99,8 +106,14 @@ class Sac(Controller):
             return
         whole = {part: torch.stack(values) for part, values in self._memory.items()}
         for _ in range(UPDATES):
-            picked = torch.randperm(size, generator=self._agent.generator)[:LARGEST_BATCH]
-            self._agent.update(Transitions(**{part: values[picked] for part, values in whole.items()}))
+            picked, groups = self._some(size, LARGEST_BATCH), self._some(len(whole["actions"][0]), MOST_GROUPS)
+            batch = {part: values[picked] for part, values in whole.items()}
+            batch |= {part: batch[part][:, groups] for part in ("observations", "actions", "next_observations")}
+            self._agent.update(Transitions(**batch))
+
+    def _some(self, count: int, most: int) -> Tensor:
+        """Of so many, at most so many, at random."""
+        return torch.randperm(count, generator=self._agent.generator)[:most]
 
     # --- state ----------------------------------------------------------------------------------------------------
 
@@ -137,15 +150,27 @@ class Sac(Controller):
 
 
 def policy_file(policy: str, mode: str) -> Path | None:
-    """Where the networks to begin with lie.
+    """Where networks of one's own to begin with lie.
 
     Raises:
-        BadInput: the one that ships has nothing to say about the noise of mode C.
+        BadInput: those that ship have nothing to say about the noise of mode C.
     """
     if policy == "public" and mode == "C":
         raise BadInput("policy=public was taught without a say in the noise: choose mode A or B, or policy=none")
-    known = {"": None, "none": None, "auto": None, "public": PUBLIC}
-    return known[policy] if policy in known else Path(policy)
+    return None if policy in ("", "none", "auto", "public") else Path(policy)
+
+
+def public_policy(policy: str, mode: str, steps: int, kinds: Sequence[ParameterKind]) -> Path | None:
+    """Which of those that ship a run begins with.
+
+    With "public" always one, with "auto" where that did well: in runs of whole models with embeddings that are not
+    longer than it was taught.
+    """
+    fitting = [file for longest, file in PUBLIC.items() if 0 < steps <= longest]
+    if policy == "public":
+        return [*fitting, PUBLIC[max(PUBLIC)]][0]
+    whole = "embedding" in kinds and "adapter" not in kinds
+    return fitting[0] if policy == "auto" and mode != "C" and whole and fitting else None
 
 
 def _begin_with(agent: SoftActorCritic, policy: Path) -> None:

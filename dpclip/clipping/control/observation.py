@@ -80,12 +80,12 @@ class Summariser:
         kept = [some(gradient.detach().reshape(-1), self._stride) for gradient in step.gradient]
         energy, agreement = [0.0] * self._groups, [0.0] * self._groups
         noise, coordinates = [0.0] * self._groups, [0] * self._groups
+        squares, products = _dots(kept, kept), _dots(kept, self._previous or kept)
         for slot, (values, group) in enumerate(zip(kept, self._owners, strict=True)):
-            energy[group] += float(torch.dot(values, values))
+            energy[group] += squares[slot]
             noise[group] += values.numel() * step.coordinate_stds[slot] ** 2
             coordinates[group] += values.numel()
-            if self._previous:
-                agreement[group] += float(torch.dot(values, self._previous[slot]))
+            agreement[group] += products[slot] if self._previous else 0.0
         self._previous = [values.clone() for values in kept]
         sides, stds = step.sides, step.side_stds
         shares = (sides["within"] / step.divisor + 0.5).tolist() if "within" in sides else []
@@ -102,6 +102,11 @@ class Summariser:
     def load_tensor_state(self, state: Mapping[str, Tensor]) -> None:
         """Restore `tensor_state`."""
         self._previous = [state[f"previous.{slot}"] for slot in range(len(state))]
+
+
+def _dots(left: Sequence[Tensor], right: Sequence[Tensor]) -> list[float]:
+    """Inner products, pair by pair; a GPU is waited for once."""
+    return torch.stack([torch.dot(a, b) for a, b in zip(left, right, strict=True)]).tolist()
 
 
 def width(actions: int) -> int:

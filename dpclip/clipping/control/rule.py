@@ -14,7 +14,7 @@ from torch import Tensor
 from dpclip.clipping.control import ControllerSettings, make_controller
 from dpclip.clipping.control.controller import ALLOCATION, NOISE, RATE, THRESHOLD, Context
 from dpclip.clipping.control.layout import GROUPINGS, Layout, chosen
-from dpclip.clipping.control.learner import PUBLIC, TAUGHT_STEPS, policy_file
+from dpclip.clipping.control.learner import policy_file, public_policy
 from dpclip.clipping.control.losses import LossWindow
 from dpclip.clipping.control.observation import Summariser, Summary
 from dpclip.clipping.control.sac import below
@@ -67,9 +67,9 @@ class Controlled(PerGroup):
             the released ones, so that the number of units in a batch adds no noise.
         reward: what the agent is rewarded for, "loss", "signal" or "both".
         policy: networks that the agent begins with: a file; "public", those that ship with the package (modes A and B;
-            taught on short runs of language models under AdamW); "none": it then departs by nothing on average; or
-            "auto": "public" where that did well, for whole models with embeddings and at most `TAUGHT_STEPS` steps, in
-            modes A and B, else "none".
+            taught on language models under AdamW, one for runs of at most 36 steps and one for longer ones); "none": it
+            then departs by nothing on average; or "auto": "public" where that did well, for whole models with
+            embeddings and at most 240 steps, in modes A and B, else "none".
         agent_seed: of the agent's own random numbers, which protect nothing.
         allocation: the analytic one, see `noise_shares`.
 
@@ -141,9 +141,8 @@ class Controlled(PerGroup):
 
     def meet(self, kinds: Sequence[ParameterKind]) -> None:
         self._kinds = list(kinds)
-        like_taught = "embedding" in kinds and "adapter" not in kinds and 0 < self._planned <= TAUGHT_STEPS
-        if self.policy == "auto" and self.mode != "C" and like_taught:
-            self.agent.begin_with(PUBLIC)
+        if (file := public_policy(self.policy, self.mode, self._planned, kinds)) is not None:
+            self.agent.begin_with(file)
 
     def partition(self, names: Sequence[str], sizes: Sequence[int]) -> list[int]:
         groups = chosen(self.groups, names)

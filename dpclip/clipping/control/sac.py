@@ -34,6 +34,8 @@ class SacSettings:
         temperature: initial weight of the entropy.
         initial_log_std: of the untrained actor, whose mean is 0.
         largest_gradient: cap on each network's gradient norm.
+        anchor: what the square of an action's distance from the mean action that the agent began with costs, so that it
+            departs only where the critics say that it pays.
     """
 
     hidden: int = 64
@@ -43,6 +45,7 @@ class SacSettings:
     temperature: float = 0.1
     initial_log_std: float = -1.5
     largest_gradient: float = 10.0
+    anchor: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -131,6 +134,7 @@ class SoftActorCritic:
             self.actor = Actor(features, actions, settings)
             self.critics = nn.ModuleList(Critic(features, actions, settings) for _ in range(2))
         self.targets = copy.deepcopy(self.critics).requires_grad_(False)
+        self.begun = copy.deepcopy(self.actor).requires_grad_(False)
         self.log_temperature = nn.Parameter(torch.tensor(math.log(settings.temperature)))
         rate = settings.learning_rate
         self.optimizers = {
@@ -170,7 +174,7 @@ class SoftActorCritic:
         self._step("critics", critic_loss, self.critics.parameters())
 
         worst = torch.minimum(*(critic(batch.observations, actions) for critic in self.critics))
-        actor_loss = (temperature * log_probability - worst).mean()
+        actor_loss = (temperature * log_probability - worst).mean() + self._departure(batch.observations, actions)
         self._step("actor", actor_loss, self.actor.parameters())
         self._follow()
         return Losses(critic_loss.item(), actor_loss.item(), temperature_loss.item())
@@ -180,6 +184,13 @@ class SoftActorCritic:
             actions, log_probability = self.actor.act(batch.next_observations, noise)
             worst = torch.minimum(*(target(batch.next_observations, actions) for target in self.targets))
             return batch.rewards + self.settings.gamma * (1 - batch.done) * (worst - temperature * log_probability)
+
+    def _departure(self, observations: Tensor, actions: Tensor) -> Tensor:
+        if self.settings.anchor == 0:
+            return torch.zeros(())
+        with torch.no_grad():
+            begun = torch.tanh(self.begun(observations)[0])
+        return self.settings.anchor * (actions - begun).square().sum(-1).mean()
 
     def _step(self, name: str, loss: Tensor, parameters: Iterator[nn.Parameter] | list[nn.Parameter]) -> None:
         optimizer, held = self.optimizers[name], list(parameters)
@@ -202,13 +213,14 @@ class SoftActorCritic:
         return {**found, "log_temperature": self.log_temperature.detach()}
 
     def load_policy(self, state: Mapping[str, Tensor]) -> None:
-        """Restore `policy`.
+        """Begin with a `policy`.
 
         Raises:
             RuntimeError: other layers than ours.
         """
         for part, net in {"actor": self.actor, "critics": self.critics, "targets": self.targets}.items():
             net.load_state_dict(below(state, part))
+        self.begun.load_state_dict(self.actor.state_dict())
         with torch.no_grad():
             self.log_temperature.copy_(state["log_temperature"])
 
@@ -220,11 +232,13 @@ class SoftActorCritic:
             for index, state in optimizer.state_dict()["state"].items()
             for key, value in state.items()
         }
-        return {**self.policy(), **moments, "random": self.generator.get_state()}
+        begun = {f"begun.{key}": value for key, value in self.begun.state_dict().items()}
+        return {**self.policy(), **begun, **moments, "random": self.generator.get_state()}
 
     def load_tensor_state(self, state: Mapping[str, Tensor]) -> None:
         """Restore `tensor_state`."""
         self.load_policy(state)
+        self.begun.load_state_dict(below(state, "begun"))
         for name, optimizer in self.optimizers.items():
             moments: dict[int, dict[str, Tensor]] = {}
             for key, value in below(state, f"optimizer.{name}").items():

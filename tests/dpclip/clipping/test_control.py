@@ -255,16 +255,20 @@ def test_a_controller_sets_the_learning_rate_and_leaves_the_optimizers_alone() -
     torch.testing.assert_close(faster, 4 * plain, rtol=1e-4, atol=1e-6)
 
 
-def test_short_runs_of_language_models_begin_with_the_policy_that_ships() -> None:
-    """The file fits what the agent observes, and is in the package."""
-    rule, untaught = Controlled(), Controlled(policy="none")
-    with pytest.raises(BadInput, match="mode A or B"):
-        Controlled(mode="C", policy="public")
-    for each in (rule, untaught):
-        each.settle(RunShape(24, 16))
-        each.meet(["embedding", "matrix", "vector"][: len(clipper_laws.NAMES)] * 3)
-        each.partition(clipper_laws.NAMES, clipper_laws.SIZES)
-    assert rule.describe()["policy"] == Controlled(policy="public").describe()["policy"] == "public.safetensors"
+def begun(rule: Controlled, kinds: list[ParameterKind], steps: int) -> Controlled:
+    rule.settle(RunShape(steps, 16))
+    rule.meet(kinds)
+    rule.partition([f"{index}.weight" for index in range(len(kinds))], [4] * len(kinds))
+    return rule
+
+
+LANGUAGE: list[ParameterKind] = ["embedding", "matrix", "vector"]
+
+
+@pytest.mark.parametrize("steps", [24, 120])
+def test_runs_of_language_models_begin_with_a_policy_that_ships(steps: int) -> None:
+    """The files fit what the agent observes, and are in the package."""
+    rule, untaught = (begun(Controlled(policy=policy), LANGUAGE, steps) for policy in ("auto", "none"))
     assert "policy" not in untaught.describe()
     observation = torch.zeros(len(untaught._layout.parents), width(3))
     taught = rule.agent._agent.act(observation, explore=False)
@@ -274,19 +278,29 @@ def test_short_runs_of_language_models_begin_with_the_policy_that_ships() -> Non
 
 
 @pytest.mark.parametrize(
-    ("settings", "kinds", "steps"),
+    ("settings", "kinds", "steps", "file"),
     [
-        ({"mode": "C"}, ["embedding"], 24),
-        ({}, ["matrix", "vector"], 24),
-        ({}, ["embedding", "adapter"], 24),
-        ({}, ["embedding", "matrix"], 120),
-        ({"controller": "quantile"}, ["embedding"], 24),
+        ({}, LANGUAGE, 36, "public-short"),
+        ({"mode": "A"}, LANGUAGE, 37, "public-long"),
+        ({}, LANGUAGE, 240, "public-long"),
+        ({}, LANGUAGE, 241, None),
+        ({}, LANGUAGE, 0, None),
+        ({"mode": "C"}, ["embedding"], 24, None),
+        ({}, ["matrix", "vector"], 24, None),
+        ({}, ["embedding", "adapter"], 24, None),
+        ({"controller": "quantile"}, ["embedding"], 24, None),
+        ({"policy": "public"}, ["adapter"], 24, "public-short"),
+        ({"policy": "public"}, LANGUAGE, 1000, "public-long"),
     ],
 )
-def test_nothing_else_does(settings: dict[str, str], kinds: list[ParameterKind], steps: int) -> None:
-    """Adapters and long runs, either, on which it did harm."""
-    rule = Controlled(**settings)  # type: ignore[arg-type]
-    rule.settle(RunShape(steps, 16))
-    rule.meet(kinds)
-    rule.partition([f"{name}.weight" for name in kinds], [4] * len(kinds))
-    assert "policy" not in rule.describe()
+def test_which_policy_a_run_begins_with(
+    settings: dict[str, str], kinds: list[ParameterKind], steps: int, file: str | None
+) -> None:
+    """Unless asked for, none where it was not taught or did harm."""
+    rule = begun(Controlled(**settings), kinds, steps)  # type: ignore[arg-type]
+    assert rule.describe().get("policy") == (file and f"{file}.safetensors")
+
+
+def test_the_policies_that_ship_have_no_say_in_the_noise() -> None:
+    with pytest.raises(BadInput, match="mode A or B"):
+        Controlled(mode="C", policy="public")

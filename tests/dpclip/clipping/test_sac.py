@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from dpclip.clipping.control import SacSettings, SoftActorCritic, Transitions
+from dpclip.clipping.control.learner import Sac
+from dpclip.clipping.control.observation import width
 
 FEATURES, ACTIONS, BATCH = 5, 2, 32
 
@@ -220,3 +223,43 @@ def test_a_policy_runs_with_another_number_of_groups() -> None:
     second.load_policy(first.policy())
     wide = torch.zeros(24, FEATURES)
     assert torch.equal(first.act(wide, explore=False), second.act(wide, explore=False))
+
+
+def test_an_anchor_holds_the_actor_to_where_it_began() -> None:
+    def ends(anchor: float) -> float:
+        agent, generator = awake(anchor=anchor, learning_rate=1e-2, temperature=1e-3), torch.Generator().manual_seed(9)
+        seen = torch.randn(8, 3, FEATURES, generator=generator)
+        began = agent.actor(seen)[0].detach()
+        for _ in range(60):
+            batch = transitions(generator, groups=3)
+            agent.update(replace(batch, rewards=batch.actions.mean((1, 2)), done=torch.ones(BATCH)))  # more is better
+        return float((agent.actor(seen)[0].detach() - began).mean())
+
+    free, held = ends(0.0), ends(3.0)
+    assert free > 0.2
+    assert abs(held) < free / 3
+
+
+def test_an_anchor_is_where_the_agent_began_after_a_restart_too() -> None:
+    first, generator = awake(anchor=1.0), torch.Generator().manual_seed(4)
+    second = SoftActorCritic(FEATURES, ACTIONS, SacSettings(anchor=1.0), 77)
+    first.load_policy(awake(3).policy())
+    first.update(transitions(generator))
+    second.load_tensor_state({name: value.clone() for name, value in first.tensor_state().items()})
+    batch = transitions(generator)
+    assert first.update(batch) == second.update(batch)
+
+
+def test_of_many_groups_an_update_looks_at_some() -> None:
+    agent, looked_at = Sac(seed=0), []
+    agent.start(60, 3)
+    update = agent._agent.update
+    agent._agent.update = lambda batch: looked_at.append(batch) or update(batch)  # type: ignore[method-assign,func-returns-value]
+    draw = torch.Generator().manual_seed(0)
+    for _ in range(9):
+        observations = torch.randn(2, 60, width(3), generator=draw)
+        agent._remember(observations[0], torch.rand(60, 3, generator=draw), 0.5, observations[1])
+        agent._learn()
+    assert [batch.actions.shape[1] for batch in looked_at] == [24] * 8
+    rows = looked_at[0].observations[0, :, 0], looked_at[1].observations[0, :, 0]
+    assert not torch.equal(*rows)
