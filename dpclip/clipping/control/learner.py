@@ -21,7 +21,7 @@ from dpclip.released import Released
 
 MOST_TRANSITIONS, LARGEST_BATCH, FIRST_BATCH, UPDATES = 2000, 32, 8, 4
 MOST_GROUPS = 24  # that an update looks at: of more, so many at random, which bounds what learning costs
-CAREFUL = SacSettings(temperature=0.002, initial_log_std=math.log(0.05), anchor=1.0)
+CAREFUL = SacSettings(temperature=0.002, initial_log_std=math.log(0.05), anchor=3.0)
 """For runs that count: departures cost, and few of them are made to explore."""
 _HERE = Path(__file__).parent
 PUBLIC = {36: _HERE / "public-short.safetensors", 240: _HERE / "public-long.safetensors"}
