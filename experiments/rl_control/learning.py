@@ -101,10 +101,11 @@ class Lessons:
         for row in rows:
             self._by_groups.setdefault(len(row["observations"]), []).append(row)
         self._often = {k: [float(row["often"]) for row in rows] for k, rows in self._by_groups.items()}
+        self._totals = [sum(often) for often in self._often.values()]
 
     def batch(self) -> list[Row]:
         """So many decisions."""
-        groups = self.draw.choices(list(self._often), [sum(often) for often in self._often.values()])[0]
+        groups = self.draw.choices(list(self._often), self._totals)[0]
         return self.draw.choices(self._by_groups[groups], self._often[groups], k=BATCH)
 
 

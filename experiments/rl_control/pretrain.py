@@ -182,8 +182,7 @@ def collect(data: Path, folder: Path, first: int, last: int, surface: str) -> No
     for seed in range(first, last):
         task = Task.drawn(seed, list(texts(data)))
         pair = run(task, data, ruled(task, "quantile"))
-        plan = task.plan(data)
-        noise = math.log10(plan.noise_multiplier / task.batch)
+        noise = math.log10(task.plan(data).noise_multiplier / task.batch)
         situation = Situation(noise, math.log(task.rate), pair[0] - pair[-1], float(bool(task.lora)), task.steps)
         runs = []
         for repeat in range(REPEATS):

@@ -166,11 +166,11 @@ def public_policy(policy: str, mode: str, steps: int, kinds: Sequence[ParameterK
     With "public" always one, with "auto" where that did well: in runs of whole models with embeddings that are not
     longer than it was taught.
     """
-    fitting = [file for longest, file in PUBLIC.items() if 0 < steps <= longest]
+    fitting = next((file for longest, file in PUBLIC.items() if 0 < steps <= longest), None)
     if policy == "public":
-        return [*fitting, PUBLIC[max(PUBLIC)]][0]
+        return fitting or PUBLIC[max(PUBLIC)]
     whole = "embedding" in kinds and "adapter" not in kinds
-    return fitting[0] if policy == "auto" and mode != "C" and whole and fitting else None
+    return fitting if policy == "auto" and mode != "C" and whole else None
 
 
 def _begin_with(agent: SoftActorCritic, policy: Path) -> None:

@@ -80,12 +80,13 @@ class Summariser:
         kept = [some(gradient.detach().reshape(-1), self._stride) for gradient in step.gradient]
         energy, agreement = [0.0] * self._groups, [0.0] * self._groups
         noise, coordinates = [0.0] * self._groups, [0] * self._groups
-        squares, products = _dots(kept, kept), _dots(kept, self._previous or kept)
+        squares = _dots(kept, kept)
+        products = _dots(kept, self._previous) if self._previous else [0.0] * len(kept)
         for slot, (values, group) in enumerate(zip(kept, self._owners, strict=True)):
             energy[group] += squares[slot]
             noise[group] += values.numel() * step.coordinate_stds[slot] ** 2
             coordinates[group] += values.numel()
-            agreement[group] += products[slot] if self._previous else 0.0
+            agreement[group] += products[slot]
         self._previous = [values.clone() for values in kept]
         sides, stds = step.sides, step.side_stds
         shares = (sides["within"] / step.divisor + 0.5).tolist() if "within" in sides else []
