@@ -7,7 +7,8 @@ Equal hashes mean one release only within one run: two runs of the same plan wri
 run in the field "run", a random string chosen when the run was started; journals without it are never taken for
 copies of each other, and all their charges are added up. Within one run a slot of randomness, (step, generation), may
 be charged in one history only: after the histories parted, the same noise would have hidden two different sums, which
-no composition theorem covers. What two machines did under equal lines must have been the same, bit for bit.
+no composition theorem covers. What two machines did under equal lines must have been the same, bit for bit; where the
+journals say which sum met a step's noise (records of kind "release"), two different ones are refused.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ Entry = dict[str, Any]
 
 _MERGED = "merged"
 _CHARGE = "step"
-_FREE = frozenset({"fresh-randomness"})  # records that release nothing
+_RELEASE = "release"
+_FREE = frozenset({"fresh-randomness", _RELEASE})  # records that charge nothing: a release is paid for by its step
 
 
 @dataclass(frozen=True)
@@ -218,6 +220,7 @@ def _union(histories: Sequence[_History]) -> list[tuple[int, Entry]]:
     """(source, line) of every line after the headers, each line of a run once."""
     seen: set[tuple[str, str]] = set()
     slots: dict[tuple[str, int, int], str] = {}
+    sums: dict[tuple[str, int, int], tuple[object, str]] = {}
     union = []
     for source, history in enumerate(histories):
         for entry in history.entries[1:]:
@@ -227,21 +230,39 @@ def _union(histories: Sequence[_History]) -> list[tuple[int, Entry]]:
             union.append((source, entry))
             if entry["body"].get("kind") == _CHARGE:
                 _take_slot(history, entry["body"], slots)
+            if entry["body"].get("kind") == _RELEASE:
+                _take_sum(history, entry["body"], sums)
     return union
 
 
 def _take_slot(history: _History, body: dict[str, Any], slots: dict[tuple[str, int, int], str]) -> None:
     """Note that a run used this step's randomness; refuse it the second time."""
-    step, generation = body.get("step", "missing"), body.get("generation", "missing")
-    require_count(step, "step", remedy="a charge names its step")
-    require_count(generation, "generation", remedy="a charge names its generation")
-    slot = (history.run, step, generation)
+    slot = _slot(history, body, "a charge")
+    _, step, generation = slot
     require(
         slot not in slots,
         f"step {step} of generation {generation} is charged twice in one run ({slots.get(slot)} and {history.name}): "
         "the same noise may have hidden two sums, so there is no bound",
     )
     slots[slot] = history.name
+
+
+def _take_sum(history: _History, body: dict[str, Any], sums: dict[tuple[str, int, int], tuple[object, str]]) -> None:
+    """Note which sum met a step's noise; refuse a second one."""
+    slot = _slot(history, body, "a release")
+    commitment, name = sums.setdefault(slot, (body.get("commitment"), history.name))
+    require(
+        commitment == body.get("commitment"),
+        f"step {slot[1]} of generation {slot[2]} hid two different sums with the same noise ({name} and "
+        f"{history.name}), so there is no bound",
+    )
+
+
+def _slot(history: _History, body: dict[str, Any], what: str) -> tuple[str, int, int]:
+    step, generation = body.get("step", "missing"), body.get("generation", "missing")
+    require_count(step, "step", remedy=f"{what} names its step")
+    require_count(generation, "generation", remedy=f"{what} names its generation")
+    return history.run, step, generation
 
 
 def _charge(entry: Entry) -> tuple[Event | None, int]:

@@ -6,12 +6,13 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dpclip import clipping, optim, postprocess
+    from dpclip import clipping, losses, optim, postprocess
     from dpclip.assembly import make_private
     from dpclip.errors import BadInput, BudgetExhausted
+    from dpclip.guarantee import Guarantee
     from dpclip.plan import Plan, make_plan
     from dpclip.preflight import check_model
-    from dpclip.private import Guarantee, PrivateTraining
+    from dpclip.private import PrivateTraining
 
 __version__ = "0.1.0"
 
@@ -23,6 +24,7 @@ __all__ = [
     "PrivateTraining",
     "check_model",
     "clipping",
+    "losses",
     "make_plan",
     "make_private",
     "optim",
@@ -33,7 +35,7 @@ __all__ = [
 _HOMES = {
     "BadInput": "dpclip.errors",
     "BudgetExhausted": "dpclip.errors",
-    "Guarantee": "dpclip.private",
+    "Guarantee": "dpclip.guarantee",
     "Plan": "dpclip.plan",
     "PrivateTraining": "dpclip.private",
     "check_model": "dpclip.preflight",
@@ -43,7 +45,7 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("clipping", "optim", "postprocess"):
+    if name in ("clipping", "losses", "optim", "postprocess"):
         return importlib.import_module(f"dpclip.{name}")
     if name in _HOMES:
         return getattr(importlib.import_module(_HOMES[name]), name)

@@ -16,14 +16,20 @@ from dpclip.clipping import ClippingRule, Flat, ParameterKind, RunShape, Unclipp
 from dpclip.clipping.per_group import is_adapter
 from dpclip.engine import Engine
 from dpclip.errors import BadInput
-from dpclip.ledger import Commitments, Ledger
+from dpclip.ledger import Ledger
+from dpclip.loop_checks import LoopChecks
+from dpclip.micro_batches import Packer
+from dpclip.model_state import check_stateful_layers
+from dpclip.one_process import check_one_process
 from dpclip.per_sample import make_backend
-from dpclip.plan import Plan, make_plan
+from dpclip.plan import Plan, make_plan, whole_number
 from dpclip.postprocess import GradientClipper
 from dpclip.preflight import check_batch_norm
-from dpclip.private import PrivateTraining, RowDataset, UnitIndex
+from dpclip.private import PrivateTraining
 from dpclip.randomness import SecretKey
 from dpclip.sampling import make_sampler
+from dpclip.units import RowDataset, UnitIndex, check_dataset
+from dpclip.update_guard import UpdateGuard, check_optimizer_kind
 
 
 def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -73,18 +79,19 @@ def make_private(
     physical_batch_size: int | None = None,
     clipping: ClippingRule | None = None,
     grad_sample_mode: str = "auto",
-    loss_reduction: str = "mean",
     accountant: str = "prv",
     adjacency: Adjacency = "add-remove",
     units: Sequence[Any] | None = None,
     rows_per_unit: int = 8,
     public_units: int | None = None,
     collate_fn: Callable[[list[Any]], Any] = default_collate,
-    row_cost: Callable[[int], int] | None = None,
-    seed: int | None = None,
+    examples: Sequence[Any] = (),
+    key: SecretKey | None = None,
     ledger_path: Path | None = None,
     postprocess: Sequence[GradientClipper] = (),
     accept_conditional: bool = False,
+    arithmetic: str = "exact",
+    **gone: Any,
 ) -> PrivateTraining:
     """Couple a model, an optimizer and a data set to one privacy budget.
 
@@ -96,22 +103,31 @@ def make_private(
         expected_batch_size: expected units a logical batch, B; the sample rate is B / N.
         target_delta: defaults to min(1e-5, 1/(10 N)).
         epochs: passes over the data, or give `steps`.
-        physical_batch_size: rows a micro-batch; a performance knob only.
+        physical_batch_size: rows a micro-batch, dummies included; a performance knob only.
         clipping: the rule, by default `Flat(1.0)`.
         grad_sample_mode: "auto" (book-keeping), "bookkeeping", "ghost", "hooks" or "functorch".
-        loss_reduction: how your loss is reduced over the units of a micro-batch, "mean" or "sum".
         units: the privacy unit of each row (a person's id, say); by default each row is its own unit.
         rows_per_unit: most rows of one unit in one step, drawn afresh each step.
         public_units: N, if the true number is itself private; by default the exact number, taken as public.
-        seed: reproducible randomness; the guarantee is then conditional on the seed's secrecy.
+        collate_fn: makes a batch of a list of rows, each by itself but for a common length; rows share a micro-batch if
+            they have one shape by themselves, so pad to a fixed length or to a multiple of some number.
+        examples: public rows for the check that rows do not depend on one another; otherwise rows of the data are used,
+            and that a run was refused then tells something of them.
+        key: of sampling and noise; by default a secret one from the operating system. A key that others know, as
+            `SecretKey.for_tests(1)`, makes a test reproducible and protects nothing.
         ledger_path: where to keep the write-ahead ledger; by default in memory.
         postprocess: clippers of the released gradient (`dpclip.postprocess`), in order; free.
         accept_conditional: allow a rule whose promise rests on an assumption that nobody has checked; the guarantee
             says so.
+        arithmetic: "exact" (sums and noise without rounding error) or "fast" (float32 products; the guarantee is then
+            conditional).
 
     Raises:
         BadInput: values that are meaningless or contradict each other, with the remedy.
     """
+    _refuse_gone(gone)
+    check_dataset(dataset)
+    check_optimizer_kind(optimizer)
     index = UnitIndex(len(dataset), units)
     plan = make_plan(
         units=public_units or len(index),
@@ -124,14 +140,15 @@ def make_private(
         adjacency=adjacency,
         unit="all rows of one unit" if index.grouped else "one row of the training data",
         sampling=clipping.sampling if clipping else "poisson",
+        arithmetic=arithmetic,
     )
-    key = SecretKey.generate() if seed is None else SecretKey.from_seed(seed)
     ledger = Ledger.create(ledger_path, plan)
     return assemble(
-        model, optimizer, dataset, index, plan=plan, key=key, ledger=ledger, commitments=Commitments(None),
-        rule=clipping, grad_sample_mode=grad_sample_mode, loss_reduction=loss_reduction,
-        physical_batch_size=physical_batch_size or min(32, expected_batch_size), rows_per_unit=rows_per_unit,
-        collate=collate_fn, row_cost=row_cost, postprocess=postprocess, accept_conditional=accept_conditional,
+        model, optimizer, dataset, index, plan=plan, key=key or SecretKey.generate(), ledger=ledger,
+        rule=clipping, grad_sample_mode=grad_sample_mode, examples=examples,
+        physical_batch_size=min(32, plan.expected_batch_size) if physical_batch_size is None else physical_batch_size,
+        rows_per_unit=rows_per_unit,
+        collate=collate_fn, postprocess=postprocess, accept_conditional=accept_conditional,
     )  # fmt: skip
 
 
@@ -144,38 +161,67 @@ def assemble(
     plan: Plan,
     key: SecretKey,
     ledger: Ledger,
-    commitments: Commitments,
     rule: ClippingRule | None,
     grad_sample_mode: str,
-    loss_reduction: str,
     physical_batch_size: int,
     rows_per_unit: int,
     collate: Callable[[list[Any]], Any],
-    row_cost: Callable[[int], int] | None,
+    examples: Sequence[Any],
     postprocess: Sequence[GradientClipper],
     accept_conditional: bool = False,
+    recheck: bool = True,
 ) -> PrivateTraining:
     """Build the stages around a plan that is already made; `make_private` and the command line meet here."""
+    physical_batch_size = whole_number("physical_batch_size", physical_batch_size)
+    rows_per_unit = whole_number("rows_per_unit", rows_per_unit)
     if physical_batch_size < 1 or rows_per_unit < 1:
         raise BadInput(f"physical batch size {physical_batch_size} and rows a unit {rows_per_unit} must be at least 1")
-    if loss_reduction not in ("mean", "sum"):
-        raise BadInput(f"loss_reduction {loss_reduction!r} is unknown: choose one of mean, sum")
+    check_one_process(model)
     check_batch_norm(model)
+    check_stateful_layers(model)
+    _check_mode(grad_sample_mode, plan)
     named = trainable(model)
     parameters = list(named.values())
     check_optimizer(optimizer, parameters)
     chosen = (rule or Flat()) if plan.private else Unclipped()
     groups = fit_rule(chosen, plan, model, accept_conditional)
-    backend = make_backend(grad_sample_mode, model, parameters, groups, loss_reduction, chosen.reshapes)
+    backend = make_backend(grad_sample_mode, model, parameters, groups, "sum", chosen.reshapes)
     for clipper in postprocess:
         clipper.bind(named.items(), private=plan.private)
+    guard = UpdateGuard(optimizer, parameters, list(named))
     raw_gradients.guard(parameters)
     sampler = make_sampler(plan, len(index), key)
-    engine = Engine(plan, parameters, chosen, groups, optimizer, sampler, ledger, commitments, key, postprocess)
-    return PrivateTraining(
-        engine, backend, dataset, index,
-        physical_batch_size=physical_batch_size, rows_per_unit=rows_per_unit, collate=collate, row_cost=row_cost,
+    engine = Engine(plan, parameters, chosen, groups, optimizer, guard, sampler, ledger, key, postprocess)
+    packer = Packer(dataset, collate, physical_batch_size, rows_per_unit)
+    checks = LoopChecks(
+        engine, backend, packer, index, rows_per_unit=rows_per_unit, examples=examples,
+        accept_conditional=accept_conditional, recheck=recheck,
     )  # fmt: skip
+    return PrivateTraining(engine, backend, model, packer, index, rows_per_unit=rows_per_unit, checks=checks)
+
+
+_GONE = {
+    "seed": "sampling and noise always come from a key of the operating system; seed torch for the initial weights; a "
+    "test that needs the same noise twice hands in key=SecretKey.for_tests(1)",
+    "loss_reduction": "losses are handed over one a row: private.backward(losses), not losses.mean().backward()",
+    "row_cost": "rows share a micro-batch if they have one shape, so there is nothing left to sort",
+}
+
+
+def _refuse_gone(gone: dict[str, Any]) -> None:
+    """Arguments that earlier versions had, and typing errors."""
+    for name in gone:
+        if name not in _GONE:
+            raise TypeError(f"make_private() got an unexpected keyword argument {name!r}")
+        raise BadInput(f"make_private has no argument {name!r} any more: {_GONE[name]}")
+
+
+def _check_mode(grad_sample_mode: str, plan: Plan) -> None:
+    if grad_sample_mode == "ghost" and plan.private:
+        raise BadInput(
+            "gradient mode 'ghost' adds rows up inside autograd, where rounding is not bounded by what is paid for; it "
+            "is a cross-check without privacy: choose bookkeeping"
+        )
 
 
 def fit_rule(rule: ClippingRule, plan: Plan, model: nn.Module, accept_conditional: bool) -> list[int]:

@@ -44,7 +44,7 @@ class Grid:
         base: the settings that all runs share.
         rules: as `--clipping` takes them; at epsilon = inf one run without clipping stands for all.
         epsilons: budgets.
-        seeds: how many; seeds 1 … n.
+        seeds: how many; seeds 1 … n choose the initial weights, while each run's noise has a key of its own.
     """
 
     base: Settings

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 import re
 import tomllib
@@ -17,11 +19,12 @@ TaskName = Literal["lm", "classification"]
 OptimizerName = Literal["adamw", "sgd"]
 ScheduleName = Literal["constant", "linear", "cosine"]
 LongRecords = Literal["truncate", "refuse"]
+ArithmeticName = Literal["exact", "fast"]
 
 # Settings that leave the privacy plan and the result's meaning alone, so a resumed run may change them.
 PERFORMANCE = frozenset({"physical_batch_size", "checkpoint_every"})
-# Settings that must not leave the building.
-SECRET = frozenset({"seed"})
+# Those and what may be asked for once the run is over; all others are bound to the run's ledger.
+UNBOUND = PERFORMANCE | {"baseline"}
 _POLICY = re.compile(r"\bpolicy=([^,]*)")  # a file that a clipping rule begins with
 
 
@@ -34,8 +37,9 @@ class Settings:
         delta: default min(1e-5, 1/(10 N)).
         batch_size: expected units a logical batch; default 256, or N/4 if that is less.
         epochs: default 3 (or `steps`).
-        physical_batch_size: default ("auto" in TOML) 32, or what fits into memory if that is less.
+        physical_batch_size: default ("auto" in TOML) 16, or what fits into memory if that is less.
         lr: default 0.768 / width for AdamW (1e-3 at width 768), four times that with adapters; 0.5 for SGD.
+        seed: chooses the weights that start at random, and nothing else: sampling and noise have a secret key.
     """
 
     epsilon: float
@@ -61,6 +65,7 @@ class Settings:
     clipping: str = "flat"
     accept_conditional: bool = False
     postprocess: str = "none"
+    arithmetic: ArithmeticName = "exact"
     grad_sample_mode: str = "auto"
     accountant: str = "prv"
     epochs: float | None = None
@@ -100,10 +105,9 @@ class Settings:
         return (4 if self.lora else 1) * 0.768 / width
 
     def to_toml(self, *, public: bool = False) -> str:
-        """All settings that have a value; the public form leaves out secrets and the folders of files."""
+        """All settings that have a value; the public form leaves out the folders of files."""
         values = {k: v for k, v in asdict(self).items() if v is not None}
         if public:
-            values = {k: v for k, v in values.items() if k not in SECRET}
             for key in ("data", "eval_data", "model", "tokenizer"):
                 if key in values and Path(values[key]).exists():
                     values[key] = Path(values[key]).name
@@ -114,6 +118,14 @@ class Settings:
     def from_toml(cls, path: Path) -> Settings:
         """Read what `to_toml` wrote."""
         return cls(**read_toml(path))
+
+    def digest(self, key: bytes) -> str:
+        """Fingerprint of what a resumed run must not change, under a key because some settings may be private."""
+        hints = get_type_hints(type(self))
+        real = {name for name, hint in hints.items() if float in (hint, *get_args(hint))}  # 8 is read back as 8.0
+        given = {k: v for k, v in asdict(self).items() if v is not None and k not in UNBOUND}
+        bound = {k: float(v) if k in real else v for k, v in given.items()}
+        return hashlib.blake2b(json.dumps(bound, sort_keys=True).encode(), key=key, digest_size=32).hexdigest()
 
     def changed(self, **values: Any) -> Settings:
         """A copy with some settings replaced."""

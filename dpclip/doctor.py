@@ -22,9 +22,10 @@ from dpclip.per_sample.forms import Lookups, OuterProducts
 from dpclip.per_sample.layers import factoring_for
 from dpclip.per_sample.layers.convolution import Convolved
 from dpclip.per_sample.layers.substitutes import substitute_for
-from dpclip.preflight import check_model
+from dpclip.preflight import check_model, check_rows
 
 _ROUNDS = 3
+_ROWS = 16  # of a micro-batch in the check that rows do not depend on one another
 
 
 @dataclass(frozen=True)
@@ -94,6 +95,7 @@ def examine(
     refusals, findings = [], []
     try:
         check_model(model, losses, collate, short)
+        check_rows(model, losses, collate, longest, _ROWS)
     except BadInput as error:
         refusals.append(str(error))
     try:

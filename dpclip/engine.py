@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
@@ -12,8 +13,10 @@ from torch import Tensor, nn
 
 from dpclip import noise, raw_gradients
 from dpclip.clipping import ClippingRule, StepRelease
+from dpclip.clipping.rule import Sum
+from dpclip.exact_sum import ExactSum
 from dpclip.gradient_sum import GradientSum
-from dpclip.ledger import Commitments, Ledger
+from dpclip.ledger import Ledger
 from dpclip.movement import Movement
 from dpclip.per_sample import ClipPart, PerSampleView
 from dpclip.plan import Plan
@@ -22,6 +25,11 @@ from dpclip.randomness import SecretKey
 from dpclip.rates import multiplied_rates
 from dpclip.released import Receipt, Released
 from dpclip.sampling import Sampler
+from dpclip.update_guard import UpdateGuard
+
+_ROUNDING = 2.0**-20  # of factors and of what they multiply, relative to a norm
+_TINY = 2.0**-48  # squares that float32 loses, for up to 2^30 coordinates
+_SIDE_BITS = 30  # of a side statistic's sensitivity that are kept
 
 
 class ReplayDiverged(RuntimeError):
@@ -34,7 +42,8 @@ class _Open:
 
     receipt: Receipt
     scale: noise.NoiseScale
-    sums: dict[str, GradientSum] = field(default_factory=dict)
+    sums: dict[str, ExactSum | GradientSum] = field(default_factory=dict)
+    units: int = 0  # whose gradients may be in the sums
     sides: dict[str, Tensor] = field(default_factory=dict)
     half_done: bool = False  # a micro-batch whose first groups are in the sums and whose last are not
     doubts: list[str] = field(default_factory=list)
@@ -49,9 +58,9 @@ class Engine:
         rule: the clipping rule.
         groups: the group of each parameter.
         optimizer: updates exactly these parameters.
+        guard: lets it do so with what was released only.
         sampler: draws the logical batches.
-        ledger: charges each step before it is drawn.
-        commitments: remembers which gradient each noise value was given to.
+        ledger: charges each step before it is drawn, and remembers which sum each noise was given to.
         key: the run's secret.
         postprocess: free transforms of the released gradient.
     """
@@ -63,18 +72,21 @@ class Engine:
         rule: ClippingRule,
         groups: Sequence[int],
         optimizer: torch.optim.Optimizer,
+        guard: UpdateGuard,
         sampler: Sampler,
         ledger: Ledger,
-        commitments: Commitments,
         key: SecretKey,
         postprocess: Sequence[GradientClipper] = (),
     ) -> None:
         self.plan, self.rule, self.ledger = plan, rule, ledger
         self.parameters, self.groups = list(parameters), list(groups)
-        self.optimizer, self.sampler = optimizer, sampler
-        self.commitments, self.key, self.postprocess = commitments, key, list(postprocess)
+        self.optimizer, self.guard, self.sampler = optimizer, guard, sampler
+        self.key, self.postprocess = key, list(postprocess)
+        if plan.private:
+            key.claim()
         self.step = 0
         self.generation = 0
+        self.assumptions: list[str] = []  # that nobody has checked, and that the guarantee therefore names
         self._open: _Open | None = None
 
     def start_generation(self, reason: str) -> None:
@@ -98,6 +110,27 @@ class Engine:
         self._open = _Open(receipt, scale, sides=self._empty_sides())
         return self.sampler.draw(self.step, self.generation)
 
+    def open_micro_batch(self, units: int) -> ClipPart | None:
+        """So many units are about to be computed.
+
+        Returns:
+            what clips a group as soon as the backward pass has completed it; None for rules that need every norm.
+
+        Raises:
+            PrivacyError: the micro-batch before broke off after some of its groups had been clipped.
+        """
+        step = self._current()
+        self._refuse_half_done(step)
+        step.units += units
+        for total in step.sums.values():
+            total.admit(units)
+
+        def clip_part(part: PerSampleView) -> None:
+            step.half_done = True
+            self._clip(part, step)
+
+        return clip_part if self.rule.separable else None
+
     def absorb(self, view: PerSampleView, losses: Tensor | None = None) -> None:
         """Clip one micro-batch and add it to the step's sums.
 
@@ -112,27 +145,12 @@ class Engine:
         norms, finite = self._clip(view, step)
         for side in self.rule.side_queries():
             read = norms if side.reads == "norms" else _one_a_unit(losses, norms)
-            statistics = side.per_sample(read) * finite.all(0)
-            step.sides[side.name] += statistics.sum(1).to("cpu", torch.float64)
+            step.sides[side.name] += _on_grid(side.per_sample(read), finite.all(0), side.sensitivity)
         step.doubts, step.half_done = view.doubts(), False
 
-    def part_clipper(self) -> ClipPart | None:
-        """What clips a group as soon as the backward pass has completed it; None for rules that need every norm.
-
-        Raises:
-            PrivacyError: the micro-batch before broke off after some of its groups had been clipped.
-        """
-        step = self._current()
-        self._refuse_half_done(step)
-
-        def clip_part(part: PerSampleView) -> None:
-            step.half_done = True
-            self._clip(part, step)
-
-        return clip_part if self.rule.separable else None
-
     def _clip(self, view: PerSampleView, step: _Open) -> tuple[Tensor, Tensor]:
-        step.sums = step.sums or self._empty_sums()  # not before the first backward pass has freed its activations
+        if not step.sums:  # not before the first backward pass has freed its activations
+            step.sums = self._empty_sums(step.units)
         gradients = self.rule.reshaped(view)
         norms, finite = _norms(gradients.squared_norms(), self.rule.separable)
         for name, factors in self.rule.weightings(norms).items():
@@ -154,7 +172,7 @@ class Engine:
                 "nothing was released: begin with a micro-batch of one row"
             )
         total = self.rule.combine(step.sums or self._empty_sums())
-        if self.plan.private and not self.commitments.confirm(step.receipt, self._fingerprint(total, step)):
+        if self.plan.private and not self.ledger.confirm(step.receipt, self._fingerprint(total, step)):
             raise ReplayDiverged(f"step {step.receipt.step} did not replay bit for bit")
         released = noise.release(total, step.sides, step.scale, step.receipt, self.key, self.plan.expected_batch_size)
         released = released.map(self.rule.restored)
@@ -169,15 +187,13 @@ class Engine:
             released = released.map(_copied)  # others are told what was released, not what was made of it
         for clipper in self.postprocess:
             released = clipper.apply(released)
-        for parameter, value in zip(self.parameters, released.value.gradient, strict=True):
-            parameter.grad = value.to(parameter.dtype)
         before = Movement(self.parameters) if self.rule.follows_updates else None
-        with self._rates(), raw_gradients.released(self.parameters):
+        pairs = zip(self.parameters, released.value.gradient, strict=True)
+        values = [value if p.requires_grad else None for p, value in pairs]  # a frozen parameter stays as it is
+        with self._rates(), raw_gradients.released(self.parameters), self.guard.update(values):
             self.optimizer.step()
         if before:
             self.rule.updated(released.map(lambda _: before.lengths()))
-        for parameter in self.parameters:
-            parameter.grad = None
 
     def _rates(self) -> AbstractContextManager[None]:
         multipliers = self.rule.rate_multipliers()
@@ -192,7 +208,7 @@ class Engine:
                 "completed nor repeated; nothing was released: begin the step again by resuming the run"
             )
 
-    def _fingerprint(self, total: GradientSum, step: _Open) -> str:
+    def _fingerprint(self, total: Sum, step: _Open) -> str:
         key = self.key.subkey("commitment", step.receipt.step, step.receipt.generation)
         return total.digest(step.sides.values(), key)
 
@@ -201,9 +217,18 @@ class Engine:
             raise RuntimeError("no step is open: call begin() first")
         return self._open
 
-    def _empty_sums(self) -> dict[str, GradientSum]:
-        names = self.rule.weightings(torch.ones(len(self.rule.bounds()), 0))
-        return {name: GradientSum.zeros(self.parameters, self.groups) for name in names}
+    def _empty_sums(self, units: int = 0) -> dict[str, ExactSum | GradientSum]:
+        """One sum for each weighting; exact, or products in float32 that are added up in float64."""
+        found: dict[str, ExactSum | GradientSum] = {}
+        limits = self.rule.limits()
+        for name, each in limits.items():
+            if self.plan.private and self.plan.arithmetic == "exact":
+                expected = self.plan.expected_batch_size
+                found[name] = ExactSum(self.parameters, self.groups, each, expected, narrow=len(limits) == 1)
+            else:
+                found[name] = GradientSum.zeros(self.parameters, self.groups, accumulate=torch.float64)
+            found[name].admit(units)
+        return found
 
     def _empty_sides(self) -> dict[str, Tensor]:
         return {side.name: torch.zeros(side.size, dtype=torch.float64) for side in self.rule.side_queries()}
@@ -217,21 +242,30 @@ def _one_a_unit(losses: Tensor | None, norms: Tensor) -> Tensor:
     if losses is None or losses.shape != norms.shape[1:]:
         raise noise.PrivacyError(
             "the clipping rule releases a statistic of each unit's loss and was not given one loss a unit: compute the "
-            "loss with private.mean(losses), or choose a rule or mode that does not need it (rl:mode=A)"
+            "loss with private.backward(losses), or choose a rule or mode that does not need it (rl:mode=A)"
         )
     return losses.to(norms).unsqueeze(0)
 
 
 def _norms(squared: Tensor, separable: bool = False) -> tuple[Tensor, Tensor]:
-    """Norms [K, B] rounded up, and which samples' gradients are finite [K, B].
+    """Norms [K, B] rounded up, float64, and which samples count [K, B].
 
-    The inflation covers the rounding of sums of squares, so that a clipped sample never exceeds its bound; a gradient
-    that is not finite gets norm 1 here and factor 0 in every sum (law 6). Where groups are clipped one by one, it is
-    the group that is dropped: those before it are in the sum when it is met.
+    What is added covers the rounding of factors, of their products with gradients, and squares too small for float32; a
+    gradient that is not finite gets norm 1 here and factor 0 in every sum (law 6). Where groups are clipped one by one,
+    it is the group that is dropped: those before it are in the sum when it is met.
     """
     finite = squared.isfinite()
     if not separable:
         finite = finite.all(0).expand_as(squared)
-    slack = 2.0**-48 if squared.dtype == torch.float64 else 2.0**-19
-    norms = torch.where(finite, squared, torch.ones_like(squared)).sqrt() * (1 + slack)
+    norms = torch.where(finite, squared, torch.ones_like(squared)).sqrt() * (1 + _ROUNDING) + _TINY
     return norms, finite
+
+
+def _on_grid(statistics: Tensor, counted: Tensor, sensitivity: float) -> Tensor:
+    """The sum over units of statistics [m, B], float64, each unit's rounded towards zero to a public grid.
+
+    So that it is the same in any order: integers below 2^53 add up exactly in float64.
+    """
+    unit = 2.0 ** (math.floor(math.log2(sensitivity)) - _SIDE_BITS)
+    values = torch.where(counted, statistics.double(), torch.zeros_like(statistics, dtype=torch.float64))
+    return (values / unit).trunc().sum(1).mul(unit).cpu()

@@ -20,7 +20,7 @@ def facts_of(
         model=_describe_model(job),
         evaluation=_describe_evaluation(job, before, after),
         spend=spend,
-        settings={"epochs": job.settings.epochs, "learning_rate": job.learning_rate},
+        settings={"epochs": job.settings.epochs, "learning_rate": job.learning_rate, "seed": job.settings.seed},
     )
 
 

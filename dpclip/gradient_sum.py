@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Protocol
 
 import torch
 from cryptography.hazmat.primitives.poly1305 import Poly1305
@@ -19,15 +20,25 @@ def wide(dtype: torch.dtype) -> torch.dtype:
 @contextmanager
 def exact_products() -> Iterator[None]:
     """Matrix products of float32 in full precision, whatever the user allows the model (TF32, bf16)."""
-    before = torch.get_float32_matmul_precision()
-    if before == "highest":
+    before, convolutions = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    if before == "highest" and not (convolutions and torch.cuda.is_initialized()):
         yield
         return
     torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = False
     try:
         yield
     finally:
         torch.set_float32_matmul_precision(before)
+        torch.backends.cudnn.allow_tf32 = convolutions
+
+
+class WeightedForm(Protocol):
+    """Per-sample gradients of one parameter that can be added up (`per_sample/factored.py`)."""
+
+    def add_weighted(self, factors: Tensor, into: Tensor, keep: Tensor | None = None) -> None:
+        """into += sum_i factors[i] g_i."""
+        ...
 
 
 @dataclass
@@ -37,15 +48,54 @@ class GradientSum:
     Attributes:
         tensors: accumulators, in the order of the trainable parameters.
         groups: for each parameter the index k of its group.
+        dtypes: in which dtype each is released; by default the accumulator's own.
     """
 
     tensors: list[Tensor]
     groups: list[int]
+    dtypes: list[torch.dtype] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.dtypes = self.dtypes or [tensor.dtype for tensor in self.tensors]
 
     @classmethod
-    def zeros(cls, parameters: Sequence[Tensor], groups: Sequence[int]) -> GradientSum:
-        """An empty sum for these parameters."""
-        return cls([torch.zeros_like(p, dtype=wide(p.dtype)) for p in parameters], list(groups))
+    def zeros(
+        cls, parameters: Sequence[Tensor], groups: Sequence[int], accumulate: torch.dtype | None = None
+    ) -> GradientSum:
+        """An empty sum for these parameters.
+
+        Args:
+            accumulate: dtype of the accumulators; products are taken in the parameters' own (float32 or wider) before
+                they are added. By default they are accumulated in it, too.
+        """
+        dtypes = [wide(p.dtype) for p in parameters]
+        held = [torch.zeros_like(p, dtype=accumulate or dtype) for p, dtype in zip(parameters, dtypes, strict=True)]
+        return cls(held, list(groups), dtypes)
+
+    def admit(self, units: int) -> None:
+        """So many units more are about to be added."""
+        return None
+
+    def take(self, slot: int, form: WeightedForm, factors: Tensor, keep: Tensor | None) -> None:
+        """Add sum_i factors[i] g_i of one parameter.
+
+        Args:
+            slot: the parameter.
+            form: its per-sample gradients.
+            factors: shape [rows].
+            keep: samples that are read at all; None reads all.
+        """
+        into = self.tensors[slot]
+        if into.dtype == self.dtypes[slot]:
+            form.add_weighted(factors, into, keep)
+            return
+        product = torch.zeros_like(into, dtype=self.dtypes[slot])
+        form.add_weighted(factors, product, keep)
+        into.add_(product)
+
+    def parts(self, slot: int) -> list[tuple[Tensor, float]]:
+        """Tensors and units, the sum of whose products is this parameter's sum."""
+        return [(self.tensors[slot], 1.0)]
 
     def digest(self, sides: Iterable[Tensor], key: bytes) -> str:
         """A fingerprint of the exact bits, side sums included: equal digests are the same gradient. Sensitive.
@@ -55,7 +105,8 @@ class GradientSum:
             key: 32 secret bytes that serve this digest alone, as Poly1305 asks.
         """
         state = Poly1305(key)
-        for tensor in (*self.tensors, *sides):
+        held = [tensor for slot in range(len(self.groups)) for tensor, _ in self.parts(slot)]
+        for tensor in (*held, *sides):
             bits = tensor.detach().cpu().contiguous().numpy().reshape(-1).view("u1")
             state.update(bits.data)
         return state.finalize().hex()

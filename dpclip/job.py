@@ -19,17 +19,20 @@ from dpclip.per_sample import backend_names
 from dpclip.per_sample.footprint import footprint
 from dpclip.plan import Plan, make_plan
 from dpclip.postprocess import make_postprocessors
-from dpclip.preflight import check_model
-from dpclip.private import UnitIndex
+from dpclip.preflight import check_model, check_rows
 from dpclip.randomness import SecretKey
 from dpclip.tasks.classification import Classification
 from dpclip.tasks.language_modelling import LanguageModelling
+from dpclip.tasks.padding import buckets
 from dpclip.tasks.records import Records, read_records
+from dpclip.units import UnitIndex
 
 _LONGEST = 128  # default record length in tokens, if the model has room for it
 _LONGEST_BATCH = 256
 _EPOCHS = 3.0
-_MOST_ROWS = 32
+_MOST_ROWS = 16  # more are no faster on a CPU, and leave more dummies in the last micro-batch of each length
+_FEW_ROWS = 4  # that are enough to find a model that mixes rows, before anything is written
+_PUBLIC_ROWS = 8  # made up of each padded length
 _MEMORY_SHARE = 0.6  # of what is free; the rest is for evaluation, and for other programs
 
 
@@ -46,6 +49,7 @@ class Job:
         records: the private records (sensitive).
         examples: the private records, tokenised (sensitive).
         index: which rows belong to which unit.
+        public_examples: made-up rows of every padded length, for the checks before the first step.
         held_out: evaluation examples, or none.
         evaluation_records: where they come from, or None.
         physical_batch_size: rows computed at once.
@@ -59,6 +63,7 @@ class Job:
     records: Records
     examples: list[Any]
     index: UnitIndex
+    public_examples: list[Any]
     held_out: list[Any]
     evaluation_records: Records | None
     physical_batch_size: int
@@ -105,7 +110,8 @@ def prepare(settings: Settings, key: SecretKey, fixed: Plan | None = None) -> Jo
 
     Args:
         settings: the run's settings.
-        key: seeds the weights that start at random (adapters, a new head), so that a replay starts equally.
+        key: without a seed, chooses the weights that start at random (adapters, a new head), too, so that a replay
+            starts equally.
         fixed: the plan of a run that is resumed; a plan that comes out differently is refused.
 
     Raises:
@@ -125,9 +131,12 @@ def prepare(settings: Settings, key: SecretKey, fixed: Plan | None = None) -> Jo
     examples = task.encode(records)
     held_out = task.encode(evaluation) if evaluation else []
     vocabulary = min(len(loaded.tokenizer), loaded.model.get_input_embeddings().num_embeddings)  # type: ignore[operator]
+    few = task.synthetic(_FEW_ROWS, vocabulary, length=buckets(task.max_length)[0])
+    check_rows(loaded.model.train(), task.losses, task.collate, few, _FEW_ROWS, settings.grad_sample_mode)
     check_model(loaded.model, task.losses, task.collate, task.synthetic(4, vocabulary), settings.grad_sample_mode)
     rows = settings.physical_batch_size or _rows_that_fit(settings, task, loaded, vocabulary)
-    return Job(settings, key, task, loaded, plan, records, examples, index, held_out, evaluation, rows)
+    public = [row for n in buckets(task.max_length) for row in task.synthetic(_PUBLIC_ROWS, vocabulary, length=n)]
+    return Job(settings, key, task, loaded, plan, records, examples, index, public, held_out, evaluation, rows)
 
 
 def _check_postprocess(settings: Settings, rule: ClippingRule) -> None:
@@ -142,7 +151,7 @@ def _check_postprocess(settings: Settings, rule: ClippingRule) -> None:
 def _rows_that_fit(
     settings: Settings, task: LanguageModelling | Classification, loaded: LoadedModel, vocabulary: int
 ) -> int:
-    """At most 32 rows, and few enough for the longest of them to fit into memory (a public question)."""
+    """At most 16 rows, and few enough for the longest of them to fit into memory (a public question)."""
     longest = task.synthetic(3, vocabulary, length=task.max_length)
     free = _MEMORY_SHARE * free_bytes(next(loaded.model.parameters()).device)
     written_out = make_rule(settings.clipping).reshapes
@@ -211,6 +220,7 @@ def _plan(settings: Settings, index: UnitIndex, fixed: Plan | None) -> Plan:
         else "one row of the training data",
         noise_multiplier=fixed.noise_multiplier if fixed else None,
         sampling=make_rule(settings.clipping).sampling,
+        arithmetic=settings.arithmetic,
     )
     if fixed is not None and plan != fixed:
         changed = [k for k, v in plan.to_json().items() if fixed.to_json()[k] != v]
@@ -222,7 +232,7 @@ def _plan(settings: Settings, index: UnitIndex, fixed: Plan | None) -> Plan:
 
 
 def _load(settings: Settings, records: Records, key: SecretKey) -> LoadedModel:
-    torch.manual_seed(key.integer("initial weights"))
+    torch.manual_seed(key.integer("initial weights") if settings.seed is None else settings.seed)
     return load_model(
         settings.model,
         settings.task,

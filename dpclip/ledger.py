@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from functools import cached_property
 from pathlib import Path
@@ -13,7 +12,7 @@ from accounting.comparison import filtered
 from accounting.filters import BudgetSpent
 from accounting.statement import profile_section
 from dpclip.errors import BadInput, BudgetExhausted
-from dpclip.plan import Plan
+from dpclip.plan import Plan, check_arithmetic_recorded
 from dpclip.released import Receipt
 from dpclip.schemes import Charge
 
@@ -22,7 +21,8 @@ class Ledger:
     """Charges steps against a plan; on disk as a hash-chained journal, or in memory for scripts and notebooks.
 
     A charge is identified by (step, generation): asking again for one that is on record returns its receipt
-    without a second charge, which is how a bit-identical replay is paid for once.
+    without a second charge, which is how a bit-identical replay is paid for once. The same file says which sum each
+    noise was added to, so that a charge without a release is a step whose noise was never drawn.
     """
 
     def __init__(self, plan: Plan, journal: Journal | None) -> None:
@@ -30,27 +30,47 @@ class Ledger:
         self._journal = journal
         self._charged: dict[tuple[int, int], Receipt] = {}
         self._charges: Counter[Charge] = Counter()
+        self._released: dict[tuple[int, int], str] = {}
         self._filter = plan.scheme.filter(plan)
         for record in journal.records if journal else ():
             self._replay(record)
 
     @classmethod
-    def create(cls, path: Path | None, plan: Plan) -> Ledger:
-        """Start a new ledger; with no path it lives in memory only."""
-        header = {"plan": plan.to_json(), "digest": plan.digest()}
+    def create(cls, path: Path | None, plan: Plan, settings: str | None = None) -> Ledger:
+        """Start a new ledger; with no path it lives in memory only.
+
+        Args:
+            path: of the journal.
+            plan: what is charged against.
+            settings: keyed digest of the run's settings, which binds them to its history.
+        """
+        header = {"plan": plan.to_json(), "digest": plan.digest()} | ({"settings": settings} if settings else {})
         return cls(plan, Journal.create(path, header) if path else None)
+
+    @staticmethod
+    def header(path: Path) -> dict[str, Any]:
+        """What a run began with, from a ledger whose chain of hashes is whole.
+
+        Raises:
+            BadInput: it was begun by a version whose sums and noise were computed otherwise.
+            JournalCorrupt: a line, the header included, was edited.
+        """
+        found = Journal.read(path).header
+        check_arithmetic_recorded(found.get("plan", {}))
+        return found
 
     @classmethod
     def open(cls, path: Path, plan: Plan) -> Ledger:
         """Continue the ledger of a run.
 
         Raises:
-            BadInput: the ledger was written for another plan.
+            BadInput: the ledger was written for another plan, or by an earlier version.
         """
         journal = Journal.open(path)
         if journal.header.get("digest") != plan.digest():
             journal.close()
             old = journal.header.get("plan", {})
+            check_arithmetic_recorded(old)
             changed = [k for k, v in plan.to_json().items() if old.get(k) != v]
             raise BadInput(
                 f"the ledger {path} was written for another plan (changed: {', '.join(changed) or 'unknown'}): "
@@ -61,6 +81,8 @@ class Ledger:
     def _replay(self, record: dict[str, Any]) -> None:
         if record.get("kind") == "step":
             self._book(record["step"], record["generation"], event_from_json(record["event"]))
+        elif record.get("kind") == "release":
+            self._released[record["step"], record["generation"]] = record["commitment"]
 
     def _book(self, step: int, generation: int, event: Event) -> Receipt:
         sigma = float(getattr(event, "noise_multiplier", 0.0))
@@ -90,6 +112,30 @@ class Ledger:
             body = {"kind": "step", "step": step, "generation": generation, "event": event.to_json()}
             self._journal.append(body)
         return self._book(step, generation, event)
+
+    def confirm(self, receipt: Receipt, digest: str) -> bool:
+        """Record which sum a step's noise is about to be added to; it is on disk when this returns.
+
+        A replay that arrives at another sum must not meet the same noise: the difference of the two releases would be
+        that of the two private sums.
+
+        Args:
+            receipt: of the step's charge.
+            digest: Poly1305 tag of the sum under a key that serves this (step, generation) alone, which tells nothing
+                to who lacks the run's key; so it may stand in the ledger, which leaves the private folder.
+
+        Returns:
+            False if another sum is on record for the same noise.
+        """
+        slot = (receipt.step, receipt.generation)
+        known = self._released.get(slot)
+        if known is not None:
+            return known == digest
+        if self._journal is not None:
+            body = {"kind": "release", "step": receipt.step, "generation": receipt.generation, "commitment": digest}
+            self._journal.append(body)
+        self._released[slot] = digest
+        return True
 
     def admissible(self, step: int, generation: int, wish: float) -> float:
         """The noise of the step: what the plan makes of the rule's wish, or more if a filter admits no less."""
@@ -195,36 +241,3 @@ class Ledger:
         """Release the journal's lock."""
         if self._journal is not None:
             self._journal.close()
-
-
-class Commitments:
-    """Private write-ahead record of which gradient each noise value was given to.
-
-    Before a step's noise is added, the fingerprint of the sum it is added to is written and fsynced. A replay that
-    arrives at another sum must not meet the same noise: their difference would be the private difference itself.
-    """
-
-    def __init__(self, path: Path | None) -> None:
-        self._path = path
-        self._seen: dict[tuple[int, int], str] = {}
-        if path is not None and path.exists():
-            whole, _, torn = path.read_bytes().rpartition(b"\n")
-            for line in whole.decode().splitlines():
-                step, generation, digest = line.split()
-                self._seen[int(step), int(generation)] = digest
-            if torn:  # its release never happened
-                os.truncate(path, len(whole) + 1 if whole else 0)
-
-    def confirm(self, receipt: Receipt, digest: str) -> bool:
-        """Record the fingerprint; False if another gradient is on record for the same randomness."""
-        slot = (receipt.step, receipt.generation)
-        known = self._seen.get(slot)
-        if known is not None:
-            return known == digest
-        self._seen[slot] = digest
-        if self._path is not None:
-            with self._path.open("a") as file:
-                file.write(f"{receipt.step} {receipt.generation} {digest}\n")
-                file.flush()
-                os.fsync(file.fileno())
-        return True

@@ -4,6 +4,9 @@ Group g has per-sample bound C_g and noise standard deviation s_g on the sum; si
 and standard deviation t_j. The whole release is as private as one Gaussian of unit sensitivity with
 
     1 / sigma_eff^2 = sum_g (C_g / s_g)^2 + sum_j (D_j / t_j)^2.
+
+What comes out is the sum with ideal noise of that size, rounded to a grid that follows from the size alone
+(`dpclip.gaussian`): the Gaussian mechanism and post-processing, not an approximation of it in floating point.
 """
 
 from __future__ import annotations
@@ -12,18 +15,20 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
-from dpclip.clipping.rule import SideQuery, StepRelease
+from dpclip.clipping.rule import SideQuery, StepRelease, Sum
 from dpclip.errors import PrivacyError
-from dpclip.gaussian import add_gaussian
+from dpclip.gaussian import released
 from dpclip.gradient_sum import GradientSum
-from dpclip.randomness import Keystream, SecretKey
+from dpclip.randomness import SecretKey
 from dpclip.released import Receipt, Released
 
-# Rounding in float32 norms, factors and sums can lift a sample's true contribution above its bound; every bound
-# is enlarged by this much before the noise is scaled to it, so sigma_eff holds for the enlarged bounds.
+# What rounding in float64 may add where sums are not integers, and in float32 where nothing else was asked for: every
+# bound is enlarged by this much before the noise is scaled to it, so sigma_eff holds for the enlarged bounds.
 FLOAT_SLACK = 2.0**-10
+SIDES = 1 << 23  # number of the first side statistic in the noise stream; parameters count from 0
 
 
 @dataclass(frozen=True)
@@ -97,7 +102,7 @@ def scale_noise(
 
 
 def release(
-    total: GradientSum,
+    total: Sum,
     side_sums: Mapping[str, Tensor],
     scale: NoiseScale,
     receipt: Receipt,
@@ -107,8 +112,9 @@ def release(
     """Draw the step's noise once, add it to every part, and let the result out.
 
     Args:
-        total: the combined sum, in float32 or wider; its tensors are overwritten by the release.
-        side_sums: summed side statistics by name.
+        total: the combined sum; its tensors mean nothing any more after the release, whose gradient has the dtypes
+            `total.dtypes`.
+        side_sums: summed side statistics by name; released in float64.
         scale: from `scale_noise`.
         receipt: what was charged for this step.
         key: the run's secret.
@@ -117,24 +123,22 @@ def release(
     Raises:
         PrivacyError: the release would be less private than what was charged.
     """
+    if len(total.groups) > SIDES:
+        raise PrivacyError(f"{len(total.groups)} parameters are more than have noise of their own: {SIDES}")
     if scale.noise_multiplier < receipt.noise_multiplier:
         raise PrivacyError(
             f"step {receipt.step} was charged at noise multiplier {receipt.noise_multiplier:g} but would be released "
             f"at {scale.noise_multiplier:g}; nothing was released"
         )
-    stream = key.stream("noise", receipt.step, receipt.generation)
-    for index, (tensor, group) in enumerate(zip(total.tensors, total.groups, strict=True)):
-        add_noise(tensor, scale.stds[group], stream, index, divisor)
+    stream = key.noise(receipt.step, receipt.generation)
+    gradient = []
+    for slot, group in enumerate(total.groups):
+        gradient.append(released(total.parts(slot), scale.stds[group], stream, slot, divisor, total.dtypes[slot]))
+        if isinstance(total, GradientSum):
+            total.tensors[slot] = gradient[-1]  # a wider accumulator is freed at once
     sides = {
-        name: add_noise(value, scale.side_stds[name], stream, len(total.tensors) + index)
+        name: released([(value, 1.0)], scale.side_stds[name], stream, SIDES + index, 1.0, torch.float64)
         for index, (name, value) in enumerate(side_sums.items())
     }
     each = tuple(scale.stds[group] / divisor for group in total.groups)
-    return Released(StepRelease(total.tensors, sides, divisor, scale.stds, scale.side_stds, each), receipt)
-
-
-def add_noise(tensor: Tensor, std: float, stream: Keystream, index: int, divisor: float = 1.0) -> Tensor:
-    """(tensor + N(0, std^2)) / divisor in place, in the tensor's own dtype; `index` numbers the parts of a release."""
-    if std > 0:
-        return add_gaussian(tensor, std, stream, index, divisor)
-    return tensor.div_(divisor) if divisor != 1.0 else tensor
+    return Released(StepRelease(gradient, sides, divisor, scale.stds, scale.side_stds, each), receipt)

@@ -8,6 +8,7 @@ import math
 from collections import Counter
 from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
+from numbers import Integral
 from typing import Any
 
 from accounting import (
@@ -19,6 +20,8 @@ from accounting import (
 )
 from dpclip.errors import BadInput
 from dpclip.schemes import Charges, Scheme, added_up, scheme_of
+
+ARITHMETICS = ("exact", "fast")
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,7 @@ class Plan:
         adjacency: neighbouring relation.
         unit: what one unit of privacy is, in words.
         sampling: how batches are drawn, and with it how steps compose (`schemes.py`).
+        arithmetic: "exact", sums and noise without rounding error, or "fast", float32 products.
     """
 
     units: int
@@ -48,8 +52,14 @@ class Plan:
     adjacency: Adjacency = "add-remove"
     unit: str = "one row of the training data"
     sampling: str = "poisson"
+    arithmetic: str = "exact"
 
     def __post_init__(self) -> None:
+        # One type each, whatever was given, so that a plan read back from JSON is the same plan with the same digest.
+        for name in ("units", "expected_batch_size", "steps"):
+            object.__setattr__(self, name, whole_number(name, getattr(self, name)))
+        for name in ("noise_multiplier", "delta", "target_epsilon"):
+            object.__setattr__(self, name, float(getattr(self, name)))
         if self.units < 1:
             raise BadInput(f"units = {self.units}: there is nothing to train on; give at least one record")
         if not 1 <= self.expected_batch_size <= self.units:
@@ -59,6 +69,10 @@ class Plan:
             )
         if self.steps < 1:
             raise BadInput(f"steps = {self.steps}: train for at least one step")
+        if not 0 <= self.noise_multiplier < math.inf:
+            raise BadInput(f"noise_multiplier = {self.noise_multiplier}: a number from 0 to below infinity is needed")
+        if self.arithmetic not in ARITHMETICS:
+            raise BadInput(f"arithmetic {self.arithmetic!r} is unknown: choose one of {', '.join(ARITHMETICS)}")
         self.scheme.check(self)
 
     @property
@@ -105,12 +119,41 @@ class Plan:
 
     @classmethod
     def from_json(cls, fields: dict[str, Any]) -> Plan:
-        """The inverse of `to_json`."""
+        """The inverse of `to_json`.
+
+        Raises:
+            BadInput: an earlier version wrote it.
+        """
+        check_arithmetic_recorded(fields)
         return cls(**{**fields, "target_epsilon": float(fields["target_epsilon"])})
 
     def digest(self) -> str:
         """Identity of the plan: a resumed run must have the same."""
         return hashlib.sha256(json.dumps(self.to_json(), sort_keys=True).encode()).hexdigest()
+
+
+def check_arithmetic_recorded(fields: dict[str, Any]) -> None:
+    """Refuse the plan of a run that added up and drew noise in another way: nothing of it can be replayed.
+
+    Raises:
+        BadInput: the fields of a plan do not name its arithmetic.
+    """
+    if "arithmetic" not in fields:
+        raise BadInput(
+            "this run was begun by an earlier version, whose sums and noise were computed otherwise, so it cannot be "
+            "continued: its report and what it spent stand; start a new run"
+        )
+
+
+def whole_number(name: str, value: Any) -> int:
+    """A count of any integral type, numpy's included, as an int.
+
+    Raises:
+        BadInput: a fraction, a truth value, or a real number that happens to be whole.
+    """
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise BadInput(f"{name} = {value}: a whole number is needed")
+    return int(value)
 
 
 def default_delta(units: int) -> float:
@@ -155,6 +198,7 @@ def make_plan(
     unit: str = "one row of the training data",
     noise_multiplier: float | None = None,
     sampling: str = "poisson",
+    arithmetic: str = "exact",
 ) -> Plan:
     """Choose the steps, then the smallest noise that keeps the whole run within (epsilon, delta).
 
@@ -167,16 +211,21 @@ def make_plan(
         noise_multiplier: skip the calibration and use this one (its epsilon must still be within the budget,
             which the ledger checks step by step).
         sampling: what the clipping rule asks for.
+        arithmetic: "exact" or "fast".
 
     Raises:
         BadInput: meaningless or contradictory values.
     """
     if (epochs is None) == (steps is None):
         raise BadInput("give the length of training once: either epochs or steps")
+    units = whole_number("units", units)
+    expected_batch_size = whole_number("expected_batch_size", expected_batch_size)
     delta = default_delta(units) if target_delta is None else target_delta
     check_target(target_epsilon, delta, units)
-    count = steps_for(units, expected_batch_size, epochs) if steps is None else int(steps)  # type: ignore[arg-type]
-    draft = Plan(units, expected_batch_size, count, 0.0, delta, target_epsilon, accountant, adjacency, unit, sampling)
+    count = steps_for(units, expected_batch_size, epochs) if steps is None else steps  # type: ignore[arg-type]
+    draft = Plan(
+        units, expected_batch_size, count, 0.0, delta, target_epsilon, accountant, adjacency, unit, sampling, arithmetic
+    )
     if not draft.private:
         return draft
     if noise_multiplier is not None:

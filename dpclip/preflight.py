@@ -17,8 +17,12 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from dpclip.errors import BadInput
 from dpclip.gradient_sum import wide
-from dpclip.per_sample import BatchDimensionError, make_backend
+from dpclip.micro_batches import Packer
+from dpclip.per_sample import Backend, BatchDimensionError, FactoredView, make_backend
 from dpclip.per_sample.errors import MisjudgedRows
+from dpclip.row_check import PLACE_MATTERS, RowCheck, Turn
+from dpclip.row_prints import loud, stilled
+from dpclip.seeding import seeded
 
 Losses = Callable[[nn.Module, Any], Tensor]
 
@@ -55,6 +59,56 @@ def check_model(
                     _check_gradients(model, losses, collate, few, grad_sample_mode)
         except BatchDimensionError as error:
             raise BadInput(str(error)) from error
+
+
+def check_rows(
+    model: nn.Module,
+    losses: Losses,
+    collate: Callable[[list[Any]], Any],
+    examples: Sequence[Any],
+    rows: int,
+    grad_sample_mode: str = "auto",
+) -> None:
+    """Whether each row's loss and gradient are the same bits whoever shares its micro-batch (`row_check.py`).
+
+    Args:
+        model: in training mode; left as it was.
+        losses: one loss a row, shape [rows].
+        collate: makes a batch of a list of examples.
+        examples: public rows, all of one shape.
+        rows: of a micro-batch.
+
+    Raises:
+        BadInput: they are not, in this model or on this machine.
+    """
+    check_batch_norm(model)
+    named = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    packer = Packer(examples, collate, rows, 1)
+    units = [packer.unit([row]) for row in range(len(examples))]
+    backend = make_backend(grad_sample_mode, model, list(named.values()), [0] * len(named), "sum")
+    try:
+        while True:
+            room = packer.room(units[0].shape)
+            check = RowCheck(packer, units[:room], units[room:])
+            for turn in check.turns():
+                _take(turn, check, model, losses, backend)
+            if not check.place_matters:
+                return
+            if not packer.widen(units[0].shape, check.step):
+                raise BadInput(PLACE_MATTERS)
+    finally:
+        backend.close()
+
+
+def _take(turn: Turn, check: RowCheck, model: nn.Module, losses: Losses, backend: Backend) -> None:
+    kept = torch.ones(turn.micro.units, dtype=torch.bool) if turn.kept is None else turn.kept
+    still, louder = stilled(model, turn.still), loud(model, kept, turn.loud)
+    with still, louder, seeded(turn.seed) as dice, backend.capture(turn.micro.units) as view:
+        found = losses(model, turn.micro.batch)
+        torch.autograd.backward(found, turn.micro.weights.to(found))
+        random = dice.thrown()
+    assert isinstance(view, FactoredView)
+    check.judge(turn, found, view, random)
 
 
 def check_batch_norm(model: nn.Module) -> None:

@@ -6,15 +6,17 @@ import json
 import os
 import shutil
 import tempfile
+import tomllib
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from dpclip.config import Settings
+from dpclip.config import UNBOUND, Settings, option
 from dpclip.errors import BadInput
 from dpclip.files import sync_folder, write_atomically
-from dpclip.ledger import Commitments, Ledger
+from dpclip.ledger import Ledger
 from dpclip.plan import Plan
 from dpclip.randomness import SecretKey
 
@@ -61,9 +63,9 @@ class RunFolder:
             (draft.public / "config.toml").write_text(settings.to_toml(public=True))
             (draft.private / "config.toml").write_text(settings.to_toml())
             draft.metrics_path.touch()
-            secret = {"key": key.material.hex(), "seeded": key.seeded, "data": data_digest}
+            secret = {"key": key.material.hex(), "known": key.known, "data": data_digest}
             _write_secret(draft.private / "secret.json", json.dumps(secret))
-            Ledger.create(draft.ledger_path, plan).close()
+            Ledger.create(draft.ledger_path, plan, settings.digest(key.subkey("settings"))).close()
             draft.path.chmod(0o755)
             if path.exists():
                 path.rmdir()
@@ -93,20 +95,48 @@ class RunFolder:
     def secret(self) -> tuple[SecretKey, str]:
         """The run's key, and the fingerprint of its data."""
         fields = json.loads((self.private / "secret.json").read_text())
-        return SecretKey(bytes.fromhex(fields["key"]), fields["seeded"]), fields["data"]
+        return SecretKey(bytes.fromhex(fields["key"]), known=fields["known"]), fields["data"]
 
     def plan(self) -> Plan:
-        """The plan that the ledger was opened with."""
-        header = json.loads(self.ledger_path.read_text().split("\n", 1)[0])
-        return Plan.from_json(header["body"]["plan"])
+        """The plan that the ledger was opened with.
+
+        Raises:
+            BadInput: it was opened by an earlier version.
+            JournalCorrupt: the ledger was edited.
+        """
+        return Plan.from_json(self._header["plan"])
+
+    @cached_property
+    def _header(self) -> dict[str, Any]:
+        return Ledger.header(self.ledger_path)  # reads the whole chain of hashes
+
+    def check_settings(self, settings: Settings, key: SecretKey) -> None:
+        """Refuse to resume with settings that the run did not begin with: the same noise would meet another gradient.
+
+        Raises:
+            BadInput: they differ in more than what a resumed run may change.
+        """
+        if self._header.get("settings") == settings.digest(key.subkey("settings")):
+            return
+        changed = self._differences(settings)
+        what = f"{', '.join(map(option, changed))} changed" if changed else "private/config.toml was edited"
+        raise BadInput(
+            f"{what} since the run in {self.path} began: resume with the original settings, or start a new run in a "
+            "new folder"
+        )
+
+    def _differences(self, settings: Settings) -> list[str]:
+        """Which settings differ from what was published when the run began, as far as that tells."""
+        try:
+            began = tomllib.loads((self.public / "config.toml").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return []
+        now = tomllib.loads(settings.to_toml(public=True))
+        return [name for name in now | began if name not in UNBOUND and began.get(name) != now.get(name)]
 
     def open_ledger(self, plan: Plan) -> Ledger:
         """The ledger, if it was written for this plan."""
         return Ledger.open(self.ledger_path, plan)
-
-    def commitments(self) -> Commitments:
-        """Which gradient met which noise."""
-        return Commitments(self.private / "commitments.txt")
 
 
 def _write_secret(path: Path, text: str) -> None:

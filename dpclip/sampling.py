@@ -1,4 +1,4 @@
-"""Drawing logical batches from the run's secret key, and physical micro-batches.
+"""Drawing logical batches from the run's secret key.
 
 Poisson sampling has exact integer thresholds: a unit joins a logical batch when its 64-bit word of the step's stream is
 below floor(q 2^64), so that the realised rate is never above the q that is accounted, and no float32 grid coarsens a
@@ -8,7 +8,7 @@ small q.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -106,20 +106,3 @@ _SAMPLERS: dict[str, type[Sampler]] = {
 def make_sampler(plan: Plan, population: int, key: SecretKey) -> Sampler:
     """The sampler that the plan's accounting is for."""
     return _SAMPLERS[plan.sampling](plan, population, key)
-
-
-def micro_batches(units: Sequence[int], row_counts: Sequence[int], physical_batch_size: int) -> Iterator[list[int]]:
-    """Split a logical batch into runs of units whose rows fit the physical batch; a unit is never split.
-
-    A pure performance knob: the sum over the micro-batches does not depend on the split, up to rounding.
-    """
-    chunk: list[int] = []
-    held = 0
-    for unit, count in zip(units, row_counts, strict=True):
-        if chunk and held + count > physical_batch_size:
-            yield chunk
-            chunk, held = [], 0
-        chunk.append(unit)
-        held += count
-    if chunk:
-        yield chunk

@@ -8,8 +8,10 @@ from typing import Any
 
 from accounting import statement as accounts
 from dpclip.environment import versions
+from dpclip.guarantee import FAST_ARITHMETIC, guarantee_kind
 from dpclip.noise import FLOAT_SLACK
-from dpclip.private import PrivateTraining, guarantee_kind
+from dpclip.plan import Plan
+from dpclip.private import PrivateTraining
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,7 @@ def _mechanism(training: PrivateTraining) -> dict[str, Any]:
         "compositions": plan.whole[1],
         "clipping": training.engine.rule.describe(),
         "postprocessing": [clipper.describe() for clipper in training.engine.postprocess],
+        "arithmetic": plan.arithmetic,
         "released": "every noisy gradient sum, hence every intermediate model",
         "float_slack": FLOAT_SLACK,
     }
@@ -98,20 +101,45 @@ def _assumptions(training: PrivateTraining) -> list[str]:
     found = [
         f"The number of units, N = {plan.units}, is public; the sample rate and delta are derived from it.",
         plan.scheme.assumption,
-        "The noise is Gaussian in real arithmetic; rounding of norms, factors and sums in float32 is covered by "
-        f"enlarging every sensitivity by a factor 1 + {FLOAT_SLACK:g}.",
+        *_of_arithmetic(plan),
         "The folder private/ and the run's secret key stay secret.",
         "The architecture, the tokenizer, the initial weights and all settings were chosen without looking at the "
         "private data.",
     ]
     if training.engine.rule.assumption:
         found.append(f"Unchecked, and the guarantee is void without it: {training.engine.rule.assumption}.")
-    if training.engine.key.seeded:
+    found += [f"Could not be tried: {assumption}." for assumption in training.engine.assumptions]
+    if training.engine.key.known:
         found.append(
-            "Randomness comes from an explicit seed: whoever knows or guesses it can remove the noise. Use a run "
-            "without --seed for a guarantee that does not depend on this."
+            "The noise key is known (for tests): whoever has it can remove the noise. A key from the operating system "
+            "gives a guarantee that does not depend on this."
+        )
+    else:
+        found.append(
+            "Sampling and noise are keyed by 256 bits that the operating system drew for this run alone; a seed, where "
+            "one was given, chose the initial weights only and is no secret."
         )
     return found
+
+
+def _of_arithmetic(plan: Plan) -> list[str]:
+    """What the bound on one unit's part in a sum rests on, in floating point."""
+    if not plan.private:
+        return []
+    found = [
+        "H1: at the fixed shape of its micro-batches, what is computed of a unit depends on that unit, the weights and "
+        "its own secret random numbers alone. Tried on this machine before the first release, bit for bit.",
+        "What is released is exactly the sum with ideal Gaussian noise, rounded to a public grid; the AES-256 "
+        "keystream is taken for random bits.",
+    ]
+    if plan.arithmetic == "fast":
+        return [*found, f"Unchecked: {FAST_ARITHMETIC} (1 + {FLOAT_SLACK:g} times each sensitivity)."]
+    return [
+        *found,
+        "H2: floating point follows IEEE 754, in any order of summation. Each unit's gradient is rounded to a public "
+        "grid before it meets another's, and added as integers; where it has few terms, in float64, which is covered "
+        f"by enlarging every sensitivity by a factor 1 + {FLOAT_SLACK:g}.",
+    ]
 
 
 def _not_covered(facts: RunFacts) -> list[str]:
@@ -131,11 +159,11 @@ def _not_covered(facts: RunFacts) -> list[str]:
 
 
 def _randomness(training: PrivateTraining) -> dict[str, Any]:
-    seeded = training.engine.key.seeded
+    known = training.engine.key.known
     return {
-        "source": "explicit seed" if seeded else "operating system",
-        "stream": "AES-256 in counter mode, one stream a step and purpose",
-        "note": "reproducible by anyone who has the seed" if seeded else "the key never leaves the private folder",
+        "source": "known key (for tests)" if known else "operating system",
+        "stream": "AES-256 in counter mode; noise by step, generation, tensor and block",
+        "note": "reproducible by anyone who has the key" if known else "the key never leaves the private folder",
     }
 
 

@@ -22,7 +22,7 @@ from dpclip.errors import BadInput, BudgetExhausted
 from dpclip.facts import facts_of
 from dpclip.files import write_atomically
 from dpclip.job import Job, prepare
-from dpclip.ledger import Commitments, Ledger
+from dpclip.ledger import Ledger
 from dpclip.models.loading import save_model
 from dpclip.plan import Plan
 from dpclip.postprocess import make_postprocessors
@@ -67,10 +67,14 @@ class Outcome:
     baseline: float | None = None
 
 
-def start(settings: Settings, output: Path, listener: Listener) -> Outcome:
-    """Begin a new run in a new folder."""
+def start(settings: Settings, output: Path, listener: Listener, *, key: SecretKey | None = None) -> Outcome:
+    """Begin a new run in a new folder.
+
+    Args:
+        key: of sampling and noise, by default a secret one from the operating system; tests hand in one they know.
+    """
     check_free(output)
-    key = SecretKey.generate() if settings.seed is None else SecretKey.from_seed(settings.seed)
+    key = key or SecretKey.generate()
     _settle_torch()
     job = prepare(settings, key)
     folder = RunFolder.create(output, job.resolved(), job.plan, key, job.data_digest())
@@ -81,11 +85,13 @@ def resume(folder: RunFolder, settings: Settings, listener: Listener) -> Outcome
     """Continue a run where its last checkpoint is, or finish one that had only its report left.
 
     Raises:
-        BadInput: the data or the plan is no longer the same.
+        BadInput: the data, the settings or the plan are no longer the same, or an earlier version began the run.
     """
+    plan = folder.plan()
     key, data_digest = folder.secret()
+    folder.check_settings(settings, key)
     _settle_torch()
-    job = prepare(settings, key, fixed=folder.plan())
+    job = prepare(settings, key, fixed=plan)
     if job.data_digest() != data_digest:
         raise BadInput(
             f"the training data ({job.records.source}) is not what the run began with: restore it, or start a new run"
@@ -102,7 +108,7 @@ def _settle_torch() -> None:
 def _conduct(job: Job, folder: RunFolder, listener: Listener) -> Outcome:
     ledger = folder.open_ledger(job.plan)
     try:
-        run = _Run(job, folder, ledger, folder.commitments(), listener)
+        run = _Run(job, folder, ledger, listener)
         outcome = run.carry_out()
     finally:
         ledger.close()
@@ -114,7 +120,7 @@ def _with_baseline(job: Job, folder: RunFolder, listener: Listener, outcome: Out
     plain = job.without_privacy()
     listener.note("training the same run without privacy, for comparison (its result is not protected)")
     memory = Ledger.create(None, plain.plan)
-    run = _Run(plain, None, memory, Commitments(None), listener)
+    run = _Run(plain, None, memory, listener)
     after = run.carry_out().after
     text = json.dumps({"metric": job.task.metric, "after_without_privacy": after})
     write_atomically(folder.private / "baseline.json", text + "\n")
@@ -124,12 +130,10 @@ def _with_baseline(job: Job, folder: RunFolder, listener: Listener, outcome: Out
 class _Run:
     """One pass over a plan, observed step by step."""
 
-    def __init__(
-        self, job: Job, folder: RunFolder | None, ledger: Ledger, commitments: Commitments, listener: Listener
-    ) -> None:
+    def __init__(self, job: Job, folder: RunFolder | None, ledger: Ledger, listener: Listener) -> None:
         self.job, self.folder, self.listener = job, folder, listener
         self.environment = fingerprint(job.physical_batch_size, device_of(job.loaded.model))
-        self.training = _assemble(job, ledger, commitments)
+        self.training = _assemble(job, ledger)
         self.training.observers.append(self)
         self.checkpoints = Checkpoints(folder.private / "checkpoint") if folder else None
         self.spend = _spending(job.plan)
@@ -166,14 +170,13 @@ class _Run:
         job.loaded.model.train()
         for batch in training.batches():
             with training.microbatch(batch):
-                training.mean(job.task.losses(job.loaded.model, batch)).backward()
+                training.backward(job.task.losses(job.loaded.model, batch))
             training.step()
 
     # --- StepObserver -------------------------------------------------------------------------------------------
 
     def begins(self, step: int, generation: int) -> None:
-        """Dropout and learning rate depend on the step alone, so that a replay is the same."""
-        torch.manual_seed(self.job.key.integer("dropout", step, generation))
+        """The learning rate depends on the step alone, so that a replay is the same."""
         for group in self.training.engine.optimizer.param_groups:
             group["lr"] = learning_rate(self.job, step)
 
@@ -266,7 +269,7 @@ class _Run:
         return statement
 
 
-def _assemble(job: Job, ledger: Ledger, commitments: Commitments) -> PrivateTraining:
+def _assemble(job: Job, ledger: Ledger) -> PrivateTraining:
     settings, model = job.settings, job.loaded.model
     parameters = list(trainable(model).values())
     if settings.optimizer == "sgd":
@@ -275,11 +278,11 @@ def _assemble(job: Job, ledger: Ledger, commitments: Commitments) -> PrivateTrai
         optimizer = torch.optim.AdamW(parameters, lr=job.learning_rate, weight_decay=0.0)
     return assemble(
         model, optimizer, job.examples, job.index, plan=job.plan, key=job.key, ledger=ledger,
-        commitments=commitments, rule=make_rule(settings.clipping), grad_sample_mode=settings.grad_sample_mode,
-        loss_reduction="mean", physical_batch_size=job.physical_batch_size,
+        rule=make_rule(settings.clipping), grad_sample_mode=settings.grad_sample_mode,
+        physical_batch_size=job.physical_batch_size,
         rows_per_unit=settings.rows_per_unit, collate=job.task.collate,
-        row_cost=lambda row: job.task.cost(job.examples[row]), postprocess=make_postprocessors(settings.postprocess),
-        accept_conditional=settings.accept_conditional,
+        examples=job.public_examples, postprocess=make_postprocessors(settings.postprocess),
+        accept_conditional=settings.accept_conditional, recheck=False,
     )  # fmt: skip
 
 

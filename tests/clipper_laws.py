@@ -10,8 +10,11 @@ import copy
 import json
 import math
 from collections.abc import Callable
+from fractions import Fraction
 
 import torch
+from exact_shift import SLACK, Step, ratio, squared_length, sums_of
+from shift_cases import NOTHING, Case
 from torch import Tensor
 
 from dpclip.clipping import ClippingRule, Gradients, StepRelease
@@ -59,7 +62,7 @@ def gradients(samples: int, scale: float, seed: int, dtype: torch.dtype) -> list
 
 def clipped(rule: ClippingRule, samples: list[Tensor]) -> tuple[Gradients, dict[str, Tensor], Tensor]:
     """The view that the rule clips, its factors and its norms, as the engine makes them."""
-    view = FactoredView(rule_groups(rule), len(samples[0]), None, 1.0)
+    view = FactoredView(rule_groups(rule), len(samples[0]))
     for slot, values in enumerate(samples):
         view.add(slot, Dense(values))
     changed = rule.reshaped(view)
@@ -215,7 +218,7 @@ def released_to(rule: ClippingRule, seed: int, divisor: float = 8.0) -> Released
     scale = scale_noise(1.1, rule.bounds(), rule.shares(), rule.side_queries())
     assert scale.noise_multiplier == 1.1
     sides = side_sums(rule, norms)
-    key = SecretKey.from_seed(seed)
+    key = SecretKey.for_tests(seed)
     released = release(rule.combine(sums), sides, scale, Receipt(seed, 0, 1.1, seed), key, divisor)
     return released.map(rule.restored)
 
@@ -251,6 +254,30 @@ def state_survives_a_round_trip(make: Callable[[], ClippingRule]) -> None:
     other.load_public_state(rule.public_state())
     assert other.bounds() == rule.bounds()
     assert other.describe() == rule.describe()
+
+
+def adding_a_unit_moves_the_exact_sum_by_at_most_its_limit(rule: ClippingRule, mode: str, case: Case) -> float:
+    """Whatever the gradients, wherever the unit stands: in fractions, with the arithmetic of a run.
+
+    Returns:
+        the longest move over its limit.
+    """
+    others = 5
+    inputs, targets = case.units(others + 1)
+    step = Step(case.net(), rule, mode, (inputs[1:2], targets[1:2]))
+    orders = [[*range(place), others, *range(place, others)] for place in (0, others // 2, others)]
+    without, *found = [step.sums(inputs, targets, order) for order in (range(others), *orders)]
+    step.close()
+    worst = 0.0
+    for engine in found:
+        for name, limits in rule.limits().items():
+            worst = max(worst, ratio(sums_of(engine)[name], sums_of(without)[name], limits))
+        moved = ratio(rule.combine(sums_of(engine)), rule.combine(sums_of(without)), rule.bounds())
+        assert moved < 1e-9 or rule.separable or case.kind not in NOTHING
+        for side in rule.side_queries():
+            ours, theirs = engine._current().sides[side.name], without._current().sides[side.name]
+            assert squared_length(ours - theirs) <= SLACK * Fraction(side.sensitivity) ** 2
+    return worst
 
 
 def check_rule(make: Callable[[], ClippingRule], scale: float = 1.0, seed: int = 0) -> None:

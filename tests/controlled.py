@@ -11,6 +11,7 @@ from torch import Tensor, nn
 import dpclip
 from dpclip.clipping import Controlled, StepRelease
 from dpclip.private import PrivateTraining
+from dpclip.randomness import SecretKey
 from dpclip.released import Released
 
 
@@ -24,7 +25,7 @@ def training(rule: Controlled, data: Tensor, steps: int = 24) -> tuple[PrivateTr
     rows = [(row, int(row.sum() > 0)) for row in data]
     private = dpclip.make_private(
         net, torch.optim.SGD(net.parameters(), lr=0.5), rows, target_epsilon=8, expected_batch_size=16,
-        steps=steps, physical_batch_size=5, clipping=rule, seed=3,
+        steps=steps, physical_batch_size=5, clipping=rule, key=SecretKey.for_tests(3),
     )  # fmt: skip
     return private, net
 
@@ -33,7 +34,7 @@ def steps_of(private: PrivateTraining, net: nn.Module) -> Iterator[None]:
     """Takes the steps of a run; yields after each micro-batch."""
     for inputs, targets in private.batches():
         with private.microbatch((inputs, targets)):
-            private.mean(nn.functional.cross_entropy(net(inputs), targets, reduction="none")).backward()
+            private.backward(nn.functional.cross_entropy(net(inputs), targets, reduction="none"))
         yield
         private.step()
 

@@ -82,7 +82,7 @@ def run(make: Callable[[], ClippingRule], plan: Plan, *, canary: bool, seed: int
         left = ledger.charge(step, 0, sigma).budget_left
         receipt = Receipt(step, 0, scale.noise_multiplier, step, None, left)
         paid += sigma**-2
-        found = release(total, {k: v.clone() for k, v in side.items()}, scale, receipt, SecretKey.from_seed(seed), 1.0)
+        found = release(total, {k: v.clone() for k, v in side.items()}, scale, receipt, SecretKey.for_tests(seed), 1.0)
         parts = [
             (x - b, v, scale.stds[k])
             for x, b, v, k in zip(found.value.gradient, base, moved, rule_groups(twins[0]), strict=True)

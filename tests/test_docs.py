@@ -96,5 +96,15 @@ def test_the_documented_accounting_gives_the_documented_figure(capsys: pytest.Ca
     assert "agree=True" in printed[2]
 
 
+def test_tests_that_are_said_to_hold_something_exist() -> None:
+    page = (ROOT / "docs" / "explanation" / "pitfalls.md").read_text()
+    named = re.findall(r"`([\w/]+\.py)(?:::(\w+))?`", page)
+    assert len(named) > 40
+    for path, name in named:
+        file = ROOT / path if path.startswith("tests/") else ROOT / "tests" / "dpclip" / path
+        assert file.exists(), f"{path} is no file of tests"
+        assert not name or f"def {name}(" in file.read_text(), f"{path} has no {name}"
+
+
 def test_the_changelog_is_kept() -> None:
     assert "## Unreleased" in (ROOT / "CHANGELOG.md").read_text()

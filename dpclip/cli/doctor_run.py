@@ -83,4 +83,7 @@ def _show(found: Diagnosis, length: int) -> None:
     for refusal in found.refusals:
         Console(stderr=True, soft_wrap=True, highlight=False).print(f"dpclip: refused: {refusal}", markup=False)
     if not found.refusals:
-        console.print("rows do not influence each other, and per-sample gradients are right: ready to train")
+        console.print(
+            "rows do not influence each other, bit for bit on this machine, and per-sample gradients are right: ready "
+            "to train"
+        )

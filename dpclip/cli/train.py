@@ -39,6 +39,10 @@ def add_to(app: typer.Typer, errors: Callable[[], AbstractContextManager[None]])
             str, _o("Clips the released gradient, at no cost: zclip:z_thresh=2.5; several with +.", _PRIVACY)
         ] = "none",
         accountant: Annotated[str, _o("prv (default) or rdp.", _PRIVACY)] = "prv",
+        arithmetic: Annotated[
+            str,
+            _o("exact: sums and noise without rounding error (default); fast: float32 products.", _PRIVACY),
+        ] = "exact",
         unit_column: Annotated[
             str | None, _o("Rows with one value here are one unit of privacy (one person).", _PRIVACY)
         ] = None,
@@ -68,7 +72,7 @@ def add_to(app: typer.Typer, errors: Callable[[], AbstractContextManager[None]])
         steps: Annotated[int | None, _o("Logical steps, instead of epochs.", _TRAINING)] = None,
         batch_size: Annotated[int | None, _o("Expected units a step (default 256, at most N/4).", _TRAINING)] = None,
         physical_batch_size: Annotated[
-            str | None, _o("Rows computed at once: auto (default: at most 32, and what fits) or a number.", _TRAINING)
+            str | None, _o("Rows computed at once: auto (default: at most 16, and what fits) or a number.", _TRAINING)
         ] = None,
         optimizer: Annotated[str, _o("adamw (default) or sgd.", _TRAINING)] = "adamw",
         lr: Annotated[float | None, _o("Learning rate (default 0.768 / width of the model).", _TRAINING)] = None,
@@ -79,7 +83,7 @@ def add_to(app: typer.Typer, errors: Callable[[], AbstractContextManager[None]])
         output: Annotated[Path | None, _o("Run folder (default dpclip-run).", _RUN)] = None,
         resume: Annotated[Path | None, _o("Continue the run in this folder.", _RUN)] = None,
         checkpoint_every: Annotated[int | None, _o("Steps between checkpoints.", _RUN)] = None,
-        seed: Annotated[int | None, _o("Reproducible randomness; weakens the guarantee.", _RUN)] = None,
+        seed: Annotated[int | None, _o("Chooses the initial weights only; no secret.", _RUN)] = None,
         as_json: Annotated[bool, _o("Print the statement as JSON.", _RUN, "--json")] = False,
     ) -> None:
         """Fine-tune a model on private text within a privacy budget, and state what was promised."""

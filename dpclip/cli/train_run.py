@@ -10,7 +10,7 @@ from rich.console import Console
 
 from dpclip.cli.progress import Narrator, Silent
 from dpclip.cli.quiet import quieten_libraries
-from dpclip.config import PERFORMANCE, Settings, option, read_toml
+from dpclip.config import UNBOUND, Settings, option, read_toml
 from dpclip.errors import BadInput
 from dpclip.run_folder import RunFolder, check_free, free_folder
 
@@ -53,12 +53,12 @@ def _settings_to_resume(folder: RunFolder, given: dict[str, Any]) -> Settings:
     settings = folder.settings()
     for name, value in given.items():
         before = getattr(settings, name)
-        if value != before and name not in PERFORMANCE and name != "baseline":
+        if value != before and name not in UNBOUND:
             raise BadInput(
                 f"{option(name)} {value} differs from the {before} that the run was started with: leave it out "
                 "to resume, or start a new run in a new folder"
             )
-    return settings.changed(**{k: v for k, v in given.items() if k in PERFORMANCE or k == "baseline"})
+    return settings.changed(**{k: v for k, v in given.items() if k in UNBOUND})
 
 
 def _settings_to_start(given: dict[str, Any], config: Path | None, output: Path | None) -> tuple[Settings, Path | None]:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from dpclip.clipping.flat import check_threshold
-from dpclip.clipping.rule import ClippingRule, RunShape, StepRelease
+from dpclip.clipping.rule import ClippingRule, RunShape, StepRelease, Sum
 from dpclip.errors import BadInput
 from dpclip.gradient_sum import GradientSum
 from dpclip.released import Released
@@ -56,8 +56,8 @@ class ErrorFeedback(ClippingRule):
             code, with which the guarantee is conditional. An audit of `literal` at the published calibration exceeds
             its epsilon many times over when gradients are not bounded.
 
-    The error is kept in float64. What is released is rounded to float32 before the noise is added, in every step that
-    a unit's trace may move; S is enlarged by that rounding.
+    Error and v are float64 until the noise is added; S is enlarged by what rounding v to float32 would add, in every
+    step that a unit's trace may move, which is far more.
 
     Edge cases: an empty batch still releases P(e). A sample that is not finite enters neither sum.
 
@@ -120,14 +120,18 @@ class ErrorFeedback(ClippingRule):
             return [first * math.sqrt(1 + 2 * second / first)]
         return [_MODES[self.mode].sensitivity(first, second, third, self._shape)]
 
+    def limits(self) -> dict[str, list[float]]:
+        first, _, third = self.thresholds
+        return {"release": [first], "capped": [third]}
+
     # --- the step -----------------------------------------------------------------------------------------------
 
     def weightings(self, norms: Tensor) -> dict[str, Tensor]:
         first, _, third = self.thresholds
         return {"release": (first / norms).clamp(max=1.0), "capped": (third / norms).clamp(max=1.0)}
 
-    def combine(self, sums: Mapping[str, GradientSum]) -> GradientSum:
-        clipped, capped = sums["release"], sums["capped"]
+    def combine(self, sums: Mapping[str, Sum]) -> GradientSum:
+        clipped, capped = (_in_float64(sums[name]) for name in ("release", "capped"))
         error = self._current(clipped)
         fed_back = shortened(error, self.thresholds[1])
         rest = [e - p for e, p in zip(error, fed_back, strict=True)]
@@ -135,9 +139,8 @@ class ErrorFeedback(ClippingRule):
         for kept, longer, shorter in zip(left, capped.tensors, clipped.tensors, strict=True):
             kept.add_(longer).sub_(shorter)
         self._next = GradientSum(left, clipped.groups)
-        for total, part in zip(clipped.tensors, fed_back, strict=True):
-            total.add_(part)
-        return clipped
+        totals = [total + part for total, part in zip(clipped.tensors, fed_back, strict=True)]
+        return GradientSum(totals, clipped.groups, clipped.dtypes)
 
     def observe(self, released: Released[StepRelease]) -> None:
         """The step has been released: its error counts from now on."""
@@ -176,6 +179,10 @@ class ErrorFeedback(ClippingRule):
             fields["passes"] = self._shape.participations
         calibration = "published (conditional)" if self.calibration == "published" else "proved"
         return {**fields, "sensitivity": self.bounds()[0], "calibration": calibration}
+
+
+def _in_float64(total: Sum) -> GradientSum:
+    return GradientSum([tensor.double() for tensor in total.tensors], list(total.groups), list(total.dtypes))
 
 
 def shortened(tensors: list[Tensor], threshold: float) -> list[Tensor]:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Protocol
 
+import torch
 from torch import Tensor
 
 from dpclip.clipping.state import Stateful
-from dpclip.gradient_sum import GradientSum
 from dpclip.released import Released
 
 ParameterKind = Literal["adapter", "embedding", "matrix", "vector"]
@@ -83,6 +83,30 @@ class RunShape:
     participations: int | None = None
 
 
+class Sum(Protocol):
+    """One tensor a parameter, summed over a logical batch: `GradientSum`, or integers on a grid."""
+
+    groups: list[int]
+    dtypes: list[torch.dtype]
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """The sums, float32 or wider."""
+        ...
+
+    def take(self, slot: int, form: Any, factors: Tensor, keep: Tensor | None) -> None:
+        """Add one parameter's weighted gradients."""
+        ...
+
+    def parts(self, slot: int) -> list[tuple[Tensor, float]]:
+        """Tensors and units, the sum of whose products is one parameter's sum."""
+        ...
+
+    def digest(self, sides: Iterable[Tensor], key: bytes) -> str:
+        """A fingerprint of the exact bits."""
+        ...
+
+
 class Gradients(Protocol):
     """Per-sample gradients as a rule sees them: B samples, K groups."""
 
@@ -90,7 +114,7 @@ class Gradients(Protocol):
         """Squared L2 norms, [K, B]."""
         ...
 
-    def weighted_sum(self, factors: Tensor, into: GradientSum) -> None:
+    def weighted_sum(self, factors: Tensor, into: Sum) -> None:
         """Add sum_i factors[k, i] g_i[k] to `into`."""
         ...
 
@@ -159,6 +183,10 @@ class ClippingRule(Stateful, ABC):
     def bounds(self) -> list[float]:
         """What one sample can move each group's sum by, in L2, shape [K]."""
 
+    def limits(self) -> dict[str, list[float]]:
+        """What one sample adds at most to each group of each sum of `weightings`, in L2, [K] each; at most a bound."""
+        return {"release": self.bounds()}
+
     def shares(self) -> list[float]:
         """Each group's share of the gradient's privacy budget 1/sigma^2, shape [K], summing to 1."""
         count = len(self.bounds())
@@ -201,7 +229,7 @@ class ClippingRule(Stateful, ABC):
         """Statistics to be released with the gradient."""
         return ()
 
-    def combine(self, sums: Mapping[str, GradientSum]) -> GradientSum:
+    def combine(self, sums: Mapping[str, Sum]) -> Sum:
         """The sum that is released; the identity for most rules."""
         return sums["release"]
 

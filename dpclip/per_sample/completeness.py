@@ -28,6 +28,7 @@ class SumCheck:
         self._handles = [
             parameter.register_post_accumulate_grad_hook(self._collector(slot))
             for slot, parameter in enumerate(self._parameters)
+            if parameter.requires_grad
         ]
 
     def _collector(self, slot: int) -> Callable[[Tensor], None]:

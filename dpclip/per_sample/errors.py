@@ -1,7 +1,9 @@
 """What a gradient backend refuses."""
 
+from dpclip.errors import BadInput
 
-class BatchDimensionError(RuntimeError):
+
+class BatchDimensionError(BadInput, RuntimeError):
     """A layer whose input or output does not have one row a sample, so that no per-sample gradient exists."""
 
 

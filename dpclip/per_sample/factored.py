@@ -1,25 +1,60 @@
 """Per-sample gradients of one parameter, in a form that can be measured and summed without being written out.
 
-`Dense` is the gradient itself; `forms.py` has what is cheaper. Norms are sums of squares in float32 or wider.
+`Dense` is the gradient itself; `forms.py` has what is cheaper. A form is measured by an upper bound on the norm of what
+it adds to a sum, rounding included (docs/explanation/arithmetic.md), and is summed in one of two ways: as a product
+over all units (`add_weighted`), or unit by unit (`contributions`), each unit's own gradient before it meets another's.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from dpclip.gradient_sum import wide
 
-_PIECE = 1024  # float32 sums of squares are taken over pieces this long: long rows read low on CPU
+BLOCK = 98_304  # elements of a gradient that are computed, rounded and added while they are in the cache
+_PIECE = 128  # float32 sums of squares are taken over pieces this long, and those are added in float64
+_FEW = 4_096  # elements of a gradient below which all units are rounded at once
+
+
+def gamma(terms: float, dtype: torch.dtype) -> float:
+    """Bound on the relative error of a sum of so many products in any order (Higham 2002, section 3.1)."""
+    rounding = torch.finfo(dtype).eps / 2
+    return terms * rounding / (1 - terms * rounding)
+
+
+class Sink(Protocol):
+    """Takes single units' gradients, already multiplied by their factors and in units of its grid."""
+
+    def scratch(self, *shape: int) -> Tensor:
+        """Space for a block of one unit's gradient, valid until the next call."""
+        ...
+
+    def add(self, start: int, values: Tensor) -> None:
+        """Round one unit's gradient from element `start` on, and add it."""
+        ...
+
+    def add_units(self, values: Tensor) -> None:
+        """Round several units' whole gradients, [n, elements], and add them."""
+        ...
+
+    def add_rows(self, ids: Tensor, values: Tensor) -> None:
+        """Round rows of the parameter, [n, width], each all that one unit has there, and add them to rows ids [n]."""
+        ...
 
 
 class Factored(ABC):
     """The gradients of one parameter for `rows` samples."""
 
     shape: torch.Size
+    few_positions = False
+    """Whether a unit's gradient has so few terms that forming each unit's by itself would cost more than everything
+    else: its sum is then taken in float64."""
 
     @property
     @abstractmethod
@@ -39,11 +74,18 @@ class Factored(ABC):
 
     @abstractmethod
     def squared_norms(self) -> Tensor:
-        """Squared L2 norms, shape [rows], float32 or wider, never below the exact value by more than rounding."""
+        """Upper bounds on the squared L2 norms of what each sample adds to a sum with factor 1, float64, shape [rows].
+
+        Rounding of the measurement and of the sample's own product is included; not finite where the gradient is not.
+        """
+
+    @abstractmethod
+    def vanishing(self) -> Tensor:
+        """Which samples' gradients are exactly zero, term by term, bool, shape [rows]."""
 
     @abstractmethod
     def add_weighted(self, factors: Tensor, into: Tensor, keep: Tensor | None = None) -> None:
-        """into += sum_i factors[i] g_i.
+        """into += sum_i factors[i] g_i, as one product in the dtype of `into`.
 
         Args:
             factors: shape [rows].
@@ -52,17 +94,22 @@ class Factored(ABC):
         """
 
     @abstractmethod
+    def contributions(self, scales: Tensor, units: Sequence[int], sink: Sink) -> None:
+        """Hand over scales[i] g_i of each of these units, each computed from that unit alone.
+
+        Args:
+            scales: shape [rows], in the dtype that the gradients are computed in.
+            units: which samples; no other is read.
+            sink: where they go.
+        """
+
+    @abstractmethod
     def written_out(self) -> Dense:
         """The gradients themselves, [rows, *shape]."""
 
     @abstractmethod
-    def by_unit(self, owners: Tensor, units: int) -> Factored:
-        """The gradients of units, each the sum of the samples it owns.
-
-        Args:
-            owners: the unit of each sample, shape [rows].
-            units: number of units.
-        """
+    def by_unit(self, units: int) -> Factored:
+        """The gradients of units that own equally many consecutive samples each: sums over those."""
 
 
 @dataclass
@@ -83,46 +130,53 @@ class Dense(Factored):
         return self.samples.device
 
     def squared_norms(self) -> Tensor:
-        return sums_of_squares(self.samples.reshape(self.rows, self.shape.numel()))
+        return sums_of_squares(self._flat())
+
+    def vanishing(self) -> Tensor:
+        return (self._flat() == 0).all(1)
 
     def add_weighted(self, factors: Tensor, into: Tensor, keep: Tensor | None = None) -> None:
-        samples, factors = kept(keep, self.samples, factors)
-        flat = samples.reshape(len(samples), self.shape.numel()).to(into.dtype)
+        flat = cleared(keep, self._flat()).to(into.dtype)
         if into.is_contiguous():
             into.view(-1).addmv_(flat.t(), factors.to(into.dtype))
         else:
             into += torch.mv(flat.t(), factors.to(into.dtype)).view_as(into)
 
+    def contributions(self, scales: Tensor, units: Sequence[int], sink: Sink) -> None:
+        flat = self._flat()
+        length = flat.shape[1]
+        if length <= _FEW:
+            sink.add_units(flat[units].to(scales.dtype) * scales[units].unsqueeze(1))
+            return
+        for unit in units:
+            for start in range(0, length, BLOCK):
+                part = flat[unit, start : start + BLOCK]
+                sink.add(start, torch.mul(part.to(scales.dtype), scales[unit], out=sink.scratch(len(part))))
+
     def written_out(self) -> Dense:
         return self
 
-    def by_unit(self, owners: Tensor, units: int) -> Dense:
-        dtype = wide(self.samples.dtype)
-        summed = self.samples.new_zeros(units, *self.shape, dtype=dtype)
-        return Dense(summed.index_add_(0, owners, self.samples.to(dtype)))
+    def by_unit(self, units: int) -> Dense:
+        each = self.samples.to(wide(self.samples.dtype)).view(units, -1, *self.shape)
+        return Dense(each.sum(1) if each.shape[1] > 1 else each[:, 0])
+
+    def _flat(self) -> Tensor:
+        return self.samples.reshape(self.rows, self.shape.numel())
 
 
 def sums_of_squares(rows: Tensor) -> Tensor:
-    """Sum of squares of each row of [n, m], in float32 or wider, right to a few units in the last place."""
-    rows = rows.to(wide(rows.dtype))
+    """Upper bounds on the sum of squares of each row of [n, m], float64, high by a few units in the sixth place."""
+    dtype = wide(rows.dtype)
+    rows = rows.to(dtype)
     length = rows.shape[1]
-    if length <= _PIECE:
-        return rows.square().sum(1)
     whole = length - length % _PIECE
-    pieces = torch.linalg.vector_norm(rows[:, :whole].unflatten(1, (-1, _PIECE)), dim=2).square().sum(1)
-    return pieces + rows[:, whole:].square().sum(1)
+    squares = rows[:, whole:].square().sum(1).double()
+    if whole:
+        pieces = torch.linalg.vector_norm(rows[:, :whole].unflatten(1, (-1, _PIECE)), dim=2)
+        squares = squares + pieces.double().square().sum(1)
+    return squares * (1 + gamma(_PIECE + 8, dtype) + 2.0**-40) if dtype == torch.float32 else squares
 
 
-def kept(keep: Tensor | None, first: Tensor, factors: Tensor) -> tuple[Tensor, Tensor]:
-    return (first, factors) if keep is None else (first[keep], factors[keep])
-
-
-def rows_of_units(owners: Tensor, units: int) -> tuple[Tensor, Tensor]:
-    """The samples of each unit, padded to the largest unit: indices and a mask of the padding, [units, most]."""
-    order = owners.argsort(stable=True)
-    counts = owners.bincount(minlength=units)
-    most = int(counts.max()) if len(owners) else 0
-    column = torch.arange(most, device=owners.device).unsqueeze(0)
-    holes = column >= counts.unsqueeze(1)
-    starts = counts.cumsum(0) - counts
-    return order[(starts.unsqueeze(1) + column).clamp(max=max(0, len(order) - 1))], holes
+def cleared(keep: Tensor | None, values: Tensor) -> Tensor:
+    """The samples that are not kept replaced by zeros: products keep their shape, and with it their kernel."""
+    return values if keep is None else values.masked_fill(~keep.view(-1, *[1] * (values.dim() - 1)), 0.0)

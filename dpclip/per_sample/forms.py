@@ -9,8 +9,8 @@ table; neither needs to be written out to know its norm or to be added up with w
 - `Lookups`: row ids[i, t] of g_i gets values[i, t].
 - `Tied`: both at once.
 
-A Gram matrix can lose digits where the outer products cancel, so its rounding error is bounded and, where it could
-matter, added: no norm is ever read low.
+Outer products may cancel, in a Gram matrix's sum and in the gradient itself, down to their rounding. What rounding can
+amount to is bounded (`grams.py`) and added to the norm: no gradient that a sum takes in is longer than it is read.
 """
 
 from __future__ import annotations
@@ -22,14 +22,12 @@ import torch
 from torch import Tensor
 
 from dpclip.gradient_sum import wide
-from dpclip.per_sample.factored import Dense, Factored, kept, rows_of_units, sums_of_squares
+from dpclip.per_sample.factored import BLOCK, Dense, Factored, Sink, cleared, gamma, sums_of_squares
+from dpclip.per_sample.grams import GRAM_ELEMENTS, certified, gram_sums
 
-GRAM_ELEMENTS = 1 << 24  # most elements of a Gram matrix at once
-_LEAF = 64  # Gram matrices this long are computed whole
 _LARGER = 1.75  # how much larger than its factors a gradient may be written out
-# Rounding of a Gram matrix's entries, relative to the lengths of their vectors ...
-_GRAM_ROUNDING = {torch.float32: 2.0**-21, torch.float64: 2.0**-49}
-_COVERED = 2.0**-11  # ... and the part of a squared norm that the noise's own allowance for rounding covers
+_POSITIONS = 24  # from so many on, forming each unit's gradient by itself is cheaper than a product in float64
+_ROWS = 8  # of a gradient, at least, that are computed at once
 
 
 @dataclass
@@ -51,6 +49,16 @@ class OuterProducts(Factored):
         return self.left.device
 
     @property
+    def dtype(self) -> torch.dtype:
+        """What products are computed in."""
+        return wide(torch.promote_types(self.left.dtype, self.right.dtype))
+
+    @property
+    def few_positions(self) -> bool:  # type: ignore[override]
+        length = self.left.shape[1]
+        return length == 1 or (length < _POSITIONS and self.dtype == torch.float32)  # whose norms cap cancelling
+
+    @property
     def prefers_gram(self) -> bool:
         """Whether the gradient itself would be too large beside its factors.
 
@@ -64,35 +72,52 @@ class OuterProducts(Factored):
         return self.left.shape[1] * sum(self.shape)
 
     def squared_norms(self) -> Tensor:
-        if self.left.shape[1] == 1:
-            return sums_of_squares(self.left[:, 0]) * sums_of_squares(self.right[:, 0])
-        if self._gram_cost > self.shape.numel():
-            return self.written_out().squared_norms()
         length = self.left.shape[1]
+        if length == 1:  # squares that underflow lose little, but it may be multiplied by 2^128
+            lost = torch.finfo(self.dtype).tiny
+            p, d = (sums_of_squares(side[:, 0]) + side.shape[2] * lost for side in (self.left, self.right))
+            return p * d
         step = max(1, GRAM_ELEMENTS // length**2)
-        pieces = [slice(i, i + step) for i in range(0, self.rows, step)]
-        return torch.cat([_gram_norms(self.left[piece], self.right[piece]) for piece in pieces])
+        found = []
+        for start in range(0, self.rows, step):
+            here = slice(start, start + step)
+            grams = gram_sums(self.left[here].to(self.dtype), self.right[here].to(self.dtype))
+            found.append(certified(grams, sum(self.shape), length, self.dtype))
+        return torch.cat(found) if found else torch.zeros(0, dtype=torch.float64, device=self.device)
+
+    def vanishing(self) -> Tensor:
+        return ((self.left == 0).all(2) | (self.right == 0).all(2)).all(1)
 
     def add_weighted(self, factors: Tensor, into: Tensor, keep: Tensor | None = None) -> None:
-        left, factors = kept(keep, self.left, factors)
-        right = self.right if keep is None else self.right[keep]
         scale = factors.to(into.dtype).view(-1, 1, 1)
         p, d = self.shape
-        left, right = left.to(into.dtype), right.to(into.dtype)
+        left, right = cleared(keep, self.left).to(into.dtype), cleared(keep, self.right).to(into.dtype)
         if p <= d:  # scale whichever side is narrower
             left = left * scale
         else:
             right = right * scale
         into.addmm_(left.reshape(-1, p).t(), right.reshape(-1, d))
 
-    def written_out(self) -> Dense:
-        dtype = wide(torch.promote_types(self.left.dtype, self.right.dtype))
-        return Dense(torch.bmm(self.left.to(dtype).transpose(1, 2), self.right.to(dtype)))
+    def contributions(self, scales: Tensor, units: Sequence[int], sink: Sink) -> None:
+        d = self.shape[1]
+        left, right = self.scaled(scales)
+        for rows in row_blocks(self.shape):
+            out = sink.scratch(rows.stop - rows.start, d)
+            for unit in units:
+                torch.mm(left[unit, :, rows].t(), right[unit], out=out)
+                sink.add(rows.start * d, out)
 
-    def by_unit(self, owners: Tensor, units: int) -> OuterProducts:
-        rows, holes = rows_of_units(owners, units)
-        left = self.left[rows].masked_fill_(holes[..., None, None], 0.0).flatten(1, 2)
-        return OuterProducts(left, self.right[rows].masked_fill_(holes[..., None, None], 0.0).flatten(1, 2))
+    def scaled(self, scales: Tensor) -> tuple[Tensor, Tensor]:
+        """Both factors, the narrower one multiplied by the units' scales."""
+        left, right, each = self.left.to(scales.dtype), self.right.to(scales.dtype), scales.view(-1, 1, 1)
+        return (left * each, right) if self.shape[0] <= self.shape[1] else (left, right * each)
+
+    def written_out(self) -> Dense:
+        return Dense(torch.bmm(self.left.to(self.dtype).transpose(1, 2), self.right.to(self.dtype)))
+
+    def by_unit(self, units: int) -> OuterProducts:
+        p, d = self.shape
+        return OuterProducts(self.left.reshape(units, -1, p), self.right.reshape(units, -1, d))
 
 
 @dataclass
@@ -105,6 +130,7 @@ class Lookups(Factored):
 
     def __post_init__(self) -> None:
         self.shape = torch.Size((self.count, self.values.shape[-1]))
+        self._table: tuple[Tensor, Tensor, Tensor] | None = None
 
     @property
     def rows(self) -> int:
@@ -114,21 +140,40 @@ class Lookups(Factored):
     def device(self) -> torch.device:
         return self.values.device
 
+    def table(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Each sample's rows of the table, equal ids added up: samples [n] ascending, ids [n], values [n, d]."""
+        if self._table is None:
+            dtype, (rows, length) = wide(self.values.dtype), self.ids.shape
+            keys = (self.ids + torch.arange(rows, device=self.ids.device).unsqueeze(1) * self.count).reshape(-1)
+            found, position = keys.unique(return_inverse=True)
+            summed = self.values.new_zeros(len(found), self.shape[1], dtype=dtype)
+            summed.index_add_(0, position, self.values.reshape(rows * length, -1).to(dtype))
+            self._table = found // self.count, found % self.count, summed
+        return self._table
+
     def squared_norms(self) -> Tensor:
+        samples, _, values = self.table()
+        squares = sums_of_squares(values)
+        return squares.new_zeros(self.rows).index_add_(0, samples, squares)
+
+    def lengths(self) -> Tensor:
+        """sum_t |values[i, t]|, float64, shape [rows]."""
         rows, length = self.ids.shape
-        dtype = wide(self.values.dtype)
-        keys = (self.ids + torch.arange(rows, device=self.ids.device).unsqueeze(1) * self.count).reshape(-1)
-        found, position = keys.unique(return_inverse=True)
-        table = self.values.new_zeros(len(found), self.shape[1], dtype=dtype)
-        table.index_add_(0, position, self.values.reshape(rows * length, -1).to(dtype))
-        squares = sums_of_squares(table)
-        return squares.new_zeros(rows).index_add_(0, found // self.count, squares)
+        return sums_of_squares(self.values.reshape(rows * length, -1)).sqrt().view(rows, length).sum(1)
+
+    def vanishing(self) -> Tensor:
+        return (self.values == 0).flatten(1).all(1)
 
     def add_weighted(self, factors: Tensor, into: Tensor, keep: Tensor | None = None) -> None:
-        ids, factors = kept(keep, self.ids, factors)
-        values = self.values if keep is None else self.values[keep]
-        scaled = values.to(into.dtype) * factors.to(into.dtype).view(-1, 1, 1)
-        into.index_add_(0, ids.reshape(-1), scaled.reshape(ids.numel(), self.shape[1]))
+        values = cleared(keep, self.values).to(into.dtype) * factors.to(into.dtype).view(-1, 1, 1)
+        into.index_add_(0, self.ids.reshape(-1), values.reshape(self.ids.numel(), self.shape[1]))
+
+    def contributions(self, scales: Tensor, units: Sequence[int], sink: Sink) -> None:
+        samples, ids, values = self.table()
+        wanted = torch.zeros(self.rows, dtype=torch.bool, device=samples.device)
+        wanted[list(units)] = True
+        here = wanted[samples]
+        sink.add_rows(ids[here], values[here].to(scales.dtype) * scales[samples[here]].unsqueeze(1))
 
     def written_out(self) -> Dense:
         dtype = wide(self.values.dtype)
@@ -136,10 +181,8 @@ class Lookups(Factored):
         where = self.ids.unsqueeze(-1).expand(-1, -1, self.shape[1])
         return Dense(table.scatter_add_(1, where, self.values.to(dtype)))
 
-    def by_unit(self, owners: Tensor, units: int) -> Lookups:
-        rows, holes = rows_of_units(owners, units)
-        values = self.values[rows].masked_fill_(holes[..., None, None], 0.0).flatten(1, 2)
-        return Lookups(self.ids[rows].flatten(1, 2), values, self.count)
+    def by_unit(self, units: int) -> Lookups:
+        return Lookups(self.ids.reshape(units, -1), self.values.reshape(units, -1, self.shape[1]), self.count)
 
 
 @dataclass
@@ -164,23 +207,58 @@ class Tied(Factored):
         return self.outer.device
 
     def squared_norms(self) -> Tensor:
-        outer, lookups = self.outer.squared_norms(), self.lookups.squared_norms()
-        dtype = outer.dtype
-        products = torch.bmm(self.outer.right.to(dtype), self.lookups.values.to(dtype).transpose(1, 2))
-        where = self.lookups.ids.unsqueeze(1).expand(-1, products.shape[1], -1)
-        cross = (products * self.outer.left.gather(2, where)).sum((1, 2))
-        # |2 <a, b>| <= |a|^2 + |b|^2: beside what is left of both when they cancel, rounding is added as for Gram sums.
-        return norms_from_grams(outer + lookups + 2 * cross, (outer + lookups).sqrt())
+        dtype, width = self.outer.dtype, self.shape[1]
+        left, right = self.outer.left.to(dtype), self.outer.right.to(dtype)
+        grams = gram_sums(left, right)
+        looked_up, reach = self.lookups.squared_norms(), self.lookups.lengths()
+        cross = torch.bmm(right, self.lookups.values.to(dtype).transpose(1, 2))
+        where = self.lookups.ids.unsqueeze(1).expand(-1, left.shape[1], -1)
+        total = (cross * left.gather(2, where)).sum((1, 2), dtype=torch.float64) * 2 + looked_up
+        # The cross term's rounding, and that the table's rows are sums of values, come on top of the Gram matrices'.
+        positions = self.lookups.ids.shape[1]
+        doubt = 2 * gamma(width + 4, dtype) * grams.lengths * reach + gamma(_LOOKUP_TERMS, dtype) * looked_up
+        squares = certified(grams.plus(total, doubt), sum(self.shape), left.shape[1], dtype)
+        return (squares.sqrt() + 3 * gamma(positions + 3, dtype) * reach).square()
+
+    def vanishing(self) -> Tensor:
+        return self.outer.vanishing() & self.lookups.vanishing()
 
     def add_weighted(self, factors: Tensor, into: Tensor, keep: Tensor | None = None) -> None:
         self.outer.add_weighted(factors, into, keep)
         self.lookups.add_weighted(factors, into, keep)
 
+    def contributions(self, scales: Tensor, units: Sequence[int], sink: Sink) -> None:
+        d = self.shape[1]
+        left, right = self.outer.scaled(scales)
+        samples, ids, values = self.lookups.table()
+        values = values.to(scales.dtype) * scales[samples].unsqueeze(1)
+        first = torch.searchsorted(samples, torch.arange(self.rows + 1, device=samples.device)).tolist()
+        for rows in row_blocks(self.shape):
+            out = sink.scratch(rows.stop - rows.start, d)
+            for unit in units:
+                torch.mm(left[unit, :, rows].t(), right[unit], out=out)
+                own = slice(first[unit], first[unit + 1])
+                ends = torch.tensor([rows.start, rows.stop], device=ids.device)
+                low, high = torch.searchsorted(ids[own], ends).tolist()
+                if high > low:  # before rounding: the unit's two parts of a row are one
+                    here = slice(own.start + low, own.start + high)
+                    out.index_add_(0, ids[here] - rows.start, values[here])
+                sink.add(rows.start * d, out)
+
     def written_out(self) -> Dense:
         return Dense(self.outer.written_out().samples + self.lookups.written_out().samples)
 
-    def by_unit(self, owners: Tensor, units: int) -> Tied:
-        return Tied(self.outer.by_unit(owners, units), self.lookups.by_unit(owners, units))
+    def by_unit(self, units: int) -> Tied:
+        return Tied(self.outer.by_unit(units), self.lookups.by_unit(units))
+
+
+_LOOKUP_TERMS = 136  # of a sum of squares, see `sums_of_squares`
+
+
+def row_blocks(shape: Sequence[int]) -> list[slice]:
+    """Rows of a matrix that stay in the cache together."""
+    step = max(_ROWS, BLOCK // max(1, shape[1]))
+    return [slice(start, min(start + step, shape[0])) for start in range(0, shape[0], step)]
 
 
 def joined(uses: Sequence[Factored]) -> Factored:
@@ -207,34 +285,3 @@ def _chain(parts: Iterable[Tensor]) -> Tensor:
     """Positions of several uses, one after the other."""
     held = list(parts)
     return held[0] if len(held) == 1 else torch.cat(held, 1)
-
-
-def norms_from_grams(total: Tensor, lengths: Tensor) -> Tensor:
-    """Squared norms from the summed product of two Gram matrices.
-
-    Where outer products cancel so far that rounding could lift a sample above its bound, the rounding is added.
-
-    Args:
-        total: sum_{s, t} <l_s, l_t> <r_s, r_t>, shape [n].
-        lengths: sum_t |l_t| |r_t|, shape [n].
-    """
-    total = total.clamp(min=0)
-    uncovered = _GRAM_ROUNDING[total.dtype] * lengths.square() - _COVERED * total
-    return total + uncovered.clamp(min=0)
-
-
-def _gram_norms(left: Tensor, right: Tensor) -> Tensor:
-    dtype = wide(torch.promote_types(left.dtype, right.dtype))
-    return norms_from_grams(*_gram_sums(left.to(dtype), right.to(dtype)))
-
-
-def _gram_sums(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
-    """Both arguments of `norms_from_grams`; Gram matrices are symmetric, so one of the outer blocks is enough."""
-    length = left.shape[1]
-    if length <= _LEAF:
-        product = torch.bmm(left, left.transpose(1, 2)).mul_(torch.bmm(right, right.transpose(1, 2)))
-        return product.sum((1, 2)), product.diagonal(dim1=1, dim2=2).clamp(min=0).sqrt().sum(1)
-    (l1, l2), (r1, r2) = left.tensor_split(2, 1), right.tensor_split(2, 1)
-    outer = torch.bmm(l1, l2.transpose(1, 2)).mul_(torch.bmm(r1, r2.transpose(1, 2))).sum((1, 2))
-    (sum1, lengths1), (sum2, lengths2) = _gram_sums(l1, r1), _gram_sums(l2, r2)
-    return sum1 + sum2 + 2 * outer, lengths1 + lengths2

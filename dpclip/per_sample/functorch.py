@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -20,6 +20,7 @@ def per_sample_gradients(
     kwargs: Mapping[str, Any],
     backprops: Tensor | Sequence[Tensor],
     wanted: Sequence[nn.Parameter],
+    by_row: Callable[[int, Tensor], bool] | None = None,
 ) -> dict[nn.Parameter, Tensor]:
     """Recompute the module a row at a time under vmap.
 
@@ -27,11 +28,13 @@ def per_sample_gradients(
 
     Args:
         layer: any module.
-        args: positional inputs of the call; tensors whose first dimension is B are mapped over.
+        args: positional inputs of the call; tensors with one row a sample are mapped over, the others are shared.
         kwargs: keyword inputs, likewise.
         backprops: gradients of the summed loss by the module's floating-point outputs, each [B, ...]; one tensor
             stands for the first output alone.
         wanted: parameters of the module or of modules below it.
+        by_row: whether an input has one row a sample, by its place and the tensor; by default, whether its first
+            dimension is B, which an [L, L] mask may be by chance.
 
     Returns:
         {parameter: per-sample gradient [B, *shape]} for each parameter that is wanted.
@@ -42,18 +45,21 @@ def per_sample_gradients(
     leaves, spec = pytree.tree_flatten((args, dict(kwargs)))
     rows = len(given[0])
     dtype = wide(torch.promote_types(given[0].dtype, next(iter(parameters.values())).dtype))  # under autocast too
-    dims = [0 if isinstance(leaf, Tensor) and leaf.dim() and len(leaf) == rows else None for leaf in leaves]
+    mapped_over = by_row or (lambda _, leaf: leaf.dim() > 0 and len(leaf) == rows)
+    dims = [0 if isinstance(leaf, Tensor) and mapped_over(i, leaf) else None for i, leaf in enumerate(leaves)]
     mapped = [leaf for leaf, dim in zip(leaves, dims, strict=True) if dim == 0]
 
     def loss(values: dict[str, Tensor], rows_in: list[Tensor], grads: list[Tensor]) -> Tensor:
         source = iter(rows_in)
         inputs = [next(source).unsqueeze(0) if dim == 0 else leaf for leaf, dim in zip(leaves, dims, strict=True)]
         one_args, one_kwargs = pytree.tree_unflatten(inputs, spec)
-        output = functional_call(layer, values, one_args, one_kwargs)
+        output = functional_call(layer, {**fixed, **values}, one_args, one_kwargs)
         outs = [t for t in pytree.tree_leaves(output) if isinstance(t, Tensor) and t.is_floating_point()]
         return torch.stack([(out * g.unsqueeze(0)).sum() for out, g in zip(outs, grads, strict=False)]).sum()
 
-    values = {name: p.detach() for name, p in parameters.items()}
+    values = {name: p.detach().to(dtype) for name, p in parameters.items()}
+    held = {**dict(layer.named_parameters()), **dict(layer.named_buffers())}
+    fixed = {name: t.detach().to(dtype) for name, t in held.items() if name not in values and t.is_floating_point()}
     # vmap knows attention as the products it is made of, not as one kernel.
     with torch.autocast(given[0].device.type, enabled=False), sdpa_kernel(SDPBackend.MATH):
         cast = [t.to(dtype) if t.is_floating_point() else t for t in mapped]

@@ -19,7 +19,7 @@ from dpclip.errors import BadInput
 from dpclip.gradient_sum import GradientSum, wide
 from dpclip.per_sample.bookkeeping import BookkeepingBackend
 from dpclip.per_sample.errors import BatchDimensionError
-from dpclip.per_sample.view import FactoredView
+from dpclip.per_sample.view import FactoredView, Sums
 
 _MOST_PASSES = 4  # each group of a weighted sum is a backward pass; with more groups the factors are kept
 
@@ -43,10 +43,10 @@ class GhostBackend(BookkeepingBackend):
         super().add_hooks(**kwargs)
         self.autograd_grad_sample_hooks.append(self._module.register_forward_hook(self._cut))
 
-    def new_view(self, units: int, owners: Tensor | None, scale: float) -> FactoredView:
+    def new_view(self, units: int, rows_each: int, scale: float, present: Tensor | None) -> FactoredView:
         self._cuts = []
         hidden = {self.slots[p] for m in self.substitutions.modules for p in m.parameters() if p in self.slots}
-        view = GhostView(self.groups, units, owners, scale, self.evidence)
+        view = GhostView(self.groups, units, rows_each, scale, self.evidence, present)
         view.attach(self.parameters, hidden, self.muted, keep=self.written_out or len(set(self.groups)) > _MOST_PASSES)
         return view
 
@@ -107,15 +107,17 @@ class GhostView(FactoredView):
         if not self._keep and bool(self.squared_norms().isfinite().all()):
             self.forget(self._hidden)
 
-    def weighted_sum(self, factors: Tensor, into: GradientSum) -> None:
+    def weighted_sum(self, factors: Tensor, into: Sums) -> None:
         if not self.forgotten:
             return super().weighted_sum(factors, into)
+        if not isinstance(into, GradientSum):
+            raise TypeError("a backward pass adds rows up by itself: ghost needs a sum in floating point")
         self.add_slots([slot for slot in self._hidden if self.saw(slot)], factors, into)
         for group in sorted(set(self.groups)):
             slots = [i for i, k in enumerate(self.groups) if k == group and i not in self._hidden]
             if not slots:
                 continue
-            rows = factors[group] if self.owners is None else factors[group][self.owners.to(factors.device)]
+            rows = factors[group].repeat_interleave(self.rows_each)
             ends = [grad * self._like(rows * self.scale, grad) for _, grad in self.cuts]
             with self._muted(self):  # not autograd.grad: re-entrant checkpointing refuses it
                 torch.autograd.backward([out for out, _ in self.cuts], ends, retain_graph=True)

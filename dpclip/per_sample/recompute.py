@@ -117,6 +117,9 @@ class Recomputation:
         for out in outs:
             watcher.note_dtype(out)
 
+        def has_rows(place: int, leaf: Tensor) -> bool:
+            return watcher.input_per_row(module, place, leaf)
+
         def arrived(grads: tuple[Tensor, ...], kept: tuple[Tensor, ...]) -> None:
             left = [p for p in wanted if p not in own] if module in watcher.lifted else wanted
             if not watcher.recording or not left:
@@ -127,7 +130,7 @@ class Recomputation:
             with torch.random.fork_rng(devices=[]), watcher.unwatched(), exact_products():
                 torch.set_rng_state(state)
                 try:
-                    found = functorch.per_sample_gradients(module, inputs, named, by_row, left)
+                    found = functorch.per_sample_gradients(module, inputs, named, by_row, left, has_rows)
                 except RuntimeError as error:
                     reason = str(error).splitlines()[0][:200]
                     raise BatchDimensionError(

@@ -94,6 +94,11 @@ class RowEvidence:
         return sorted(seen_once | {name for name, proven in self._broadcast.items() if not proven})
 
     @property
+    def seen_once(self) -> bool:
+        """Whether a layer that has one row a sample was only ever seen with one batch size."""
+        return any(len(sizes) == 1 for name, sizes in self._sizes.items() if name not in self._shared)
+
+    @property
     def empty(self) -> bool:
         """Whether nothing was seen yet."""
         return not self._sizes

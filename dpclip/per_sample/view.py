@@ -4,25 +4,36 @@ from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterable, Sequence
 from contextlib import AbstractContextManager
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from dpclip.gradient_sum import GradientSum, exact_products, wide
+from dpclip.gradient_sum import exact_products, wide
 from dpclip.per_sample.factored import Dense, Factored
 from dpclip.per_sample.forms import joined
 from dpclip.per_sample.rows import RowEvidence
+
+
+class Sums(Protocol):
+    """Where weighted gradients go, one sum a parameter: `GradientSum` or `ExactSum`."""
+
+    def take(self, slot: int, form: Any, factors: Tensor, keep: Tensor | None) -> None:
+        """Add sum_i factors[i] g_i of one parameter."""
+        ...
 
 
 class PerSampleView(Protocol):
     """What a gradient backend offers of one physical micro-batch of B units and K groups."""
 
     def squared_norms(self) -> Tensor:
-        """Squared L2 norms, shape [K, B], float32 or wider; not finite where a sample's gradient is not."""
+        """Squared L2 norms from above, shape [K, B], float64; not finite where a unit is not to count.
+
+        That is where its gradient is not finite, and for dummies that only fill a micro-batch up.
+        """
         ...
 
-    def weighted_sum(self, factors: Tensor, into: GradientSum) -> None:
+    def weighted_sum(self, factors: Tensor, into: Sums) -> None:
         """Add sum_i factors[k, i] g_i[k] to `into`; a sample whose factors are 0 is not read at all."""
         ...
 
@@ -46,13 +57,18 @@ class Backend(Protocol):
     """Computes per-sample views of a model."""
 
     def capture(
-        self, units: int, owners: Tensor | None = None, clip_part: ClipPart | None = None
+        self,
+        units: int,
+        rows_each: int = 1,
+        present: Tensor | None = None,
+        clip_part: ClipPart | None = None,
     ) -> AbstractContextManager[PerSampleView]:
         """Watch one forward and backward pass.
 
         Args:
             units: B, privacy units in the micro-batch.
-            owners: for batches with several rows a unit, the unit of each row, shape [rows].
+            rows_each: consecutive rows that belong to each unit.
+            present: which units count, bool, [B]; the others are dummies. None: all.
             clip_part: for rules that clip each group by its own norms: may be given each group as soon as it is
                 complete, inside the backward pass. The view that is left then holds that group's norms alone.
         """
@@ -60,7 +76,15 @@ class Backend(Protocol):
 
     @property
     def unproven(self) -> bool:
-        """Whether the next micro-batch should be a small one, so that rows can be told from positions (`rows.py`)."""
+        """Whether a small micro-batch should come first, so that rows can be told from positions (`rows.py`)."""
+        ...
+
+    def refuse_plain_backward(self) -> None:
+        """From now on gradients are taken in within `expected` only."""
+        ...
+
+    def expected(self) -> AbstractContextManager[None]:
+        """While the backward pass is one that may be taken in."""
         ...
 
     def close(self) -> None:
@@ -74,29 +98,39 @@ class FactoredView:
     Args:
         groups: the group of each parameter.
         units: privacy units in the micro-batch.
-        owners: the unit of each row, or None where rows are units.
+        rows_each: consecutive rows of each unit.
         scale: what the recorded gradients are to be multiplied by (B, if the loss was a mean).
         evidence: what is known of the model's layers.
+        present: which units count, bool, [units]; None: all.
     """
 
     def __init__(
         self,
         groups: Sequence[int],
         units: int,
-        owners: Tensor | None,
-        scale: float,
+        rows_each: int = 1,
+        scale: float = 1.0,
         evidence: RowEvidence | None = None,
+        present: Tensor | None = None,
     ) -> None:
-        self.evidence = evidence
-        self.groups, self.units, self.owners, self.scale = list(groups), units, owners, scale
+        self.evidence, self.present = evidence, present
+        self.groups, self.units, self.rows_each, self.scale = list(groups), units, rows_each, scale
+        self.shapes: list[tuple[int, ...]] = []  # of the gradients by every watched output, in order
         self._uses: list[list[Factored]] = [[] for _ in self.groups]
+        self._by_units = [False] * len(self.groups)
         self.forgotten = False
         self.narrow = False  # whether a layer computed in less than float32
         self._norms: list[Tensor | None] = [None] * len(self.groups)
 
     def add(self, slot: int, use: Factored) -> None:
         """Take in the gradients of one use of a parameter."""
+        if self._by_units[slot]:
+            raise RuntimeError("a gradient arrived after its parameter's gradients had been measured")
         self._uses[slot].append(use)
+
+    def uses(self) -> list[Factored]:
+        """Everything taken in and not yet let go, in the order of the parameters."""
+        return [use for uses in self._uses for use in uses]
 
     def saw(self, slot: int) -> bool:
         """Whether the parameter was used."""
@@ -136,26 +170,26 @@ class FactoredView:
     def squared_norms_of(self, slots: Iterable[int]) -> Tensor:
         """`squared_norms` as if these were the only parameters."""
         norms = [(self.groups[slot], self._squared(slot)) for slot in slots if self.saw(slot)]
-        # float64 only where every part is: the engine's allowance for rounding goes by the dtype.
-        dtype = torch.float64 if norms and all(n.dtype == torch.float64 for _, n in norms) else torch.float32
         device = norms[0][1].device if norms else torch.device("cpu")
-        squares = torch.zeros(max(self.groups) + 1, self.units, dtype=dtype, device=device)
+        squares = torch.zeros(max(self.groups) + 1, self.units, dtype=torch.float64, device=device)
         for group, norm in norms:
-            squares[group] += norm.to(squares)
-        return squares * self.scale**2
+            squares[group] += norm
+        squares *= self.scale**2
+        if self.present is not None:
+            squares.masked_fill_(~self.present.to(device), torch.inf)
+        return squares
 
-    def weighted_sum(self, factors: Tensor, into: GradientSum) -> None:
+    def weighted_sum(self, factors: Tensor, into: Sums) -> None:
         self.add_slots(range(len(self.groups)), factors, into)
 
-    def add_slots(self, slots: Iterable[int], factors: Tensor, into: GradientSum) -> None:
-        """`weighted_sum` of some parameters."""
-        read = factors != 0
-        whole = read.all(1).tolist()
+    def add_slots(self, slots: Iterable[int], factors: Tensor, into: Sums) -> None:
+        """`weighted_sum` of some parameters; samples with factor 0 are not read where that could matter."""
         for slot in slots:
             if self._uses[slot]:
-                group = self.groups[slot]
-                keep = None if whole[group] else read[group]
-                self._add(slot, factors[group] * self.scale, into.tensors[slot], keep)
+                own = factors[self.groups[slot]]
+                unread = (own == 0) & ~self._squared(slot).isfinite().to(own.device)
+                keep = ~unread if bool(unread.any()) else None
+                self._add(slot, own * self.scale, into, keep)
 
     def tensors(self) -> list[Tensor]:
         return [tensor for uses in self._uses for use in uses for tensor in use.tensors()]
@@ -170,7 +204,8 @@ class FactoredView:
         """The plain sum of one parameter's gradients."""
         total = torch.zeros_like(like, dtype=wide(like.dtype))
         ones = torch.full((self.units,), float(self.scale), dtype=total.dtype, device=like.device)
-        self._add(slot, ones, total, None)
+        with exact_products():
+            self._by_unit(slot).add_weighted(ones, total)
         return total
 
     def samples(self, slot: int) -> Tensor | None:
@@ -184,7 +219,7 @@ class FactoredView:
         if self.forgotten:
             raise RuntimeError("the gradients are gone: make the backend with written_out=True")
         device = next((tensor.device for tensor in self.tensors()), torch.device("cpu"))
-        changed = FactoredView(self.groups, self.units, None, 1.0, self.evidence)
+        changed = FactoredView(self.groups, self.units, 1, 1.0, self.evidence, self.present)
         for slot, size in enumerate(sizes):
             samples = self.samples(slot)
             if samples is None:
@@ -193,8 +228,12 @@ class FactoredView:
         return changed
 
     def _by_unit(self, slot: int) -> Factored:
-        whole = joined(self._uses[slot])
-        return whole if self.owners is None else whole.by_unit(self.owners.to(whole.device), self.units)
+        """All uses of a parameter as one, a row a unit; in place of the uses from then on."""
+        if not self._by_units[slot]:
+            whole = joined(self._uses[slot])
+            self._uses[slot] = [whole if self.rows_each == 1 else whole.by_unit(self.units)]
+            self._by_units[slot] = True
+        return self._uses[slot][0]
 
     def _squared(self, slot: int) -> Tensor:
         known = self._norms[slot]
@@ -203,14 +242,11 @@ class FactoredView:
                 known = self._norms[slot] = self._by_unit(slot).squared_norms()
         return known
 
-    def _add(self, slot: int, factors: Tensor, total: Tensor, keep: Tensor | None) -> None:
-        factors = factors.to(total.device)
-        if self.owners is not None:
-            owners = self.owners.to(total.device)
-            factors, keep = factors[owners], None if keep is None else keep.to(total.device)[owners]
+    def _add(self, slot: int, factors: Tensor, into: Sums, keep: Tensor | None) -> None:
+        form = self._by_unit(slot)
+        factors, keep = factors.to(form.device), None if keep is None else keep.to(form.device)
         with exact_products():
-            for use in self._uses[slot]:
-                use.add_weighted(factors, total, keep)
+            into.take(slot, form, factors, keep)
 
 
 class Part:
@@ -222,7 +258,7 @@ class Part:
     def squared_norms(self) -> Tensor:
         return self._whole.squared_norms_of(self._slots)
 
-    def weighted_sum(self, factors: Tensor, into: GradientSum) -> None:
+    def weighted_sum(self, factors: Tensor, into: Sums) -> None:
         self._whole.add_slots(self._slots, factors, into)
 
     def rewritten(self, change: Callable[[int, Tensor], Tensor], sizes: Sequence[int]) -> PerSampleView:

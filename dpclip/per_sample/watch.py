@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from torch.utils.hooks import RemovableHandle
 
+from dpclip.errors import PrivacyError
 from dpclip.gradient_sum import exact_products, wide
 from dpclip.per_sample.calls import Call, keep, leading, tensors_of, uncompiled
 from dpclip.per_sample.completeness import SumCheck, unseen
@@ -68,6 +69,7 @@ class Watcher(GradSampleHooks):
         self._view: FactoredView | None = None
         self._names = {module: name for name, module in model.named_modules()}
         self._checked = self._muted = False
+        self.expects, self.frozen = True, set[int]()
         self._completion = Completion(groups)
         self._clip_part: ClipPart | None = None
         self.evidence = RowEvidence.of(model)
@@ -87,15 +89,15 @@ class Watcher(GradSampleHooks):
     def take(self, view: FactoredView, call: Call, parameter: nn.Parameter, use: Factored) -> None:
         """Add one use of a parameter to the view, held to the batch size; parameters that are not trained are left."""
         slot = self.slots.get(parameter)
-        if slot is None:
+        if slot is None or slot in self.frozen:
             return
         if use.rows != self.rows or use.shape != parameter.shape:
             raise BatchDimensionError(
                 f"{self.name(call.layer)} gave {use.rows} per-sample gradients of shape {tuple(use.shape)} for "
                 f"{self.rows} rows and a parameter of shape {tuple(parameter.shape)}"
             )
-        view.add(slot, use)
         complete = self._completion.arrived(slot, self.name(call.layer))
+        view.add(slot, use)
         if complete is not None and self._clip_part is not None:
             view.spend(complete, self._clip_part)
             self._completion.clipped(complete)
@@ -107,6 +109,7 @@ class Watcher(GradSampleHooks):
     def take_in(self, module: nn.Module, parameter: nn.Parameter, use: Factored) -> None:
         """`take`, for parameters of modules that are repeated or replaced."""
         if self._view is not None and not self._muted:
+            self._check_expected()
             self.take(self._view, Call(module, type(module), (), {}), parameter, use)
 
     @contextmanager
@@ -127,9 +130,9 @@ class Watcher(GradSampleHooks):
         finally:
             self.enable_hooks()
 
-    def new_view(self, units: int, owners: Tensor | None, scale: float) -> FactoredView:
+    def new_view(self, units: int, rows_each: int, scale: float, present: Tensor | None) -> FactoredView:
         """An empty view of a micro-batch."""
-        return FactoredView(self.groups, units, owners, scale, self.evidence)
+        return FactoredView(self.groups, units, rows_each, scale, self.evidence, present)
 
     def complete(self, view: FactoredView) -> None:
         """Called when the user's backward pass is over."""
@@ -137,23 +140,27 @@ class Watcher(GradSampleHooks):
 
     @contextmanager
     def capture(
-        self, units: int, owners: Tensor | None = None, clip_part: ClipPart | None = None
+        self,
+        units: int,
+        rows_each: int = 1,
+        present: Tensor | None = None,
+        clip_part: ClipPart | None = None,
     ) -> Iterator[FactoredView]:
         """Watch one forward and backward pass of `units` privacy units; the view is complete on exit."""
-        scale = units if self.loss_reduction == "mean" else 1
-        view = self.new_view(units, owners, scale)
+        view = self.new_view(units, rows_each, units if self.loss_reduction == "mean" else 1, present)
         check = None if self._checked else SumCheck(self.parameters)
         self._view = view
-        self.rows = units if owners is None else len(owners)
+        self.rows = units * rows_each
         self.anchor = torch.zeros((), requires_grad=True)
         self.evidence.begin(units)
         self._completion.begin()
         self._clip_part = clip_part if self.clips_parts and check is None else None
         self.lifted: set[nn.Module] = set()
-        freeze = self.freezes and check is None
-        for parameter in self.parameters:
+        trained = [parameter for parameter in self.parameters if parameter.requires_grad]
+        self.frozen = {slot for slot, parameter in enumerate(self.parameters) if not parameter.requires_grad}
+        for parameter in trained:
             parameter.grad = None
-            parameter.requires_grad_(not freeze)
+            parameter.requires_grad_(not (self.freezes and check is None))
         self.substitutions.put_in()
         try:
             yield view
@@ -172,9 +179,30 @@ class Watcher(GradSampleHooks):
             self.substitutions.take_out()
             if check is not None:
                 check.close()
-            for parameter in self.parameters:
+            for parameter in trained:
                 parameter.grad = None
                 parameter.requires_grad_(True)
+
+    @contextmanager
+    def expected(self) -> Iterator[None]:
+        """While gradients are welcome, for loops that hand one loss a row over (`open_door` is then False)."""
+        before, self.expects = self.expects, True
+        try:
+            yield
+        finally:
+            self.expects = before
+
+    def refuse_plain_backward(self) -> None:
+        """Gradients from now on are taken in within `expected` only."""
+        self.expects = False
+
+    def _check_expected(self) -> None:
+        if not self.expects:
+            raise PrivacyError(
+                "a backward pass was started by something other than private.backward(losses), so what it is the "
+                "gradient of is not known; nothing was released: hand over one loss a row, shape [rows], in place of a "
+                "mean over the batch (dpclip.losses has the usual ones), and take no gradients inside a loss"
+            )
 
     def knows(self, module: nn.Module) -> bool:
         """Whether `record` has arithmetic for this type, so that it need not be repeated by torch.func."""
@@ -187,7 +215,8 @@ class Watcher(GradSampleHooks):
     @property
     def unproven(self) -> bool:
         """Whether nothing is known of the model's layers, or something is in doubt (`rows.py`)."""
-        return self.evidence.empty or bool(self.evidence.doubts())
+        evidence = self.evidence
+        return not self._checked or evidence.empty or evidence.seen_once or bool(evidence.doubts())
 
     def close(self) -> None:
         """Remove the hooks and every attribute they left on the model."""
@@ -292,6 +321,8 @@ class Watcher(GradSampleHooks):
 
     def _record(self, call: Call, grad: Tensor) -> None:
         assert self._view is not None
+        self._check_expected()
+        self._view.shapes.append(tuple(grad.shape))
         with self.unwatched(), exact_products():
             self.record(self._view, call, grad)
 
@@ -309,7 +340,13 @@ class Watcher(GradSampleHooks):
         Raises:
             MisjudgedRows: it was wrongly taken to have, in a batch whose sum may be in use.
         """
-        name = self.name(module)
+        return self._judged(self.name(module), tensors)
+
+    def input_per_row(self, module: nn.Module, place: int, tensor: Tensor) -> bool:
+        """`per_row` for one input of a module that is repeated: a mask of shape [L, L] is shared, whatever L is."""
+        return self._judged(f"input {place} of {self.name(module)}", [tensor])
+
+    def _judged(self, name: str, tensors: list[Tensor]) -> bool:
         judged = self.evidence.per_row(name, self.rows, tensors)
         if self.evidence.misjudged(name):
             raise MisjudgedRows(

@@ -85,6 +85,7 @@ MECHANISM = (
         "What is done to a gradient after the noise was added; it costs no privacy.",
         lambda value: rounding.anything(value) if value else "none",
     ),
+    Known("arithmetic", "Arithmetic", "exact: one unit's share is bounded as computed; fast: as in real numbers."),
     Known("released", "Released", "What an onlooker may see in full: ε already counts it."),
     Known(
         "float_slack",
@@ -117,8 +118,8 @@ EVALUATION = (
     Known("declared", "Evaluation data declared", "Figures measured on public data cost no privacy."),
 )
 RANDOMNESS = (
-    Known("source", "Source", "Where the seed of noise and sampling came from."),
-    Known("stream", "Stream", "The generator that turned the seed into noise and samples."),
+    Known("source", "Source", "Where the key of noise and sampling came from."),
+    Known("stream", "Stream", "The generator that turned the key into noise and samples."),
     Known("note", "Note"),
 )
 LEDGER = (

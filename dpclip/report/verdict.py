@@ -156,7 +156,7 @@ def _about_randomness(statement: Statement) -> Iterator[Notice]:
         yield Notice(
             "warning",
             f"Randomness from {rounding.anything(source)}",
-            "Whoever knows or guesses the seed can recompute the noise and take it away again. The guarantee"
+            "Whoever has the key or guesses the seed can recompute the noise and take it away again. The guarantee"
             " holds only against those who cannot.",
         )
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dpclip.errors import BadInput
+from dpclip.tasks.padding import padded_length
 from dpclip.tasks.placement import device_of
 from dpclip.tasks.records import Records
 
@@ -71,7 +72,7 @@ class Classification:
 
     def collate(self, examples: Sequence[LabelledExample]) -> dict[str, Tensor]:
         """Right-padded `input_ids` and `attention_mask` [rows, length], and `labels` [rows]."""
-        length = max(len(e.ids) for e in examples)
+        length = padded_length(max(len(e.ids) for e in examples), self.max_length)
         ids = torch.full((len(examples), length), self.tokenizer.pad_token_id)
         mask = torch.zeros(len(examples), length, dtype=torch.long)
         for row, example in enumerate(examples):

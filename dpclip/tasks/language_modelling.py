@@ -9,12 +9,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from dpclip.tasks.placement import device_of
+from dpclip.losses import IGNORED, causal_lm, causal_lm_tokens
+from dpclip.tasks.padding import padded_length
 from dpclip.tasks.records import Records
 
-_IGNORE = -100
 _LOGITS = 1 << 26  # most logits held at once in evaluation
 
 
@@ -80,10 +79,10 @@ class LanguageModelling:
 
     def collate(self, examples: Sequence[Example]) -> dict[str, Tensor]:
         """Right-padded `input_ids`, `attention_mask` and `labels`, each [rows, length]."""
-        length = max(len(e.ids) for e in examples)
+        length = padded_length(max(len(e.ids) for e in examples), self.max_length)
         ids = torch.full((len(examples), length), self.tokenizer.pad_token_id)
         mask = torch.zeros(len(examples), length, dtype=torch.long)
-        labels = torch.full((len(examples), length), _IGNORE)
+        labels = torch.full((len(examples), length), IGNORED)
         for row, example in enumerate(examples):
             n = len(example.ids)
             ids[row, :n] = torch.tensor(example.ids)
@@ -93,17 +92,7 @@ class LanguageModelling:
 
     def losses(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
         """Mean negative log-likelihood a target token, shape [rows]; 0 for a row without one."""
-        token_losses, counted = self._token_losses(model, batch)
-        return token_losses.sum(1) / counted.sum(1).clamp(min=1)
-
-    def _token_losses(self, model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        batch = {name: tensor.to(device_of(model)) for name, tensor in batch.items()}
-        output = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False)
-        logits, labels = output.logits[:, :-1].float(), batch["labels"][:, 1:]
-        flat = F.cross_entropy(
-            logits.reshape(-1, logits.shape[-1]), labels.reshape(-1), ignore_index=_IGNORE, reduction="none"
-        )
-        return flat.view(labels.shape), (labels != _IGNORE)
+        return causal_lm(model, batch)
 
     @torch.no_grad()
     def evaluate(self, model: nn.Module, examples: Sequence[Example]) -> float:
@@ -113,7 +102,7 @@ class LanguageModelling:
         total, tokens = 0.0, 0
         ordered = sorted(examples, key=self.cost)
         for start in range(0, len(ordered), rows):
-            token_losses, counted = self._token_losses(model, self.collate(ordered[start : start + rows]))
+            token_losses, counted = causal_lm_tokens(model, self.collate(ordered[start : start + rows]))
             total += float(token_losses.double().sum())
             tokens += int(counted.sum())
         model.train()

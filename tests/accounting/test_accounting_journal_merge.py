@@ -310,3 +310,25 @@ def test_the_ledgers_of_training_runs_can_be_merged(tmp_path):
         ledger.start_generation(steps, "crash")
         ledger.close()
     assert merged([tmp_path / "one", tmp_path / "two"]) == [(plan.event(), 5)]
+
+
+def release(number, commitment, generation=0):
+    return {"kind": "release", "step": number, "generation": generation, "commitment": commitment}
+
+
+def test_releases_charge_nothing(tmp_path):
+    path = write(tmp_path / "j", [step(0), release(0, "aa"), step(1, B), release(1, "bb")], plan_header("r1"))
+    assert merged([path]) == [(A, 1), (B, 1)]
+    assert merged([write_merged(tmp_path / "m", [path])]) == [(A, 1), (B, 1)]
+
+
+def test_copies_that_gave_one_noise_to_two_sums_are_refused(tmp_path):
+    """Copied between the charge and the release: the shared charge is no proof that one sum was released."""
+    first = write(tmp_path / "first", [step(0)], plan_header("r1"))
+    for name, commitment in (("same", "aa"), ("other", "bb")):
+        shutil.copy(first, tmp_path / name)
+        extend(tmp_path / name, [release(0, commitment)])
+    extend(first, [release(0, "aa"), step(1)])
+    assert merged([first, tmp_path / "same"]) == [(A, 2)]
+    with pytest.raises(InvalidInput, match=r"step 0 of generation 0 hid two different sums.*no bound"):
+        merged([first, tmp_path / "other"])

@@ -11,14 +11,17 @@ from typing import Any
 import pytest
 import tiny
 import torch
+from runs import one_line
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 from typer.testing import CliRunner, Result
 
 from dpclip import training
 from dpclip.cli.app import app
+from dpclip.cli.progress import Silent
 from dpclip.config import Settings
 from dpclip.models import loading
+from dpclip.run_folder import RunFolder
 
 
 @pytest.fixture(scope="module")
@@ -45,15 +48,6 @@ def train(place: Path, output: str, *words: object, **replaced: object) -> Resul
     }  # fmt: skip
     given = [part for name, value in options.items() if value is not None for part in (name, value)]
     return dpclip("train", *given, *words)
-
-
-def one_line(result: Result, *parts: str) -> None:
-    """Exit code 2 and a single line on standard error with all the parts."""
-    assert result.exit_code == 2, (result.exit_code, result.output, result.exception)
-    lines = [line for line in result.stderr.splitlines() if line.strip()]
-    assert len(lines) == 1, result.stderr
-    for part in parts:
-        assert part in lines[0]
 
 
 @pytest.mark.parametrize(
@@ -159,12 +153,18 @@ def test_the_resolved_configuration_repeats_the_run(place: Path) -> None:
     assert written["batch_size"] == 15
     assert written["labels"] == "a,b"
     assert written["lr"] == pytest.approx(0.768 / 16)
-    again = dpclip("train", "--config", place / "first" / "private" / "config.toml", "--output", place / "again")
+    file = place / "first" / "private" / "config.toml"
+    again = dpclip("train", "--config", file, "--output", place / "again")
     assert again.exit_code == 0, again.output
-    left, right = (
-        (place / name / "public" / "model" / "model.safetensors").read_bytes() for name in ("first", "again")
-    )
-    assert left == right
+    key, _ = RunFolder(place / "first").secret()
+    training.start(Settings.from_toml(file), place / "same key", Silent(), key=key)
+    runs = [place / name for name in ("first", "again", "same key")]
+    first, other, same = ((run / "public" / "model" / "model.safetensors").read_bytes() for run in runs)
+    assert first == same
+    assert first != other, "the seed is no key: the noise is another"
+    for name in ("again", "same key"):
+        assert (place / name / "private" / "config.toml").read_text() == file.read_text()
+    assert "seed = 3" in (place / "first" / "public" / "config.toml").read_text()
 
 
 @pytest.mark.parametrize(
@@ -304,6 +304,7 @@ def test_an_exhausted_budget_exits_with_3(place: Path, monkeypatch: pytest.Monke
         ({"clipping": "flatt"}, ["'flatt'", "automatic-v, dc-sgd-e"]),
         ({"grad_sample_mode": "magic"}, ["'magic'", "hooks"]),
         ({"accountant": "moments"}, ["'moments'", "prv, rdp"]),
+        ({"arithmetic": "quick"}, ["--arithmetic 'quick'", "exact, fast"]),
         ({"task": "translation"}, ["'translation'", "lm, classification"]),
         ({"model": "/no/such/model"}, ["/no/such/model", "builtin"]),
         ({"data": "/no/such/file.csv"}, ["/no/such/file.csv"]),
@@ -359,7 +360,7 @@ def test_a_hidden_coupling_of_rows_is_found_by_trying(place: Path, monkeypatch: 
         return loaded
 
     monkeypatch.setattr("dpclip.job.load_model", coupled)
-    one_line(train(place, "bad"), "other records of its batch")
+    one_line(train(place, "bad"), "other rows of its batch")
 
 
 def test_an_output_folder_in_use_is_refused_untouched(place: Path) -> None:

@@ -40,7 +40,7 @@ def test_a_comparison_runs_once_resumes_what_is_missing_and_draws_what_it_found(
         ("flat", 4.0, 2), ("quantile", 4.0, 2), ("none", "inf", 2),
     ]  # fmt: skip
     assert all(cell["std"] > 0 for cell in result["table"])
-    assert all(row["epsilon"] <= 4 and row["kind"] == "conditional" for row in result["rows"][:2])  # seeded
+    assert all(row["epsilon"] <= 4 and row["kind"] == "worst-case" for row in result["rows"][:2])
     text = (place / "out" / "comparison.md").read_text()
     assert "| quantile | " in text
     assert "Each run has spent its own epsilon" in text
@@ -58,7 +58,15 @@ def test_a_comparison_runs_once_resumes_what_is_missing_and_draws_what_it_found(
     assert second.output.count(" of 6: ") == 2
     assert kept.stat().st_mtime_ns == before
     again = json.loads((place / "out" / "comparison.json").read_text())
-    assert [row["after"] for row in again["rows"]] == [row["after"] for row in result["rows"]]
+    first_row, *rest = result["rows"]
+    assert again["rows"][1:] == rest, "an interrupted run ends as it would have"
+    assert again["rows"][0] != first_row, "what is begun anew has a key of its own"
+    assert again["rows"][0] | {"before": 0, "after": 0} == first_row | {"before": 0, "after": 0}
+    svg = (place / "out" / "comparison.svg").read_text()
+    third = compare(place)
+    assert third.exit_code == 0, (third.output, third.exception)
+    assert third.output.count(" of 6: ") == 0
+    assert json.loads((place / "out" / "comparison.json").read_text()) == again
     assert (place / "out" / "comparison.svg").read_text() == svg
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_engine import Recorder, make, row_losses, run, without_noise
+from test_engine import Recorder, data, make, row_losses, run, without_noise
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -60,8 +60,8 @@ class Counted(Engine):
 
     parts = 0
 
-    def part_clipper(self) -> Any:
-        clip = super().part_clipper()
+    def open_micro_batch(self, units: int) -> Any:
+        clip = super().open_micro_batch(units)
 
         def count(part: PerSampleView) -> None:
             self.parts += 1
@@ -85,14 +85,15 @@ def train(private: PrivateTraining) -> list[Tensor]:
     model: nn.Module = private.model  # type: ignore[attr-defined]
     for ids in private.batches():
         with private.microbatch(ids):
-            private.mean(nn.functional.cross_entropy(model(ids).mT, ids, reduction="none").mean(1)).backward()
+            private.backward(nn.functional.cross_entropy(model(ids).mT, ids, reduction="none").mean(1))
         private.step()
     private.close()
     return [p.detach().clone() for p in model.parameters()]
 
 
 def without_parts(private: PrivateTraining) -> PrivateTraining:
-    private.engine.part_clipper = lambda: None  # type: ignore[method-assign]
+    opened = private.engine.open_micro_batch
+    private.engine.open_micro_batch = lambda units: (opened(units), None)[1]  # type: ignore[method-assign]
     return private
 
 
@@ -127,7 +128,7 @@ def test_a_complete_group_is_let_go_inside_the_backward_pass() -> None:
         held.append(sum(t.numel() for t in part.tensors()))
 
     for clip in (None, forget):
-        with backend.capture(3, None, clip) as view:
+        with backend.capture(3, clip_part=clip) as view:
             model(torch.randn(3, 8)).mean().backward()
     assert len(held) == 6
     assert max(held) <= 2 * 3 * (8 * 8 + 8)  # never more than a layer or two at once
@@ -161,13 +162,13 @@ def test_a_gradient_that_comes_after_its_group_was_clipped_is_refused_once_and_k
         parts.append(part.squared_norms())
 
     for _ in range(2):
-        with backend.capture(3, None, clip):
+        with backend.capture(3, clip_part=clip):
             model(x).mean().backward()
     model.again = True
-    with pytest.raises(BatchDimensionError, match=r"'first'.*begin again"), backend.capture(3, None, clip):
+    with pytest.raises(BatchDimensionError, match=r"'first'.*begin again"), backend.capture(3, clip_part=clip):
         model(x).mean().backward()
     parts.clear()
-    with backend.capture(3, None, clip) as view:
+    with backend.capture(3, clip_part=clip) as view:
         model(x).mean().backward()
     assert len(parts) == 1  # the second layer's; the first waits for the end from now on
     assert torch.equal(parts[0][1], view.squared_norms()[1])
@@ -179,12 +180,11 @@ def test_a_step_whose_backward_pass_broke_off_half_clipped_is_never_released() -
     private = make(clipping=PerLayer(), steps=2, physical_batch_size=8)
     model = private.model  # type: ignore[attr-defined]
     batches = private.batches()
-    for _ in range(2):
-        batch = next(batches)
-        with private.microbatch(batch):
-            private.mean(row_losses(model, batch)).backward()
-        private.step()
     batch = next(batches)
+    while private._pending is not None and private._pending.check is not None:
+        with private.microbatch(batch):
+            private.backward(row_losses(model, batch))
+        batch = next(batches)
 
     class Fault(RuntimeError):
         pass
@@ -194,7 +194,7 @@ def test_a_step_whose_backward_pass_broke_off_half_clipped_is_never_released() -
 
     handle = model[1].register_full_backward_hook(fail)
     with pytest.raises(Fault), private.microbatch(batch):
-        private.mean(row_losses(model, (batch[0].requires_grad_(), batch[1]))).backward()
+        private.backward(row_losses(model, (batch[0].requires_grad_(), batch[1])))
     handle.remove()
     with pytest.raises(PrivacyError, match="broke off"), private.microbatch(batch):
         pass
@@ -209,21 +209,19 @@ def test_a_gradient_that_is_not_finite_is_dropped_in_its_group_alone() -> None:
     for poison in (1.0, float("nan")):
         private = make(clipping=PerLayer(), steps=1, expected_batch_size=40)
         recorder = Recorder(private)
-        middle = private.model[1]  # type: ignore[attr-defined]
-        rows = iter(range(40))
+        model: nn.Module = private.model  # type: ignore[attr-defined]
+        marked = data()[7][0]
 
-        def spoil(grad: Tensor, poison: float = poison, rows: Any = rows) -> Tensor:
-            grad = grad.clone()
-            for row in range(len(grad)):
-                if next(rows) == 7:
-                    grad[row] *= poison
-            return grad
-
-        def hook(_: nn.Module, __: Any, out: Tensor, spoil: Any = spoil) -> None:
+        def hook(net: nn.Module, _: Any, out: Tensor, poison: float = poison, marked: Tensor = marked) -> None:
+            mine = (net.inputs == marked).all(1)  # type: ignore[operator]
             if out.requires_grad:
-                out.register_hook(spoil)
+                out.register_hook(lambda grad, p=poison: torch.where(mine.unsqueeze(1), grad * p, grad))
 
-        middle.register_forward_hook(hook)
+        def note(_: nn.Module, inputs: Any, net: Any = model[1]) -> None:  # type: ignore[index]
+            net.inputs = inputs[0]
+
+        model.register_forward_pre_hook(note)
+        model[1].register_forward_hook(hook)  # type: ignore[index]
         run(private)
         releases.append(recorder.releases[0])
     clean, spoilt = releases

@@ -80,7 +80,7 @@ def test_rows_that_fit() -> None:
     assert Footprint(100, 10).rows(99) == 0
 
 
-@pytest.mark.parametrize(("free", "expected"), [(1 << 40, 32), (0, None)])
+@pytest.mark.parametrize(("free", "expected"), [(1 << 40, 16), (0, None)])
 def test_physical_batch_size_follows_the_free_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free: int, expected: int | None
 ) -> None:

@@ -15,7 +15,9 @@ from dpclip import noise
 from dpclip.clipping import ClippingRule, Flat, SideQuery, StepRelease
 from dpclip.engine import ReplayDiverged
 from dpclip.errors import BadInput
+from dpclip.per_sample.factored import Dense
 from dpclip.private import PrivateTraining
+from dpclip.randomness import SecretKey
 from dpclip.released import Released
 
 ROWS = 40
@@ -32,7 +34,7 @@ def make(dataset: Sequence[Any] | None = None, model: nn.Module | None = None, *
     model = model or nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 1))
     settings: dict[str, Any] = {
         "target_epsilon": 8.0, "target_delta": 1e-3, "steps": 6, "expected_batch_size": 10,
-        "physical_batch_size": 4, "accountant": "rdp", "seed": 5,
+        "physical_batch_size": 4, "accountant": "rdp", "key": SecretKey.for_tests(5),
     }  # fmt: skip
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     private = dpclip.make_private(model, optimizer, dataset or data(), **(settings | changes))  # type: ignore[arg-type]
@@ -49,7 +51,7 @@ def run(private: PrivateTraining) -> list[Tensor]:
     model = private.model  # type: ignore[attr-defined]
     for batch in private.batches():
         with private.microbatch(batch):
-            private.mean(row_losses(model, batch)).backward()
+            private.backward(row_losses(model, batch))
         private.step()
     private.close()
     return [p.detach().clone() for p in model.parameters()]
@@ -71,7 +73,11 @@ class Recorder:
 @pytest.fixture
 def without_noise(monkeypatch: pytest.MonkeyPatch) -> None:
     """Everything as in a private run, but the drawn noise is zero: the sums can be seen."""
-    monkeypatch.setattr(noise, "add_gaussian", lambda tensor, std, stream, index, divisor: tensor.div_(divisor))
+
+    def silent(parts: Any, std: float, stream: Any, index: int, divisor: float = 1.0, dtype: Any = None) -> Tensor:
+        return (sum(tensor.double() * unit for tensor, unit in parts) / divisor).to(dtype)
+
+    monkeypatch.setattr(noise, "released", silent)
 
 
 @pytest.mark.usefixtures("without_noise")
@@ -199,7 +205,8 @@ def test_the_same_noise_never_meets_two_gradients() -> None:
     engine.begin()
     step = engine._current()
     step.sums = engine._empty_sums()
-    step.sums["release"].tensors[0][0, 0] += 1e-6
+    form = Dense(torch.full((1, *engine.parameters[0].shape), 1e-6))
+    step.sums["release"].take(0, form, torch.ones(1, dtype=torch.float64), None)
     with pytest.raises(ReplayDiverged):
         engine.finish()
     assert engine.ledger.charges == 1
@@ -224,7 +231,7 @@ def _one(private: PrivateTraining) -> StepRelease:
     model = private.model  # type: ignore[attr-defined]
     for batch in private.batches():
         with private.microbatch(batch):
-            private.mean(row_losses(model, batch)).backward()
+            private.backward(row_losses(model, batch))
         if private.step():
             break
     recorder = next(o for o in private.observers if isinstance(o, Recorder))
@@ -303,38 +310,30 @@ def test_batch_norm_is_refused_by_the_name_of_the_module() -> None:
         make(model=nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5), nn.Linear(5, 1)))
 
 
-@pytest.mark.usefixtures("without_noise")
-def test_a_summed_loss_gives_the_same_step_as_a_mean_one() -> None:
-    summed = make(loss_reduction="sum")
-    model = summed.model  # type: ignore[attr-defined]
-    for batch in summed.batches():
-        with summed.microbatch(batch):
-            row_losses(model, batch).sum().backward()
-        summed.step()
-    for a, b in zip(model.parameters(), run(make()), strict=True):
-        assert torch.allclose(a, b, rtol=1e-5, atol=1e-7)
-    with pytest.raises(BadInput, match="'median'"):
-        make(loss_reduction="median")
+@pytest.mark.parametrize("name", ["seed", "loss_reduction", "row_cost"])
+def test_arguments_of_earlier_versions_are_refused_with_the_remedy(name: str) -> None:
+    with pytest.raises(BadInput, match=f"no argument '{name}' any more: "):
+        make(**{name: 1})
+    with pytest.raises(TypeError, match="unexpected keyword argument 'sed'"):
+        make(sed=1)
 
 
-def test_guarantee_of_a_seeded_run_is_conditional_and_of_a_secret_key_worst_case() -> None:
+def test_guarantee_of_a_known_key_is_conditional_and_of_a_secret_key_worst_case() -> None:
     assert make().guarantee().kind == "conditional"
-    assert make(seed=None).guarantee().kind == "worst-case"
+    assert make(key=None).guarantee().kind == "worst-case"
 
 
-@pytest.mark.parametrize(("size", "expected"), [(1, [1] * ROWS), (4, [1, 2, 4, 4]), (ROWS, [1, 2, ROWS - 3])])
-def test_a_run_begins_with_one_unit_and_two_and_never_holds_more_than_fit(size: int, expected: list[int]) -> None:
+@pytest.mark.parametrize(("size", "expected"), [(1, 1), (4, 4), (32, 32), (ROWS, 64)])
+def test_every_micro_batch_has_one_size_that_leaves_vector_kernels_nothing_over(size: int, expected: int) -> None:
     private = make(physical_batch_size=size, expected_batch_size=ROWS, steps=2)
-    seen: list[list[int]] = [[], []]
+    seen: list[int] = []
     for batch in private.batches():
-        seen[private.engine.step].append(len(batch[0]))
+        if private._pending is not None and private._pending.check is None:
+            seen.append(len(batch[0]))
         with private.microbatch(batch):
-            private.mean(row_losses(private.model, batch)).backward()  # type: ignore[attr-defined]
+            private.backward(row_losses(private.model, batch))  # type: ignore[attr-defined]
         private.step()
-    assert seen[0][: len(expected)] == expected
-    assert sum(seen[0]) == sum(seen[1]) == ROWS
-    assert seen[1][0] == size
-    assert max(max(sizes) for sizes in seen) <= max(size, 1)
+    assert seen == [expected] * (2 * -(-ROWS // expected))
 
 
 def test_the_loop_tells_what_was_forgotten() -> None:
@@ -346,7 +345,7 @@ def test_the_loop_tells_what_was_forgotten() -> None:
     def never_step() -> None:
         for batch in private.batches():
             with private.microbatch(batch):
-                private.mean(row_losses(private.model, batch)).backward()  # type: ignore[attr-defined]
+                private.backward(row_losses(private.model, batch))  # type: ignore[attr-defined]
 
     with pytest.raises(RuntimeError, match="call step"):
         never_step()

@@ -18,6 +18,7 @@ from dpclip.clipping import Controlled, Flat
 from dpclip.errors import BadInput, BudgetExhausted
 from dpclip.ledger import Ledger
 from dpclip.plan import Plan, make_plan
+from dpclip.randomness import SecretKey
 from dpclip.schemes import NOISE_RANGE
 
 
@@ -97,16 +98,16 @@ class _Greedy(Flat):
         return -1.0
 
 
-def run(rule: Flat | Controlled, *, seed: int | None = None) -> dpclip.PrivateTraining:
+def run(rule: Flat | Controlled, *, key: SecretKey | None = None) -> dpclip.PrivateTraining:
     net = nn.Linear(3, 2)
     rows = [(row, int(row[0] > 0)) for row in torch.randn(60, 3)]
     private = dpclip.make_private(
         net, torch.optim.SGD(net.parameters(), lr=0.1), rows, target_epsilon=2, expected_batch_size=12, steps=20,
-        clipping=rule, seed=seed,
+        clipping=rule, key=key,
     )  # fmt: skip
     for inputs, targets in private.batches():
         with private.microbatch((inputs, targets)):
-            private.mean(nn.functional.cross_entropy(net(inputs), targets, reduction="none")).backward()
+            private.backward(nn.functional.cross_entropy(net(inputs), targets, reduction="none"))
         private.step()
     return private
 
@@ -142,7 +143,7 @@ def test_a_controller_in_mode_c_chooses_the_noise() -> None:
 
 def test_the_agent_is_told_what_is_left() -> None:
     rule = Controlled(mode="C", interval=2)
-    private = run(rule, seed=1)
+    private = run(rule, key=SecretKey.for_tests(1))
     left = rule.agent.tensor_state()["memory.observations"][:, 0, 16]
     assert len(left) == 10
     assert 0 < float(left[-1]) < 0.5

@@ -277,11 +277,13 @@ def test_layer_in_float64_and_float32_and_in_any_chunks(name: str, mode: str) ->
         if chunks == [B]:
             captured(mode, model, x[:1], [1], bound)  # what a run does first: one row, so that positions are not rows
         norms, total = captured(mode, model, x, chunks, bound)
-        assert norms == pytest.approx(lengths, rel=1e-12)
-        assert relative_gap(total, expected) <= 1e-12
+        assert norms == pytest.approx(lengths, rel=1e-9)  # and never low, but for the oracle's own rounding
+        assert all(found >= length * (1 - 1e-14) for found, length in zip(norms, lengths, strict=True))
+        assert relative_gap(total, expected) <= 1e-9
     norms, total = captured(mode, model.float(), x.float() if x.is_floating_point() else x, [1, B - 1], bound)
-    assert norms == pytest.approx(lengths, rel=2e-5)
-    assert relative_gap(total, expected) <= 1e-5
+    assert norms == pytest.approx(lengths, rel=3e-3)  # high by what rounding may amount to, most where terms cancel
+    assert all(found >= length * (1 - 2e-6) for found, length in zip(norms, lengths, strict=True))
+    assert relative_gap(total, expected) <= 3e-3
 
 
 @pytest.mark.parametrize("mode", ["bookkeeping", "ghost"])  # torch.func warns that it has no batching rule

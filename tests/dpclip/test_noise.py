@@ -9,14 +9,17 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import stats
 
-from dpclip.clipping import SideQuery
+from dpclip.clipping import SideQuery, StepRelease
+from dpclip.gaussian import grid
 from dpclip.gradient_sum import GradientSum
-from dpclip.noise import FLOAT_SLACK, PrivacyError, release, scale_noise, sigma_eff
+from dpclip.noise import FLOAT_SLACK, SIDES, PrivacyError, release, scale_noise, sigma_eff
 from dpclip.randomness import SecretKey
 from dpclip.released import Receipt
 
 KEY = SecretKey(bytes(range(32)))
+RECEIPT = Receipt(0, 0, 1.0, 0)
 
 
 def side(sensitivity: float = 0.5, relative_noise: float = 5.0) -> SideQuery:
@@ -85,6 +88,7 @@ def test_release_has_the_promised_standard_deviation_in_every_part() -> None:
     assert float(found.gradient[1].std()) == pytest.approx(scale.stds[1], rel=0.01)
     assert float(found.sides["count"].std()) == pytest.approx(scale.side_stds["count"], rel=0.01)
     assert [t.dtype for t in found.gradient] == [torch.float32, torch.float64]
+    assert found.sides["count"].dtype == torch.float64
     assert abs(float(np.corrcoef(found.gradient[0], found.gradient[1])[0, 1])) < 0.01
 
 
@@ -112,3 +116,110 @@ def test_a_canary_sees_exactly_the_planned_mu() -> None:
     ]
     mu = (np.mean(values[:draws]) - np.mean(values[draws:])) / np.std(values[draws:])
     assert mu == pytest.approx(1 / (1 + FLOAT_SLACK), abs=0.05)
+
+
+class Counts(GradientSum):
+    """A sum in integers on a grid and in float64 beside it."""
+
+    def parts(self, slot: int) -> list[tuple[torch.Tensor, float]]:
+        whole = (self.tensors[slot] * 8).round()
+        return [(whole.to(torch.int64), 0.125), (self.tensors[slot].double() - whole.double() / 8, 1.0)]
+
+
+def test_all_parts_of_a_sum_are_released() -> None:
+    scale, values = scale_noise(1.0, [1.0], [1.0]), torch.linspace(-3, 3, 500)
+    plain = release(GradientSum([values.clone()], [0]), {}, scale, Receipt(0, 0, 1.0, 0), KEY, 7.0).value
+    parts = release(Counts([values.clone()], [0]), {}, scale, Receipt(0, 0, 1.0, 0), KEY, 7.0).value
+    assert torch.equal(plain.gradient[0], parts.gradient[0])
+
+
+def test_the_gradient_has_the_dtype_of_the_parameter_not_of_the_sum() -> None:
+    parameters = [torch.zeros(4), torch.zeros(4, dtype=torch.float64)]
+    total = GradientSum.zeros(parameters, [0, 0], torch.float64)
+    for sigma in (0.0, 1.0):
+        found = release(total, {}, scale_noise(sigma, [1.0], [1.0]), Receipt(0, 0, 0.0, 0), KEY).value
+        assert [t.dtype for t in found.gradient] == [torch.float32, torch.float64]
+
+
+def test_noise_of_a_side_statistic_does_not_depend_on_how_many_parameters_there_are() -> None:
+    scale = scale_noise(1.0, [1.0], [1.0], [side(relative_noise=3.0)])
+    found = [
+        release(GradientSum([torch.zeros(3)] * n, [0] * n), {"count": torch.zeros(5)}, scale, RECEIPT, KEY).value
+        for n in (1, 4)
+    ]
+    assert torch.equal(found[0].sides["count"], found[1].sides["count"])
+    with pytest.raises(PrivacyError, match="more than have noise of their own"):
+        release(GradientSum([], [0] * (SIDES + 1)), {}, scale, RECEIPT, KEY)
+
+
+def test_without_noise_the_sum_is_divided_and_nothing_else() -> None:
+    values = torch.randn(100, dtype=torch.float64)
+    scale = scale_noise(0.0, [math.inf], [1.0])
+    found = release(GradientSum([values.clone()], [0]), {}, scale, Receipt(0, 0, 0.0, 0), KEY, 4.0).value
+    assert torch.equal(found.gradient[0], values / 4)
+
+
+@pytest.mark.parametrize("sigma", [0.7, 1.0, 9.3])
+def test_everything_released_lies_on_a_public_grid(sigma: float) -> None:
+    """Two neighbours' releases are multiples of the same steps, whatever digits their sums have."""
+    scale = scale_noise(sigma, [1.0, 0.3], [0.6, 0.4], [side(relative_noise=5 * sigma)])
+    values = torch.randn(1000, generator=torch.Generator().manual_seed(1))
+    for canary in (0.0, 1 / 3):
+        total = GradientSum([values + canary, values.double() / 7 + canary], [0, 1])
+        receipt = Receipt(0, 0, sigma, 0)
+        found = release(total, {"count": values.double() * math.pi + canary}, scale, receipt, KEY).value
+        parts = zip([*found.gradient, found.sides["count"]], [*scale.stds, scale.side_stds["count"]], strict=True)
+        for tensor, std in parts:
+            steps = tensor.double() / grid(std)
+            assert torch.equal(steps, steps.round())
+            assert float(steps.abs().max()) < 2**20
+
+
+def shifted(canary: bool, size: int, step: int, generation: int) -> np.ndarray:
+    """One release at sigma = 1 of a sum of zeros, or of one unit spread evenly at the bound 1."""
+    values = torch.full((size,), 1 / math.sqrt(size) if canary else 0.0)
+    receipt, scale = Receipt(step, generation, 1.0, 0), scale_noise(1.0, [1.0], [1.0])
+    step_release: StepRelease = release(GradientSum([values], [0]), {}, scale, receipt, KEY).value
+    return step_release.gradient[0].double().numpy()
+
+
+def fine_digits(values: np.ndarray, bits: int) -> bool:
+    """The event of the attack (Mironov 2012): some value near 0 is no multiple of 2^-bits of the canary."""
+    quantum = 2.0 ** round(math.log2(1 / math.sqrt(len(values))))
+    return bool(((np.abs(values) < quantum / 4) & (np.mod(values * 2.0**bits / quantum, 1.0) != 0)).any())
+
+
+@pytest.mark.parametrize("size", [1, 256, 4096])
+def test_digits_of_the_released_values_do_not_tell_whose_they_are(size: int) -> None:
+    repeats = 100
+    found = [sum(fine_digits(shifted(c, size, t, int(c)), 24) for t in range(repeats)) for c in (False, True)]
+    assert stats.fisher_exact([[k, repeats - k] for k in found]).pvalue > 1e-3
+    assert found == [0, 0]
+
+
+def test_the_attack_would_see_noise_that_is_added_in_float32() -> None:
+    generator, q = torch.Generator().manual_seed(1), 1 / 64
+    noise = [torch.randn(4096, generator=generator) for _ in range(40)]
+    found = [sum(fine_digits((x + shift).double().numpy(), 24) for x in noise) for shift in (0.0, q)]
+    assert found[0] > 35
+    assert found[1] == 0
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("size", [1, 256, 4096])
+def test_no_digit_tells_more_than_the_gaussian_mechanism_allows(size: int) -> None:
+    """The event with digits cut off anywhere: its power stays below that of the best test at mu = 1."""
+    repeats = 5000
+    seen = [[shifted(c, size, t, int(c)) for t in range(repeats)] for c in (False, True)]
+    for bits in range(-2, 30):
+        absent, present = (sum(fine_digits(x, bits) for x in values) for values in seen)
+        if bits >= 14:  # finer than the noise's grid
+            assert (absent, present) == (0, 0)
+        for first, second in ((absent, present), (present, absent), *_complements(absent, present, repeats)):
+            most = stats.beta.ppf(1 - 1e-4, first + 1, repeats - first) if first < repeats else 1.0
+            least = stats.beta.ppf(1e-4, second, repeats - second + 1) if second > 0 else 0.0
+            assert least <= stats.norm.cdf(stats.norm.ppf(most) + 1.0)
+
+
+def _complements(absent: int, present: int, repeats: int) -> list[tuple[int, int]]:
+    return [(repeats - absent, repeats - present), (repeats - present, repeats - absent)]

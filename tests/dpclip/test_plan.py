@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import replace
 from fractions import Fraction
+from typing import Any
 
+import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from opacus.accountants import RDPAccountant
 
 import dpclip
@@ -110,12 +115,70 @@ def test_parts_of_one_run_share_one_plan_object() -> None:
     assert private.plan is private.engine.plan is private.engine.sampler.plan is private.engine.ledger.plan
 
 
-@pytest.mark.parametrize("epsilon", [8.0, math.inf])
-def test_plan_survives_json(epsilon: float) -> None:
-    plan = Plan(1000, 50, 10, 0.1 + 0.2, 1e-9, epsilon)
-    again = Plan.from_json(plan.to_json())
-    assert again == plan
-    assert again.digest() == plan.digest()
+def spelled(value: float) -> st.SearchStrategy[Any]:
+    """The same number as Python and numpy write it."""
+    kinds: list[Any] = [float, np.float64]
+    if value == math.inf:
+        return st.sampled_from([kind(value) for kind in kinds])
+    kinds += [int, np.int64, np.int32] if value == int(value) else []
+    return st.sampled_from([kind(value) for kind in kinds])
+
+
+_WHOLE = st.sampled_from([int, np.int64, np.int32, np.uint16])
+
+
+@given(
+    units=st.integers(40, 5000), batch=st.integers(1, 20), steps=st.integers(1, 1000), kinds=st.tuples(*[_WHOLE] * 3),
+    noise=st.one_of(st.integers(1, 5), st.floats(0.3, 20)).flatmap(spelled),
+    epsilon=st.one_of(st.integers(1, 20), st.floats(0.01, 50), st.just(math.inf)).flatmap(spelled),
+    delta=st.floats(1e-12, 1e-5).flatmap(spelled), arithmetic=st.sampled_from(["exact", "fast"]),
+    sampling=st.sampled_from(["poisson", "halves", "passes"]),
+)  # fmt: skip
+@settings(max_examples=200, deadline=None)
+def test_plan_survives_json_however_its_numbers_were_written(
+    units: int, batch: int, steps: int, kinds: tuple[Any, ...], noise: Any, epsilon: Any, delta: Any, arithmetic: str,
+    sampling: str,
+) -> None:  # fmt: skip
+    whole = [kind(value) for kind, value in zip(kinds, (units, batch, steps), strict=True)]
+    plan = Plan(*whole, noise, delta, epsilon, sampling=sampling, arithmetic=arithmetic)
+    reals = [float(value) for value in (noise, delta, epsilon)]
+    plain = Plan(units, batch, steps, *reals, sampling=sampling, arithmetic=arithmetic)
+    text = json.dumps(plan.to_json(), allow_nan=False)
+    again = Plan.from_json(json.loads(text))
+    assert again == plan == plain
+    assert again.digest() == plan.digest() == plain.digest()
+    assert json.loads(text)["arithmetic"] == arithmetic
+
+
+def test_the_arithmetic_is_part_of_the_plan() -> None:
+    exact = Plan(1000, 50, 10, 1.0, 1e-9, 8)
+    assert exact.arithmetic == "exact"
+    assert replace(exact, arithmetic="fast").digest() != exact.digest()
+    with pytest.raises(BadInput, match="'quick' is unknown: choose one of exact, fast"):
+        replace(exact, arithmetic="quick")
+
+
+@pytest.mark.parametrize("name", ["units", "expected_batch_size", "steps"])
+@pytest.mark.parametrize("value", [32.5, 32.0, True, np.float64(32), np.True_, "32"])
+def test_counts_are_whole_numbers(name: str, value: Any) -> None:
+    values = {"units": 1000, "expected_batch_size": 50, "steps": 10}
+    with pytest.raises(BadInput, match=f"{name} = .*: a whole number is needed"):
+        Plan(**(values | {name: value}), noise_multiplier=1.0, delta=1e-9, target_epsilon=8.0)  # type: ignore[arg-type]
+    with pytest.raises(BadInput, match=f"{name} = .*: a whole number is needed"):
+        make_plan(**(values | {name: value}), target_epsilon=8.0, accountant="rdp")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("noise", [-1.0, math.nan, math.inf])
+def test_a_plan_has_finite_noise(noise: float) -> None:
+    with pytest.raises(BadInput, match="noise_multiplier"):
+        Plan(1000, 50, 10, noise, 1e-9, 8.0)
+
+
+def test_a_plan_of_an_earlier_version_is_refused() -> None:
+    fields = Plan(1000, 50, 10, 1.0, 1e-9, 8.0).to_json()
+    del fields["arithmetic"]
+    with pytest.raises(BadInput, match="begun by an earlier version"):
+        Plan.from_json(fields)
 
 
 def test_default_delta_is_below_one_over_n() -> None:

@@ -14,7 +14,6 @@ from torch.utils.checkpoint import checkpoint
 from dpclip.clipping import Flat
 from dpclip.engine import _norms
 from dpclip.gradient_sum import GradientSum
-from dpclip.noise import FLOAT_SLACK
 from dpclip.per_sample import make_backend
 from dpclip.per_sample.factored import Dense, Factored, sums_of_squares
 from dpclip.per_sample.footprint import footprint
@@ -68,16 +67,18 @@ def test_no_clipped_sample_is_longer_than_its_bound(name: str) -> None:
     use = USES[name]()
     bound = 0.5 * math.sqrt(float(use.squared_norms()[0]))
     length = clipped_length(use, bound)
-    assert length <= bound * (1 + FLOAT_SLACK)
+    assert length <= bound
     if "cancelling" not in name:
-        assert length == pytest.approx(bound, rel=2e-5)
+        assert length == pytest.approx(bound, rel=1e-3)  # a little shorter: what rounding may amount to
     gc.collect()
 
 
 def test_sums_of_squares_of_long_rows_are_right_where_a_norm_reads_low() -> None:
     rows = torch.randn(2, 20_000_001) * 1e-3
     exact = rows.double().square().sum(1)
-    assert torch.allclose(sums_of_squares(rows).double(), exact, rtol=1e-6)
+    found = sums_of_squares(rows)
+    assert torch.allclose(found, exact, rtol=2e-5)
+    assert bool((found >= exact).all())
 
 
 @pytest.mark.parametrize("mode", ["bookkeeping", "ghost", "hooks", "functorch"])
@@ -95,7 +96,7 @@ def test_autocast_to_bfloat16_keeps_norms_and_sums_in_float32(name: str, mode: s
             loss.backward()
         total = GradientSum.zeros(parameters, [0] * len(parameters))
         view.weighted_sum(torch.ones(1, 4), into=total)
-        assert view.squared_norms().dtype == torch.float32
+        assert view.squared_norms().dtype == torch.float64
         assert all(t.dtype == torch.float32 for t in total.tensors)
         into += total.tensors
         backend.close()

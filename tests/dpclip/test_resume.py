@@ -15,14 +15,17 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
+from runs import StopAfter, Stopped
 
 from dpclip import environment, training
 from dpclip.cli.progress import Silent
 from dpclip.config import Settings
 from dpclip.errors import BadInput
+from dpclip.randomness import SecretKey
 from dpclip.run_folder import RunFolder
 
 STEPS = 24
+NUMBER = 11  # of the key that all these runs share, so that they can be compared
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +46,7 @@ def settings(place: Path, **changes: object) -> Settings:
 
 
 def start(place: Path, name: str, **changes: object) -> training.Outcome:
-    return training.start(settings(place, **changes), place / name, Silent())
+    return training.start(settings(place, **changes), place / name, Silent(), key=SecretKey.for_tests(NUMBER))
 
 
 def resume(run: Path, **changes: object) -> training.Outcome:
@@ -51,24 +54,11 @@ def resume(run: Path, **changes: object) -> training.Outcome:
     return training.resume(folder, folder.settings().changed(**changes), Silent())
 
 
-class Stopped(Exception):
-    """Stands for a crash inside the process."""
-
-
-class StopAfter(Silent):
-    """Crashes after so many steps."""
-
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def stepped(self, step: int, epsilon: float, values: dict[str, float]) -> None:
-        if step == self.step:
-            raise Stopped
-
-
 def interrupted(place: Path, name: str, after: int, **changes: object) -> Path:
     with pytest.raises(Stopped):
-        training.start(settings(place, **changes), place / name, StopAfter(after))
+        training.start(
+            settings(place, **changes), place / name, StopAfter(after), key=SecretKey.for_tests(NUMBER)
+        )  # fmt: skip
     return place / name
 
 
@@ -162,7 +152,7 @@ def test_killed_at_random_ten_times_the_run_ends_as_the_uninterrupted_one(place:
         child.join()
         kills += 1
         charged = tiny.ledger_steps(run)
-        committed = (run / "private" / "commitments.txt").read_text().count("\n")
+        committed = (run / "ledger.jsonl").read_text().count('"kind":"release"')
         metrics = (run / "public" / "released_metrics.jsonl").read_text().count("released_gradient_norm")
         assert len(charged) >= committed >= metrics
         if kills == 10:
@@ -185,11 +175,18 @@ def test_a_real_process_killed_with_sigkill_is_resumed_by_the_command_line(place
     process.kill()
     process.communicate()
     assert 8 <= len(tiny.ledger_steps(run)) < STEPS
-    done = subprocess.run([*command, "--resume", str(run)], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    copy = place / "process-copy"
+    shutil.copytree(run, copy)
+    for each in (run, copy):  # the key is in the folder, so both go on alike
+        done = subprocess.run([*command, "--resume", str(each)], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+    same_results(run, copy)
     assert tiny.ledger_steps(run) == tiny.ledger_steps(whole)
-    assert tiny.statement(run)["guarantee"] == tiny.statement(whole)["guarantee"]
+    ours, theirs = tiny.statement(run)["guarantee"], tiny.statement(whole)["guarantee"]
+    assert (ours["epsilon"], ours["delta"]) == (theirs["epsilon"], theirs["delta"])
+    assert (ours["kind"], theirs["kind"]) == ("worst-case", "conditional")
     assert tiny.statement(run)["run"]["steps_taken"] == STEPS
+    assert weights(run) != weights(whole), "a seed is no key"
 
 
 def test_another_machine_draws_afresh_and_is_charged_again(
@@ -254,15 +251,20 @@ def test_a_shortened_ledger_is_refused(place: Path) -> None:
         resume(run)
 
 
-def test_changed_data_or_plan_is_refused_and_nothing_is_written(place: Path) -> None:
-    run = interrupted(place, "changed", 6)
+def test_changed_data_settings_or_plan_are_refused_and_nothing_is_written(place: Path) -> None:
+    own = tiny.write_csv(place / "own.csv", 60)
+    run = interrupted(place, "changed", 6, data=str(own))
     before = {p: p.read_bytes() for p in run.rglob("*") if p.is_file()}
-    other = tiny.write_csv(place / "other.csv", 60)
-    other.write_text(other.read_text().replace("fever", "chill"))
-    with pytest.raises(BadInput, match="not what the run began with"):
-        resume(run, data=str(other))
-    with pytest.raises(BadInput, match=r"plan has changed.*steps"):
+    with pytest.raises(BadInput, match="--data changed since the run"):
+        resume(run, data=str(place / "notes.csv"))
+    with pytest.raises(BadInput, match="--steps changed since the run"):
         resume(run, steps=STEPS + 1)
+    own.write_text(own.read_text().replace("fever", "chill"))
+    with pytest.raises(BadInput, match="not what the run began with"):
+        resume(run)
+    tiny.write_csv(own, 59)
+    with pytest.raises(BadInput, match=r"plan has changed.*units"):
+        resume(run)
     assert {p: p.read_bytes() for p in run.rglob("*") if p.is_file()} == before
 
 
@@ -277,7 +279,8 @@ def test_adapters_and_a_new_head_resume_bit_for_bit(place: Path) -> None:
 def test_secrets_stay_in_the_private_folder(whole: Path) -> None:
     public = b"".join(p.read_bytes() for p in (whole / "public").rglob("*") if p.is_file())
     key = (whole / "private" / "secret.json").read_text()
-    assert b"seed = " not in public
+    assert "seed = 11" in (whole / "public" / "config.toml").read_text(), "it chose the initial weights only"
+    assert tiny.statement(whole)["settings"]["seed"] == 11
     assert key.split('"')[3].encode() not in public
     assert str(whole.parent).encode() not in public
     assert oct((whole / "private").stat().st_mode)[-2:] == "00"

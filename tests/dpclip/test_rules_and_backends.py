@@ -27,7 +27,7 @@ def model() -> nn.Module:
 def test_no_backend_and_no_split_changes_what_is_released(name: str) -> None:
     settings = {"steps": 3, "expected_batch_size": 20}
     reference = run(make(model=model(), clipping=make_rule(name), physical_batch_size=40, **settings))
-    for mode in backend_names():
+    for mode in sorted({*backend_names()} - {"ghost"}):  # which is for runs without privacy
         for size in (1, 3, 40):
             private = make(
                 model=model(), clipping=make_rule(name), grad_sample_mode=mode, physical_batch_size=size, **settings
@@ -55,7 +55,7 @@ def test_what_a_rule_has_learned_survives_a_checkpoint(name: str, tmp_path: Path
     checkpoints = Checkpoints(tmp_path / "checkpoint")
     for batch in first.batches():
         with first.microbatch(batch):
-            first.mean(row_losses(first.model, batch)).backward()  # type: ignore[attr-defined]
+            first.backward(row_losses(first.model, batch))  # type: ignore[attr-defined]
         if first.step() and first.engine.step == 3:
             break
     checkpoints.save(first.engine, first.model, {})  # type: ignore[attr-defined]

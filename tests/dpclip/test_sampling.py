@@ -12,7 +12,7 @@ from scipy import stats
 
 from dpclip.plan import Plan
 from dpclip.randomness import SecretKey
-from dpclip.sampling import PoissonSampler, micro_batches
+from dpclip.sampling import PoissonSampler
 
 KEY = SecretKey(bytes(32))
 
@@ -72,12 +72,3 @@ def test_rows_of_a_large_unit_are_a_uniform_choice() -> None:
         counts[np.array(chosen) - 100] += 1
     assert np.abs(counts / 3000 - 1 / 3).max() < 0.04
     assert sampler.rows(0, 0, 4, rows, 6) == rows
-
-
-@settings(max_examples=100, deadline=None, derandomize=True)
-@given(counts=st.lists(st.integers(1, 9), max_size=40), size=st.integers(1, 12))
-def test_micro_batches_keep_every_unit_whole_and_fit_the_physical_batch(counts: list[int], size: int) -> None:
-    chunks = list(micro_batches(list(range(len(counts))), counts, size))
-    assert [unit for chunk in chunks for unit in chunk] == list(range(len(counts)))
-    for chunk in chunks:
-        assert len(chunk) == 1 or sum(counts[u] for u in chunk) <= size

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -19,8 +20,8 @@ from torch.nn import functional as F
 from torch.nn.modules.conv import _ConvNd
 
 from dpclip.gradient_sum import wide
-from dpclip.per_sample.factored import Dense, Factored
-from dpclip.per_sample.forms import GRAM_ELEMENTS, norms_from_grams
+from dpclip.per_sample.factored import Dense, Factored, Sink, cleared
+from dpclip.per_sample.grams import GRAM_ELEMENTS, Grams, certified
 
 _GRAM_ADVANTAGE = 3  # how much less arithmetic Gram matrices must take: they come on top of the weighted sum
 
@@ -108,15 +109,24 @@ class Convolved(Factored):
             patches += gram[(slice(None), *window, *window)]
         flat = grads.flatten(2)
         count = flat.shape[2]
-        product = patches.view(-1, count, count).mul_(torch.bmm(flat.transpose(1, 2), flat))
-        lengths = product.diagonal(dim1=1, dim2=2).clamp(min=0).sqrt().sum(1)
-        return norms_from_grams(product.sum((1, 2)), lengths)
+        by_left, by_right = patches.view(-1, count, count), torch.bmm(flat.transpose(1, 2), flat)
+        ours, theirs = _lengths(by_left), _lengths(by_right)
+        total = by_left.mul_(by_right).sum((1, 2), dtype=torch.float64)
+        found = Grams(total, (ours * theirs).sum(1), ours.sum(1), theirs.sum(1))
+        width = inputs.shape[1] + grads.shape[1] + math.prod(geometry.kernel)
+        return certified(found, width, count, grads.dtype, blocks=False)
+
+    def vanishing(self) -> Tensor:
+        return (self.grads == 0).flatten(1).all(1) | (self.inputs == 0).flatten(1).all(1)
 
     def add_weighted(self, factors: Tensor, into: Tensor, keep: Tensor | None = None) -> None:
-        inputs, grads = self.inputs, self.grads
-        if keep is not None:
-            inputs, grads, factors = inputs[keep], grads[keep], factors[keep]
-        into += self._weight_gradient(inputs, grads * factors.to(grads.dtype).view(-1, *[1] * (grads.dim() - 1)))
+        inputs, grads = cleared(keep, self.inputs).to(into.dtype), cleared(keep, self.grads).to(into.dtype)
+        into += self._weight_gradient(inputs, grads * factors.to(into.dtype).view(-1, *[1] * (grads.dim() - 1)))
+
+    def contributions(self, scales: Tensor, units: Sequence[int], sink: Sink) -> None:
+        for unit in units:
+            grads = self.grads[unit : unit + 1].to(scales.dtype) * scales[unit]
+            sink.add(0, self._weight_gradient(self.inputs[unit : unit + 1].to(scales.dtype), grads))
 
     def written_out(self) -> Dense:
         if self.device.type != "cpu":
@@ -126,8 +136,8 @@ class Convolved(Factored):
             samples[row] = self._weight_gradient(self.inputs[row : row + 1], self.grads[row : row + 1])
         return Dense(samples)
 
-    def by_unit(self, owners: Tensor, units: int) -> Dense:
-        return self.written_out().by_unit(owners, units)
+    def by_unit(self, units: int) -> Dense:
+        return self.written_out().by_unit(units)
 
     def _weight_gradient(self, inputs: Tensor, grads: Tensor, groups: int | None = None) -> Tensor:
         g = self.geometry
@@ -147,3 +157,8 @@ class Convolved(Factored):
         grads = self.grads.reshape(1, -1, *self.grads.shape[2:])
         found = self._weight_gradient(inputs, grads, self.rows * self.geometry.groups)
         return found.view(self.rows, *self.shape)
+
+
+def _lengths(gram: Tensor) -> Tensor:
+    """Root of the diagonal from above, float64, [n, positions]."""
+    return gram.diagonal(dim1=1, dim2=2).double().clamp(min=0).mul(1 + 2.0**-12).sqrt()

@@ -25,7 +25,7 @@ from dpclip.randomness import SecretKey
 from dpclip.released import Receipt, Released
 
 BATCH = 400
-KEY = SecretKey.from_seed(1)
+KEY = SecretKey.for_tests(1)
 
 
 def step(rule: ClippingRule, norms: Tensor, index: int, sigma: float = 1.0) -> Released[StepRelease]:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
-from clipper_laws import check_rule
+from clipper_laws import adding_a_unit_moves_the_exact_sum_by_at_most_its_limit, check_rule
 from hypothesis import given
 from hypothesis import settings as laws
 from hypothesis import strategies as st
+from shift_cases import KINDS, MODELS, Case
 from torch import Tensor
 
-from dpclip.clipping import Flat, make_rule, rule_names
+from dpclip.clipping import ClippingRule, Flat, make_rule, rule_names
 from dpclip.errors import BadInput
 
 BOUNDED = [name for name in rule_names() if name != "none"]
@@ -20,9 +21,44 @@ BOUNDED = [name for name in rule_names() if name != "none"]
 @laws(max_examples=15, deadline=None, derandomize=True)
 @given(scale=st.floats(1e-6, 1e6), seed=st.integers(0, 99), threshold=st.floats(1e-3, 1e3))
 def test_registered_rule_keeps_the_laws(name: str, scale: float, seed: int, threshold: float) -> None:
+    check_rule(lambda: _rule(name, threshold), scale, seed)
+
+
+def _rule(name: str, threshold: float) -> ClippingRule:
     settings = [f"max_grad_norm={threshold}"] if hasattr(make_rule(name), "max_grad_norm") else []
     settings += [f"upper={3 * threshold}"] if name == "global" else []
-    check_rule(lambda: make_rule(f"{name}:{','.join(settings)}"), scale, seed)
+    return make_rule(f"{name}:{','.join(settings)}")
+
+
+_BFLOAT = torch.bfloat16
+_COMPUTED = [("bookkeeping", torch.float32), ("hooks", torch.float32), ("functorch", torch.float32)]
+_COMPUTED += [("bookkeeping", _BFLOAT), ("hooks", _BFLOAT)]  # torch.func repeats no layer whose weights are bfloat16
+_SHAPES = [(model, positions) for model in MODELS for positions in (1, 2, 3, 30) if model != "wide" or positions == 30]
+
+
+@pytest.mark.parametrize("name", BOUNDED)
+@laws(max_examples=40, deadline=None, derandomize=True)
+@given(
+    computed=st.sampled_from(_COMPUTED),
+    shape=st.sampled_from(_SHAPES),
+    rows_each=st.integers(1, 3),
+    kind=st.sampled_from(KINDS),
+    magnitude=st.sampled_from([1e-8, 1e-4, 1.0, 1e4, 1e12, 1e20]),
+    seed=st.integers(0, 999),
+    threshold=st.sampled_from([1.0, 1e-3, 1e-6]),
+)
+def test_adding_a_unit_moves_the_exact_sum_by_at_most_its_limit(
+    name: str,
+    computed: tuple[str, torch.dtype],
+    shape: tuple[str, int],
+    rows_each: int,
+    kind: str,
+    magnitude: float,
+    seed: int,
+    threshold: float,
+) -> None:
+    case = Case(*shape, rows_each, kind, magnitude, seed, computed[1])
+    adding_a_unit_moves_the_exact_sum_by_at_most_its_limit(_rule(name, threshold), computed[0], case)
 
 
 class _Loose(Flat):
@@ -43,6 +79,17 @@ class _BatchMean(Flat):
 def test_a_rule_that_breaks_its_promise_is_caught(rule: type[Flat]) -> None:
     with pytest.raises(AssertionError):
         check_rule(rule)
+
+
+@pytest.mark.parametrize("factor", [1.01, 1 + 2.0**-16])
+def test_the_exact_law_catches_a_rule_that_is_a_little_too_loose(factor: float) -> None:
+    class Looser(Flat):
+        def weightings(self, norms: Tensor) -> dict[str, Tensor]:
+            return {"release": factor * super().weightings(norms)["release"]}
+
+    case = Case("images", 2, 1, "plain", 1e4, 3)
+    with pytest.raises(AssertionError, match="of the limit"):
+        adding_a_unit_moves_the_exact_sum_by_at_most_its_limit(Looser(), "hooks", case)
 
 
 def test_flat_leaves_short_gradients_alone_and_shortens_long_ones() -> None:

@@ -25,6 +25,8 @@ from dpclip.clipping.control.controls import Constant
 from dpclip.clipping.control.observation import Summariser
 from dpclip.movement import Movement
 from dpclip.noise import PrivacyError, scale_noise
+from dpclip.per_sample import FactoredView
+from dpclip.randomness import SecretKey
 from dpclip.rates import multiplied_rates
 from dpclip.released import Released
 
@@ -169,9 +171,12 @@ def test_a_loss_that_is_missing_is_refused_with_the_remedy() -> None:
         net, torch.optim.SGD(net.parameters(), lr=0.1), rows, target_epsilon=8, expected_batch_size=8, steps=1,
         clipping=Controlled(),
     )  # fmt: skip
-    inputs, targets = next(private.batches())
-    with pytest.raises(PrivacyError, match=r"private\.mean\(losses\)"), private.microbatch((inputs, targets)):
-        nn.functional.cross_entropy(net(inputs), targets).backward()
+    engine = private.engine
+    engine.begin()
+    engine.open_micro_batch(1)
+    view = FactoredView(engine.groups, 1)
+    with pytest.raises(PrivacyError, match=r"private\.backward\(losses\)"):
+        engine.absorb(view)
 
 
 def test_the_released_loss_is_the_mean_over_units_not_rows() -> None:
@@ -180,7 +185,8 @@ def test_the_released_loss_is_the_mean_over_units_not_rows() -> None:
     rows = [(torch.ones(1), value) for value in (1.0, 3.0, 5.0, 5.0)]
     private = dpclip.make_private(
         net, torch.optim.SGD(net.parameters(), lr=0.0), rows, target_epsilon=1e6, target_delta=0.1,
-        expected_batch_size=2, steps=1, clipping=Controlled(), units=["a", "a", "b", "c"], rows_per_unit=2, seed=1,
+        expected_batch_size=2, steps=1, clipping=Controlled(), units=["a", "a", "b", "c"], rows_per_unit=2,
+        key=SecretKey.for_tests(1),
     )  # fmt: skip
     private.engine.sampler.draw = lambda step, generation: [0, 1]  # type: ignore[method-assign,assignment,return-value]
     released: list[float] = []
@@ -192,9 +198,10 @@ def test_the_released_loss_is_the_mean_over_units_not_rows() -> None:
             released.append(float(released_step.value.sides["loss"][0]))
 
     private.observers.append(Reader())
-    for _, targets in private.batches():
-        with private.microbatch(None):
-            private.mean(targets.float() + 0 * net(torch.ones(len(targets), 1)).squeeze(1)).backward()
+    for batch in private.batches():
+        targets = batch[1]
+        with private.microbatch(batch):
+            private.backward(targets.float() + 0 * net(torch.ones(len(targets), 1)).squeeze(1))
         private.step()
     std = private.engine.rule.side_queries()[1].noise_for(private.plan.noise_multiplier) * 2.5
     assert released[0] == pytest.approx((2.0 - 2.5) + (5.0 - 2.5), abs=5 * std)
@@ -281,12 +288,12 @@ def test_controllers_are_told_what_groups_are_and_how_far_they_moved() -> None:
     rows = [(torch.tensor([i % 7, i % 5, i % 3]), torch.tensor([0, 1, 2])) for i in range(40)]
     private = dpclip.make_private(
         net, torch.optim.SGD(net.parameters(), lr=0.5), rows, target_epsilon=8, expected_batch_size=10, steps=3,
-        clipping=rule, seed=1,
+        clipping=rule, key=SecretKey.for_tests(1),
     )  # fmt: skip
     for words, targets in private.batches():
         with private.microbatch((words, targets)):
             losses = nn.functional.cross_entropy(net(words), targets.flatten(), reduction="none")
-            private.mean(losses.view(len(words), -1).mean(1)).backward()
+            private.backward(losses.view(len(words), -1).mean(1))
         private.step()
     private.close()
     assert [context.kinds for context in contexts] == [("embedding", "vector", "matrix")] * 3

@@ -17,7 +17,7 @@ from dpclip.per_sample.factored import Dense
 from dpclip.randomness import SecretKey
 from dpclip.released import Receipt, Released
 
-KEY = SecretKey.from_seed(3)
+KEY = SecretKey.for_tests(3)
 MODES = ("one-step", "capped", "leaky", "literal")
 
 
@@ -32,7 +32,7 @@ def step(rule: ErrorFeedback | Flat, gradients: Tensor, batch: int, sigma: float
     """One release over gradients [B, d], in so many micro-batches; the released mean."""
     sums: dict[str, GradientSum] = {}
     for part in gradients.chunk(chunks):
-        view = FactoredView([0], len(part), None, 1.0)
+        view = FactoredView([0], len(part))
         view.add(0, Dense(part))
         for name, factors in rule.weightings(view.squared_norms().sqrt()).items():
             empty = GradientSum.zeros([torch.zeros(gradients.shape[1], dtype=gradients.dtype)], [0])

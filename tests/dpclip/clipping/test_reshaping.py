@@ -20,13 +20,13 @@ from dpclip.per_sample.factored import Dense
 from dpclip.randomness import SecretKey
 from dpclip.released import Receipt, Released
 
-KEY = SecretKey.from_seed(2)
+KEY = SecretKey.for_tests(2)
 BATCH, SIZE = 64, 12
 
 
 def step(rule: ClippingRule, gradients: Tensor, index: int, sigma: float) -> Released[StepRelease]:
     """One release over gradients [B, d] of a single parameter, as the engine makes it."""
-    view = FactoredView([0], len(gradients), None, 1.0)
+    view = FactoredView([0], len(gradients))
     view.add(0, Dense(gradients))
     changed = rule.reshaped(view)
     total = GradientSum.zeros([torch.zeros(gradients.shape[1])], [0])

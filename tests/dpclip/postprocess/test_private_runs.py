@@ -23,6 +23,7 @@ from dpclip.postprocess import (
     postprocessor_names,
 )
 from dpclip.private import PrivateTraining
+from dpclip.randomness import SecretKey
 from dpclip.released import Receipt, Released
 
 ALL = "fixed+normalized+autoclip+zclip+adagc+agc+spam+stable-spam"
@@ -37,13 +38,13 @@ def run(
     private = dpclip.make_private(
         net, torch.optim.SGD(net.parameters(), lr=0.1), [(row, int(row.sum() > 0)) for row in data],
         target_epsilon=epsilon, expected_batch_size=20, steps=steps, physical_batch_size=7, clipping=rule,
-        postprocess=clippers, seed=5,
+        postprocess=clippers, key=SecretKey.for_tests(5),
     )  # fmt: skip
 
     def loop() -> Iterator[None]:
         for inputs, targets in private.batches():
             with private.microbatch((inputs, targets)):
-                private.mean(nn.functional.cross_entropy(net(inputs), targets, reduction="none")).backward()
+                private.backward(nn.functional.cross_entropy(net(inputs), targets, reduction="none"))
                 yield
             private.step()
 
