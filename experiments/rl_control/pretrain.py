@@ -36,15 +36,15 @@ from torch import Tensor
 
 from dpclip.assembly import assemble, trainable
 from dpclip.clipping import ClippingRule, Controlled, StepRelease, make_rule
-from dpclip.ledger import Commitments, Ledger
+from dpclip.ledger import Ledger
 from dpclip.models.loading import LoadedModel, load_model
 from dpclip.plan import Plan, make_plan
-from dpclip.private import UnitIndex
 from dpclip.randomness import SecretKey
 from dpclip.released import Released
 from dpclip.tasks.clinic_notes import clinic_notes
 from dpclip.tasks.language_modelling import Example, LanguageModelling
 from dpclip.tasks.records import Records
+from dpclip.units import UnitIndex
 
 INTERVAL, HELD_OUT = 4, 48
 WORTH = 10.0  # reward of a decision after which the log perplexity is a WORTH-th lower than the pair's
@@ -145,11 +145,10 @@ def run(task: Task, data: Path, rule: ClippingRule) -> list[float]:
     optimizer = torch.optim.AdamW(trainable(model).values(), lr=peak, weight_decay=0.0)
     plan = task.plan(data)
     private = assemble(
-        model, optimizer, rows, UnitIndex(len(rows), None), plan=plan, key=SecretKey.from_seed(task.seed),
-        ledger=Ledger.create(None, plan), commitments=Commitments(None), rule=rule, grad_sample_mode="auto",
-        loss_reduction="mean", physical_batch_size=128 if torch.cuda.is_available() else 32, rows_per_unit=1,
-        row_cost=lambda row: language.cost(rows[row]),
-        postprocess=(), collate=language.collate,
+        model, optimizer, rows, UnitIndex(len(rows), None), plan=plan, key=SecretKey.for_tests(task.seed),
+        ledger=Ledger.create(None, plan), rule=rule, grad_sample_mode="auto",
+        physical_batch_size=128 if torch.cuda.is_available() else 32, rows_per_unit=1, examples=(),
+        postprocess=(), collate=language.collate, recheck=False,
     )  # fmt: skip
     losses = [math.log(language.evaluate(model, held_out))]
 
@@ -164,7 +163,7 @@ def run(task: Task, data: Path, rule: ClippingRule) -> list[float]:
     private.observers.append(Watcher())
     for batch in private.batches():
         with private.microbatch(batch):
-            private.mean(language.losses(model, batch)).backward()
+            private.backward(language.losses(model, batch))
         private.step()
     private.close()
     return losses

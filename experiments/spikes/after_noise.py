@@ -27,6 +27,7 @@ from torch.nn import functional
 import dpclip
 from dpclip.clipping import Flat, StepRelease
 from dpclip.postprocess import make_postprocessors
+from dpclip.randomness import SecretKey
 from dpclip.released import Released
 
 HERE = Path(__file__).parent
@@ -83,7 +84,8 @@ def run(setting: Setting, clipper: str, seed: int, folder: Path) -> dict[str, An
     clippers = make_postprocessors(clipper)
     private = dpclip.make_private(
         model, optimizer, rows, target_epsilon=setting.epsilon, target_delta=DELTA, steps=setting.steps,
-        expected_batch_size=setting.batch, physical_batch_size=64, clipping=Flat(1.0), postprocess=clippers, seed=seed,
+        expected_batch_size=setting.batch, physical_batch_size=64, clipping=Flat(1.0), postprocess=clippers,
+        key=SecretKey.for_tests(seed),
     )  # fmt: skip
     norms, clipped, factors, done = Norms(), [], [], 0
     private.observers.append(norms)
@@ -91,7 +93,7 @@ def run(setting: Setting, clipper: str, seed: int, folder: Path) -> dict[str, An
         with private.microbatch(batch):
             logits = model(input_ids=batch[:, :-1]).logits
             losses = functional.cross_entropy(logits.transpose(1, 2), batch[:, 1:], reduction="none")
-            private.mean(losses.mean(1)).backward()
+            private.backward(losses.mean(1))
         private.step()
         if clippers and len(norms.values) > done:
             done = len(norms.values)

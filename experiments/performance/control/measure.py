@@ -49,11 +49,11 @@ def training(rule: ClippingRule, steps: int) -> Iterator[None]:
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
     private = dpclip.make_private(
         model, optimizer, rows, target_epsilon=8, expected_batch_size=BATCH, steps=steps, clipping=rule,
-        collate_fn=task.collate, seed=1, row_cost=lambda row: task.cost(rows[row]),
+        collate_fn=task.collate, key=SecretKey.for_tests(1),
     )  # fmt: skip
     for batch in private.batches():
         with private.microbatch(batch):
-            private.mean(task.losses(model, batch)).backward()
+            private.backward(task.losses(model, batch))
         if private.step():
             yield
 
@@ -96,7 +96,7 @@ def observe_seconds(parameters: int, groups: int, calls: int = 20) -> float:
     scale = scale_noise(1.0, rule.bounds(), rule.shares(), rule.side_queries())
     total = GradientSum.zeros([torch.zeros(size, device=DEVICE) for size in sizes], owners)
     sides = {q.name: torch.zeros(q.size, dtype=torch.float64) for q in rule.side_queries()}
-    released: Released[StepRelease] = release(total, sides, scale, Receipt(0, 0, 1.0, 0), SecretKey.from_seed(0), 32)
+    released: Released[StepRelease] = release(total, sides, scale, Receipt(0, 0, 1.0, 0), SecretKey.for_tests(0), 32)
     times = []
     for _ in range(calls):
         start = now()

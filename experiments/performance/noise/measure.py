@@ -1,8 +1,8 @@
-"""Secure noise beside torch's generator: drawing, adding and dividing in place against `Tensor.normal_` alone.
+"""Nanoseconds a value of a released sum, beside what it is made of and torch's own generator.
 
 usage: python measure.py [ROUNDS]
 
-CPU time of one thread in alternating rounds of one process, medians and quartiles; writes results.json.
+Wall time in alternating rounds of one process, medians, with one thread and with two; writes results.json.
 """
 
 import json
@@ -15,55 +15,91 @@ from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from dpclip.environment import reuse_heap
-from dpclip.gaussian import add_gaussian
+from dpclip.gaussian import BLOCK, HALF, Sampler, _spread, grid, released
 from dpclip.gradient_sum import GradientSum
-from dpclip.randomness import SecretKey
+from dpclip.randomness import NoiseStream, SecretKey
 
 SIZES = (100_000, 1_000_000, 4_000_000, 40_000_000)
+STD = 1.3
 
 
 def seconds(action: Callable[[], object]) -> float:
-    """CPU time of one call."""
-    start = time.process_time()
+    """Wall time of one call."""
+    start = time.perf_counter()
     action()
-    return time.process_time() - start
+    return time.perf_counter() - start
 
 
-def compare(size: int, rounds: int, key: SecretKey) -> dict[str, object]:
-    """One size, two warm-up rounds."""
-    tensor, times = torch.zeros(size), []
+def box_muller(stream: NoiseStream, size: int) -> None:
+    """The float32 transform of as many values, thrown away."""
+    blocks, ratio = -(-size // BLOCK), STD / grid(STD)
+
+    def draw(sampler: Sampler, block: int) -> None:
+        sampler.approximate(stream, 0, block, min(BLOCK, size - block * BLOCK), ratio)
+
+    _spread(draw, blocks)
+
+
+def aes(stream: NoiseStream, size: int) -> None:
+    """The words of as many values, thrown away."""
+
+    def fill(sampler: Sampler, block: int) -> None:
+        count = min(BLOCK, size - block * BLOCK)
+        stream.fill(sampler._words.reshape(-1)[:count], 0, block)
+
+    _spread(fill, -(-size // BLOCK))
+
+
+def compare(size: int, rounds: int, key: SecretKey) -> dict[str, float]:
+    """One size, two warm-up rounds; nanoseconds a value."""
+    tensor, integers, times = torch.zeros(size), torch.zeros(size, dtype=torch.int32), []
     for index in range(rounds + 2):
-        stream = key.stream("noise", index, 0)
-        plain = seconds(tensor.normal_)
-        ours = seconds(lambda stream=stream: add_gaussian(tensor, 1.3, stream, 0, 64.0))
-        digest = seconds(lambda: GradientSum([tensor], [0]).digest([], bytes(range(32))))
-        times.append((plain, ours, digest))
-    kept = times[2:]
-    ratios = statistics.quantiles([ours / plain for plain, ours, _ in kept], n=4)
-    plain, ours, digest = (1e9 * statistics.median(column) / size for column in zip(*kept, strict=True))
-    return {
-        "ratio quartiles": [round(q, 3) for q in ratios],
-        "ns an element": {"normal_": round(plain, 2), "ours": round(ours, 2), "fingerprint": round(digest, 2)},
-    }
+        stream = key.noise(index, 0)
+        tensor.zero_()
+        integers.zero_()
+        actions: dict[str, Callable[[], object]] = {
+            "released, float32": lambda stream=stream: released([(tensor, 1.0)], STD, stream, 0, 64.0),
+            "released, int32": lambda stream=stream: released([(integers, 2.0**-24)], STD, stream, 0, 64.0),
+            "Box-Muller in float32": lambda stream=stream: box_muller(stream, size),
+            "AES": lambda stream=stream: aes(stream, size),
+            "normal_": tensor.normal_,
+            "fingerprint": lambda: GradientSum([tensor], [0]).digest([], bytes(range(32))),
+        }
+        times.append({name: seconds(action) for name, action in actions.items()})
+    return {name: round(1e9 * statistics.median(row[name] for row in times[2:]) / size, 2) for name in times[0]}
+
+
+def refined(key: SecretKey) -> float:
+    """Share of the values that float32 leaves open."""
+    sampler, ratio, found = Sampler(), STD / grid(STD), 0
+    for block in range(16):
+        sampler.rounded(key.noise(0, 0), 0, block, np.zeros(BLOCK), ratio)
+        found += int(sampler._doubt.sum())
+    return found / (32 * HALF)
 
 
 def main(rounds: int) -> None:
-    """All sizes."""
-    torch.set_num_threads(1)
+    """All sizes, one thread and two."""
     reuse_heap()
     key = SecretKey(bytes(range(32)))
-    result = {
+    result: dict[str, object] = {
         "command": f"OMP_NUM_THREADS=1 python measure.py {rounds}",
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, 1 thread",
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
         "versions": {package: version(package) for package in ("torch", "numpy", "cryptography")},
-        "sizes": {str(size): compare(size, rounds, key) for size in SIZES},
+        "share refined": round(refined(key), 5),
     }
-    print(json.dumps(result["sizes"], indent=1))
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        result[f"ns a value, {threads} thread{'s' * (threads > 1)}"] = {
+            str(size): compare(size, rounds, key) for size in SIZES
+        }
+    print(json.dumps(result, indent=1))
     (Path(__file__).parent / "results.json").write_text(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else 30)
+    main(int(sys.argv[1]) if len(sys.argv) > 1 else 15)

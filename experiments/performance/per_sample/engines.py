@@ -18,11 +18,12 @@ from torch.func import functional_call, grad, vmap
 from dpclip.assembly import trainable
 from dpclip.clipping import make_rule
 from dpclip.engine import Engine
-from dpclip.ledger import Commitments, Ledger
+from dpclip.ledger import Ledger
 from dpclip.per_sample import make_backend
 from dpclip.plan import Plan
 from dpclip.randomness import SecretKey
 from dpclip.sampling import PoissonSampler
+from dpclip.update_guard import UpdateGuard
 
 RATE = 1e-6  # learning rate: weights stay near their start, so that every round does the same work
 
@@ -64,7 +65,7 @@ class NonPrivate(Step):
 
 
 class Ours(Step):
-    """The engine of `dpclip train`, ledger and commitments in memory; the mode may name a rule: "auto per-layer"."""
+    """The engine of `dpclip train`, the ledger in memory; the mode may name a rule: "auto per-layer"."""
 
     def __init__(self, case: Case, mode: str, noise: float) -> None:
         super().__init__(case)
@@ -77,9 +78,10 @@ class Ours(Step):
         self.backend = make_backend(mode, self.model, self.parameters, groups)
         key = SecretKey(bytes(range(32)))
         ledger = Ledger.create(None, plan)
+        guard = UpdateGuard(self.optimizer, list(named_parameters.values()), list(named_parameters))
         self.engine = Engine(
-            plan, list(named_parameters.values()), rule, groups, self.optimizer,
-            PoissonSampler(plan, plan.units, key), ledger, Commitments(None), key,
+            plan, list(named_parameters.values()), rule, groups, self.optimizer, guard,
+            PoissonSampler(plan, plan.units, key), ledger, key,
         )  # fmt: skip
         row = tuple(part[:1] for part in self.batch)  # a run begins with one row, to tell rows from positions
         with self.backend.capture(1):
@@ -87,7 +89,7 @@ class Ours(Step):
 
     def micro(self) -> None:
         """Forward, backward, clip, add to the sum."""
-        with self.backend.capture(self.rows, None, self.engine.part_clipper()) as view:
+        with self.backend.capture(self.rows, clip_part=self.engine.open_micro_batch(self.rows)) as view:
             self.losses(self.model, self.batch).mean().backward()
         self.engine.absorb(view)
 
