@@ -16,7 +16,7 @@ from dpclip.private import PrivateTraining
 
 __all__ = ["releases"]
 
-NEIGHBOURS = "a row's (loss|gradient) changes with the other rows of its batch"
+NEIGHBOURS = "a row's (loss|gradient) changes with the other rows of its batch|gradient in other rows of its batch"
 PLACE = "a row's gradient changes with its place"
 ONE_A_ROW = "it takes one loss a row"
 
