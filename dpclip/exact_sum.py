@@ -13,12 +13,12 @@ times. docs/explanation/arithmetic.md has theorem, constants and proof.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from dpclip.gradient_sum import GradientSum, wide
+from dpclip.gradient_sum import PartwiseSum, wide
 from dpclip.per_sample.factored import BLOCK, Factored
 
 _FINEST = 24  # bits of a bound that the grid resolves, in 32-bit integers
@@ -26,7 +26,7 @@ _COARSEST = 18  # with fewer left for it, integers have 64 bits
 _WIDE = 44  # bits resolved in 64-bit integers
 
 
-class ExactSum:
+class ExactSum(PartwiseSum):
     """One tensor of integers a parameter; the interface of `GradientSum`.
 
     Args:
@@ -115,10 +115,6 @@ class ExactSum:
             torch.stack([tensor.double() * unit for tensor, unit in self.parts(slot)]).sum(0)
             for slot in range(len(self._like))
         ]
-
-    def digest(self, sides: Iterable[Tensor], key: bytes) -> str:
-        """As `GradientSum.digest`."""
-        return GradientSum.digest(self, sides, key)  # type: ignore[arg-type]
 
 
 def rounded_down(factors: Tensor, dtype: torch.dtype) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -15,6 +16,11 @@ from torch import Tensor
 def wide(dtype: torch.dtype) -> torch.dtype:
     """The dtype of norms, sums and noise for a parameter dtype: float32, or float64 if the model is (law 7)."""
     return torch.promote_types(dtype, torch.float32)
+
+
+def bits(values: Tensor) -> Tensor:
+    """The same memory as integers."""
+    return values.view({1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[values.itemsize])
 
 
 @contextmanager
@@ -41,8 +47,31 @@ class WeightedForm(Protocol):
         ...
 
 
+class PartwiseSum(ABC):
+    """A sum of which each parameter's share is held in one or more tensors, each with its unit."""
+
+    groups: list[int]
+
+    @abstractmethod
+    def parts(self, slot: int) -> list[tuple[Tensor, float]]:
+        """Tensors and units, the sum of whose products is this parameter's sum."""
+
+    def digest(self, sides: Iterable[Tensor], key: bytes) -> str:
+        """A fingerprint of the exact bits, side sums included: equal digests are the same gradient. Sensitive.
+
+        Args:
+            sides: sums of side statistics.
+            key: 32 secret bytes that serve this digest alone, as Poly1305 asks.
+        """
+        state = Poly1305(key)
+        held = [tensor for slot in range(len(self.groups)) for tensor, _ in self.parts(slot)]
+        for tensor in (*held, *sides):
+            state.update(tensor.detach().cpu().contiguous().numpy().reshape(-1).view("u1").data)
+        return state.finalize().hex()
+
+
 @dataclass
-class GradientSum:
+class GradientSum(PartwiseSum):
     """One tensor a parameter, on the SUM scale; sensitive until it is released.
 
     Attributes:
@@ -94,19 +123,5 @@ class GradientSum:
         into.add_(product)
 
     def parts(self, slot: int) -> list[tuple[Tensor, float]]:
-        """Tensors and units, the sum of whose products is this parameter's sum."""
+        """The accumulator, in units of 1."""
         return [(self.tensors[slot], 1.0)]
-
-    def digest(self, sides: Iterable[Tensor], key: bytes) -> str:
-        """A fingerprint of the exact bits, side sums included: equal digests are the same gradient. Sensitive.
-
-        Args:
-            sides: sums of side statistics.
-            key: 32 secret bytes that serve this digest alone, as Poly1305 asks.
-        """
-        state = Poly1305(key)
-        held = [tensor for slot in range(len(self.groups)) for tensor, _ in self.parts(slot)]
-        for tensor in (*held, *sides):
-            bits = tensor.detach().cpu().contiguous().numpy().reshape(-1).view("u1")
-            state.update(bits.data)
-        return state.finalize().hex()

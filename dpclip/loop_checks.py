@@ -9,7 +9,7 @@ from dpclip.engine import Engine
 from dpclip.errors import BadInput, PrivacyError
 from dpclip.micro_batches import MicroBatch, Packer, Shape, Unit
 from dpclip.per_sample import Backend, FactoredView
-from dpclip.row_check import PLACE_MATTERS, Extent, RowCheck, Turn
+from dpclip.row_check import Extent, RowCheck, Turn, turns_until_placed
 from dpclip.units import UnitIndex
 
 
@@ -54,14 +54,7 @@ class LoopChecks:
         again = self._recheck and number == 0 and step > 0 and step & (step - 1) == 0
         if micro.shape in self._checked and not (again and self._engine.plan.private):
             return
-        while True:
-            check = self._new_check(micro)
-            for turn in check.turns():
-                yield check, turn
-            if not check.place_matters:
-                break
-            if not self._packer.widen(micro.shape, check.step):
-                raise BadInput(PLACE_MATTERS)
+        check = yield from turns_until_placed(self._packer, micro.shape, lambda: self._new_check(micro))
         if check.vacuous:
             self._assume("rows do not depend on one another, which could not be tried: all rows at hand are alike")
         if check.assumption is not None and check.assumption not in self._engine.assumptions:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from dpclip.errors import BadInput, PrivacyError
+from dpclip.gradient_sum import bits
 
 
 def check_stateful_layers(model: nn.Module) -> None:
@@ -157,5 +158,4 @@ def _digest(parameter: Tensor) -> int:
         return 0
     if values.is_contiguous() and values.numel() * values.element_size() % 8 == 0:
         return int(values.view(-1).view(torch.int64).sum())  # in the largest words: several times faster
-    whole = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[values.element_size()]
-    return int(values.view(whole).sum(dtype=torch.int64))
+    return int(bits(values).sum(dtype=torch.int64))

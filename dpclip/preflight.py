@@ -20,9 +20,7 @@ from dpclip.gradient_sum import wide
 from dpclip.micro_batches import Packer
 from dpclip.per_sample import Backend, BatchDimensionError, FactoredView, make_backend
 from dpclip.per_sample.errors import MisjudgedRows
-from dpclip.row_check import PLACE_MATTERS, RowCheck, Turn
-from dpclip.row_prints import loud, stilled
-from dpclip.seeding import seeded
+from dpclip.row_check import RowCheck, Turn, turns_until_placed
 
 Losses = Callable[[nn.Module, Any], Tensor]
 
@@ -86,24 +84,20 @@ def check_rows(
     packer = Packer(examples, collate, rows, 1)
     units = [packer.unit([row]) for row in range(len(examples))]
     backend = make_backend(grad_sample_mode, model, list(named.values()), [0] * len(named), "sum")
+
+    def new_check() -> RowCheck:
+        room = packer.room(units[0].shape)
+        return RowCheck(packer, units[:room], units[room:])
+
     try:
-        while True:
-            room = packer.room(units[0].shape)
-            check = RowCheck(packer, units[:room], units[room:])
-            for turn in check.turns():
-                _take(turn, check, model, losses, backend)
-            if not check.place_matters:
-                return
-            if not packer.widen(units[0].shape, check.step):
-                raise BadInput(PLACE_MATTERS)
+        for check, turn in turns_until_placed(packer, units[0].shape, new_check):
+            _take(turn, check, model, losses, backend)
     finally:
         backend.close()
 
 
 def _take(turn: Turn, check: RowCheck, model: nn.Module, losses: Losses, backend: Backend) -> None:
-    kept = torch.ones(turn.micro.units, dtype=torch.bool) if turn.kept is None else turn.kept
-    still, louder = stilled(model, turn.still), loud(model, kept, turn.loud)
-    with still, louder, seeded(turn.seed) as dice, backend.capture(turn.micro.units) as view:
+    with turn.staged(model) as dice, backend.capture(turn.micro.units) as view:
         found = losses(model, turn.micro.batch)
         torch.autograd.backward(found, turn.micro.weights.to(found))
         random = dice.thrown()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,7 +21,6 @@ from dpclip.model_state import StateWatch
 from dpclip.per_sample import Backend, FactoredView
 from dpclip.released import Released
 from dpclip.row_check import RowCheck, Turn
-from dpclip.row_prints import loud, stilled
 from dpclip.seeding import Dice, seeded
 from dpclip.units import UnitIndex
 
@@ -148,23 +146,8 @@ class PrivateTraining:
         if pending.turn is None:
             with self._absorbed(pending):
                 yield
-        elif pending.turn.kept is None or pending.turn.loud != 1:
-            try:
-                with self._judged(pending, pending.turn):
-                    yield
-            except (BadInput, PrivacyError):
-                raise
-            except (MemoryError, torch.OutOfMemoryError):
-                raise
-            except Exception as error:
-                if pending.turn.kept is None:
-                    raise BadInput(
-                        f"the loop fails on a micro-batch of {pending.micro.rows} rows ({type(error).__name__}), from "
-                        "which rows are told from positions: it has to work with any number of them"
-                    ) from error
-                # rows that are not numbers may be refused by the loop itself
         else:
-            with self._judged(pending, pending.turn):
+            with _failures(pending.turn), self._judged(pending, pending.turn):
                 yield
         self._pending = None
 
@@ -187,11 +170,8 @@ class PrivateTraining:
     def _judged(self, pending: _Pending, turn: Turn) -> Iterator[None]:
         micro = turn.micro
         self._state.mark(read_parameters=True)
-        kept = torch.ones(micro.rows, dtype=torch.bool)
-        if turn.kept is not None:
-            kept = turn.kept.repeat_interleave(micro.rows_each)
-        model, capture = self._model, self._backend.capture(micro.units, micro.rows_each)
-        with stilled(model, turn.still), loud(model, kept, turn.loud), seeded(turn.seed) as dice, capture as view:
+        capture = self._backend.capture(micro.units, micro.rows_each)
+        with turn.staged(self._model) as dice, capture as view:
             yield
             random = dice.thrown()
             losses = self._require_losses(pending, dice)
@@ -327,19 +307,29 @@ class PrivateTraining:
 
     # --- one run, one object ----------------------------------------------------------------------------------------
 
-    def __copy__(self) -> NoReturn:
+    def __reduce_ex__(self, protocol: Any) -> NoReturn:  # for copy, deepcopy and pickle alike
         raise PrivacyError(
             "a private run cannot be copied or pickled: two runs with one key would give one noise to two gradients, "
             "whose difference shows them; call make_private again, or copy the model alone"
         )
 
-    def __deepcopy__(self, memo: Any) -> NoReturn:
-        copy.copy(self)
-        raise AssertionError
 
-    def __reduce__(self) -> NoReturn:
-        copy.copy(self)
-        raise AssertionError
+@contextmanager
+def _failures(turn: Turn) -> Iterator[None]:
+    """What an error of the loop itself means in a turn that hands it what it may not be made for."""
+    try:
+        yield
+    except (BadInput, PrivacyError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        if turn.kept is None:
+            raise BadInput(
+                f"the loop fails on a micro-batch of {turn.micro.rows} rows ({type(error).__name__}), from which rows "
+                "are told from positions: it has to work with any number of them"
+            ) from error
+        if turn.loud == 1:
+            raise
+        # rows that are not numbers may be refused by the loop itself
 
 
 def _check_batch(given: Any, handed: Any) -> None:

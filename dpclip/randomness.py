@@ -19,6 +19,7 @@ from __future__ import annotations
 import hashlib
 import os
 from dataclasses import dataclass, field
+from typing import NoReturn
 
 import numpy as np
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
@@ -164,14 +165,10 @@ class SecretKey:
             )
         object.__setattr__(self, "_claimed", True)
 
-    def __copy__(self) -> SecretKey:
-        raise _no_copy()
-
-    def __deepcopy__(self, memo: object) -> SecretKey:
-        raise _no_copy()
-
-    def __reduce__(self) -> str:
-        raise _no_copy()
+    def __reduce_ex__(self, protocol: object) -> NoReturn:  # for copy, deepcopy and pickle alike
+        raise PrivacyError(
+            "a run's secret key cannot be copied or pickled: a copy would draw the same noise for another gradient"
+        )
 
     def subkey(self, purpose: str, step: int = 0, generation: int = 0) -> bytes:
         """The 32-byte key of one stream.
@@ -198,9 +195,3 @@ class SecretKey:
     def integer(self, purpose: str, step: int = 0, generation: int = 0) -> int:
         """A 63-bit integer for seeding a non-private generator (dropout, adapter initialisation)."""
         return int.from_bytes(self.subkey(purpose, step, generation)[:8], "little") >> 1
-
-
-def _no_copy() -> PrivacyError:
-    return PrivacyError(
-        "a run's secret key cannot be copied or pickled: a copy would draw the same noise for another gradient"
-    )

@@ -23,18 +23,20 @@ But for that, random numbers are the same in each turn.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dpclip.errors import BadInput
-from dpclip.micro_batches import MicroBatch, Packer, Unit, changed
+from dpclip.gradient_sum import bits
+from dpclip.micro_batches import MicroBatch, Packer, Shape, Unit, changed
 from dpclip.per_sample import FactoredView
-from dpclip.row_prints import Prints, bits, differ, mixed, varied
-from dpclip.seeding import seeded
+from dpclip.row_prints import Prints, differ, loud, mixed, stilled, varied
+from dpclip.seeding import Dice, seeded
 
 Extent = Literal["all", "two", "again", "none"]
 
@@ -82,6 +84,19 @@ class Turn:
     moved: int = 0
     loud: float = 1.0
     alike: bool = False
+
+    @property
+    def rows(self) -> Tensor:
+        """Which rows are those of the first turn, bool, [rows]; all of them in a turn that is only watched."""
+        if self.kept is None:
+            return torch.ones(self.micro.rows, dtype=torch.bool)
+        return self.kept.repeat_interleave(self.micro.rows_each)
+
+    @contextmanager
+    def staged(self, model: nn.Module) -> Iterator[Dice]:
+        """The model, what it returns and the random numbers as this turn wants them."""
+        with stilled(model, self.still), loud(model, self.rows, self.loud), seeded(self.seed) as dice:
+            yield dice
 
 
 class RowCheck:
@@ -166,10 +181,10 @@ class RowCheck:
 
     def _extreme(self, first: MicroBatch) -> Iterator[Turn]:
         even = torch.arange(self._room) % 2 == 0
-        for loud in _LOUD:
+        for factor in _LOUD:
             for kept in (even, ~even):
                 weights = torch.where(kept.repeat_interleave(first.rows_each), 1.0, 2.0**10)
-                yield self._turn(replace(first, weights=first.weights * weights), kept, loud=loud)
+                yield self._turn(replace(first, weights=first.weights * weights), kept, loud=factor)
 
     def _places(self, first: MicroBatch, everyone: Tensor) -> Iterator[Turn]:
         if self._random:
@@ -228,7 +243,7 @@ class RowCheck:
         if turn.alike:
             self._judge_draws(losses.detach().cpu().view(turn.micro.units, -1))
             return
-        rows = turn.kept.repeat_interleave(turn.micro.rows_each)
+        rows = turn.rows
         seen = Prints.of(losses, view, len(rows))
         if self._first is None:
             self._begin(seen, losses, view, random)
@@ -285,6 +300,27 @@ class RowCheck:
                 "the loss of one row has a gradient in other rows of its batch, so that clipping by rows bounds "
                 f"nothing: {_REMEDY}"
             )
+
+
+def turns_until_placed(
+    packer: Packer, shape: Shape, new_check: Callable[[], RowCheck]
+) -> Generator[tuple[RowCheck, Turn], None, RowCheck]:
+    """The turns of a check, made again with more room in a micro-batch for as long as a unit's place matters.
+
+    Returns:
+        the last check.
+
+    Raises:
+        BadInput: more room does not help.
+    """
+    while True:
+        check = new_check()
+        for turn in check.turns():
+            yield check, turn
+        if not check.place_matters:
+            return check
+        if not packer.widen(shape, check.step):
+            raise BadInput(PLACE_MATTERS)
 
 
 def _rolled(tensor: Tensor, rows: int, by: int) -> Tensor:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from dpclip.errors import BadInput
+from dpclip.gradient_sum import bits
 from dpclip.micro_batches import changed, tensors_in
 from dpclip.per_sample import FactoredView
 from dpclip.per_sample.factored import Factored
@@ -66,11 +67,6 @@ class Prints:
         same = torch.equal(other.prints[rows], self.prints[rows])
         if not same or not torch.equal(bits(other.norms[:, units]), bits(self.norms[:, units])):
             raise BadInput(f"a row's gradient changes {how}")
-
-
-def bits(values: Tensor) -> Tensor:
-    """The same memory as integers."""
-    return values.contiguous().view({1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[values.itemsize])
 
 
 def _fingerprint(uses: Sequence[Factored], rows: int) -> Tensor:
