@@ -15,20 +15,20 @@ from typing import Protocol
 
 import numpy as np
 
-from accounting.errors import InvalidInput, Refused, require, require_delta
+from accounting.errors import CannotComputeError, InputError, require, require_delta
 from accounting.events import (
     Composed,
     Event,
     SelfComposed,
     flatten,
-    obstacle,
     require_adjacency,
     require_count,
+    unsupported_reason,
 )
-from accounting.interval import Guarantee, Interval
-from accounting.pld import attained_lower, cheap_lower, pld_delta, pld_epsilon
-from accounting.renyi import COARSE_ORDERS, renyi_delta, renyi_epsilon
-from accounting.running import RunningCurve
+from accounting.interval import EpsilonGuarantee, Interval
+from accounting.pld.bounds import attained_lower, cheap_lower, pld_delta, pld_epsilon
+from accounting.rdp.curve import COARSE_ORDERS, renyi_delta, renyi_epsilon
+from accounting.rdp.running import RunningCurve
 
 Counted = Sequence[tuple[Event, int]]
 _FINER = 0.9  # the default orders hardly ever lower a bound of the coarse ones by more than this factor
@@ -62,7 +62,7 @@ class Accountant(Protocol):
     def profile(self, deltas: Sequence[float] = PROFILE_DELTAS) -> list[tuple[float, float]]:
         """(delta, epsilon) pairs of everything charged so far."""
 
-    def guarantee(self, delta: float) -> Guarantee:
+    def guarantee(self, delta: float) -> EpsilonGuarantee:
         """What may be promised of everything charged so far."""
 
     @property
@@ -87,10 +87,10 @@ class _Ledger(ABC):
 
     def supports(self, event: Event) -> str | None:
         """Why this event has no finite epsilon here, or None."""
-        return obstacle(event, self.adjacency)
+        return unsupported_reason(event, self.adjacency)
 
     def charge(self, event: Event, count: int = 1) -> None:
-        """Book `count` releases of an event; raises InvalidInput on a malformed one, before booking it."""
+        """Book `count` releases of an event; raises InputError on a malformed one, before booking it."""
         for primitive, times in self._checked(event, count):
             self._counts[primitive] = self._counts.get(primitive, 0) + times
             self._running.charge(primitive, times)
@@ -116,7 +116,7 @@ class _Ledger(ABC):
     def delta(self, epsilon: float) -> float:
         """Upper bound on delta at epsilon >= 0 of everything charged so far."""
         require(epsilon >= 0.0, f"epsilon={epsilon!r} is not a number >= 0; give a non-negative epsilon")
-        if obstacles(self.events, self.adjacency):
+        if unsupported_reasons(self.events, self.adjacency):
             return 1.0
         return self._delta(self.events, epsilon) if self._counts else 0.0
 
@@ -124,10 +124,10 @@ class _Ledger(ABC):
         """(delta, epsilon) pairs of everything charged so far."""
         return [(float(delta), self.epsilon(delta).upper) for delta in deltas]
 
-    def guarantee(self, delta: float) -> Guarantee:
+    def guarantee(self, delta: float) -> EpsilonGuarantee:
         """A worst-case bound, since all parameters were fixed in advance."""
         found = self.epsilon(delta)
-        return Guarantee(found.upper, delta, "worst-case", self.adjacency, self.name, found)
+        return EpsilonGuarantee(found.upper, delta, "worst-case", self.adjacency, self.name, found)
 
     @property
     def events(self) -> list[tuple[Event, int]]:
@@ -148,7 +148,7 @@ class _Ledger(ABC):
         return flatten(SelfComposed(event, count))
 
     def _epsilon(self, events: Counted, delta: float) -> Interval:
-        reason = obstacles(events, self.adjacency)
+        reason = unsupported_reasons(events, self.adjacency)
         if reason:
             return Interval(self.name, None, None, math.inf, reason)
         if not events:
@@ -187,7 +187,7 @@ class PRVAccountant(_Ledger):
             return Interval(self.name, ends[0], ends[1], min(verified.upper, renyi), verified.note)
         try:
             lower, upper = pld_epsilon(events, delta, self.adjacency)
-        except Refused as refused:
+        except CannotComputeError as refused:
             renyi = self._renyi(events, delta)
             lower = min(renyi, cheap_lower(events, delta, self.adjacency))
             note = f"Rényi bound, because the loss distribution was refused: {refused}"
@@ -206,7 +206,7 @@ class PRVAccountant(_Ledger):
         renyi = renyi_delta(as_event(events), epsilon, self.adjacency)
         try:
             return min(renyi, pld_delta(events, epsilon, self.adjacency).upper)
-        except Refused:
+        except CannotComputeError:
             return renyi
 
 
@@ -216,9 +216,9 @@ def as_event(events: Counted) -> Event:
 
 
 def make_accountant(name: str, adjacency: str) -> Accountant:
-    """A fresh accountant by name; raises InvalidInput naming the known ones."""
+    """A fresh accountant by name; raises InputError naming the known ones."""
     if name not in ACCOUNTANTS:
-        raise InvalidInput(f"accountant {name!r} is unknown; use one of {', '.join(sorted(ACCOUNTANTS))}")
+        raise InputError(f"accountant {name!r} is unknown; use one of {', '.join(sorted(ACCOUNTANTS))}")
     return ACCOUNTANTS[name](adjacency)
 
 
@@ -255,7 +255,7 @@ def booked(events: Counted, adjacency: str, accountant: str) -> Accountant:
     return book
 
 
-def obstacles(events: Counted, adjacency: str) -> str:
+def unsupported_reasons(events: Counted, adjacency: str) -> str:
     """Why there is no finite epsilon; empty if there is one."""
-    reasons = [reason for event, count in events if count > 0 and (reason := obstacle(event, adjacency)) is not None]
+    reasons = [reason for event, count in events if count > 0 and (reason := unsupported_reason(event, adjacency)) is not None]
     return "; ".join(reasons)

@@ -6,10 +6,10 @@ import math
 from dataclasses import dataclass
 
 from accounting.accountant import Counted, booked
-from accounting.filters import RenyiFilter
+from accounting.filters.renyi import RenyiFilter
 from accounting.interval import Interval
-from accounting.prv import NAME as LIBRARY
-from accounting.prv import prv_opinion
+from accounting.prv_library import NAME as LIBRARY
+from accounting.prv_library import prv_opinion
 
 _RELATIVE, _ABSOLUTE = 2e-4, 1e-6  # tolerance between two opinions
 

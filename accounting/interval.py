@@ -20,7 +20,7 @@ class Interval:
 
 
 @dataclass(frozen=True)
-class Guarantee:
+class EpsilonGuarantee:
     """(epsilon, delta) with everything that it means nothing without.
 
     kind: "worst-case" for parameters fixed in advance, "filter budget" for a preset budget that a filter enforced,

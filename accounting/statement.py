@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
-from decimal import ROUND_CEILING, Context, Decimal
 from typing import Any
 
 from accounting.accountant import profile, spend_curve
 from accounting.comparison import Comparison
 from accounting.events import Adjacency, Event
 from accounting.interval import Interval
+from accounting.wording import finite
 
-SCHEMA = 1
 PROFILE_DELTAS = (1e-4, 1e-5, 1e-6, 1e-7, 1e-8)
 
 
-def finite(value: float | None) -> float | str | None:
-    """A number as JSON knows it: infinity becomes the string "inf"."""
-    return "inf" if value is not None and math.isinf(value) else value
 
 
 def accountants_section(comparison: Comparison) -> dict[str, Any]:
@@ -58,27 +53,5 @@ def spending(
     return [(0, 0.0), *spend_curve(event, counts, delta, adjacency, accountant)]
 
 
-def rounded_up(epsilon: float) -> str:
-    """Two decimals, or three significant digits below 0.1; never less than epsilon."""
-    if math.isinf(epsilon):
-        return "inf"
-    exact = Decimal(repr(epsilon))  # the figure as the statement writes it
-    if epsilon >= 0.1:
-        return str(exact.quantize(Decimal("0.01"), rounding=ROUND_CEILING))
-    return f"{Context(prec=3, rounding=ROUND_CEILING).create_decimal(exact):g}"
 
 
-def sentence(epsilon: float, delta: float, unit: str, adjacency: str, kind: str, assumption: str | None) -> str:
-    """The guarantee in one sentence; epsilon is rounded up."""
-    if math.isinf(epsilon):
-        return "This run gives no privacy guarantee: epsilon is infinite."
-    relation = {
-        "add-remove": "adding or removing",
-        "zero-out": "blanking out",
-        "replace-one": "replacing",
-    }.get(adjacency, adjacency)
-    condition = f", provided that {assumption}" if assumption else ""
-    return (
-        f"The trained model is ({rounded_up(epsilon)}, {delta:g})-differentially private ({kind}) "
-        f"with respect to {relation} {unit}{condition}."
-    )

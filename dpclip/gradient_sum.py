@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -12,10 +11,7 @@ import torch
 from cryptography.hazmat.primitives.poly1305 import Poly1305
 from torch import Tensor
 
-
-def wide(dtype: torch.dtype) -> torch.dtype:
-    """The dtype of norms, sums and noise for a parameter dtype: float32, or float64 if the model is (law 7)."""
-    return torch.promote_types(dtype, torch.float32)
+from dpclip.precision import accumulation_dtype
 
 
 def bits(values: Tensor) -> Tensor:
@@ -23,20 +19,6 @@ def bits(values: Tensor) -> Tensor:
     return values.view({1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[values.itemsize])
 
 
-@contextmanager
-def exact_products() -> Iterator[None]:
-    """Matrix products of float32 in full precision, whatever the user allows the model (TF32, bf16)."""
-    before, convolutions = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
-    if before == "highest" and not (convolutions and torch.cuda.is_initialized()):
-        yield
-        return
-    torch.set_float32_matmul_precision("highest")
-    torch.backends.cudnn.allow_tf32 = False
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)
-        torch.backends.cudnn.allow_tf32 = convolutions
 
 
 class WeightedForm(Protocol):
@@ -97,7 +79,7 @@ class GradientSum(PartwiseSum):
             accumulate: dtype of the accumulators; products are taken in the parameters' own (float32 or wider) before
                 they are added. By default they are accumulated in it, too.
         """
-        dtypes = [wide(p.dtype) for p in parameters]
+        dtypes = [accumulation_dtype(p.dtype) for p in parameters]
         held = [torch.zeros_like(p, dtype=accumulate or dtype) for p, dtype in zip(parameters, dtypes, strict=True)]
         return cls(held, list(groups), dtypes)
 

@@ -3,7 +3,7 @@
 `model(**batch).loss` is a mean over all tokens of the batch: the longer a row's neighbours, the less the row weighs,
 and no clipping of rows bounds that. Here a row's loss is what the model's own loss is of that row alone. What models
 add over the whole batch (load balancing of experts) is left out. All functions of a model and a batch move the batch's
-tensors to the model's device, leave the batch as it is, return shape [rows] in float32 or wider, and raise `BadInput`
+tensors to the model's device, leave the batch as it is, return shape [rows] in float32 or wider, and raise `InputError`
 for a batch or logits from which no such loss can be made.
 """
 
@@ -18,9 +18,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dpclip.errors import BadInput
-from dpclip.gradient_sum import wide
-from dpclip.tasks.placement import device_of
+from dpclip.errors import InputError
+from dpclip.memory import device_of
+from dpclip.precision import accumulation_dtype
 
 Batch = Mapping[str, Any]
 IGNORED = -100  # the label of a token that is no target, as everywhere in transformers
@@ -35,12 +35,12 @@ def per_row(token_losses: Tensor, counted: Tensor) -> Tensor:
         counted: of the same shape, not 0 (or True) where a token counts. What lies elsewhere is not looked at.
 
     Raises:
-        BadInput: shapes that differ, or no dimension besides the rows.
+        InputError: shapes that differ, or no dimension besides the rows.
     """
     if token_losses.dim() < 2 or token_losses.shape != counted.shape:
-        raise BadInput(f"shapes {[*token_losses.shape]} and {[*counted.shape]}: give both as one [rows, tokens]")
+        raise InputError(f"shapes {[*token_losses.shape]} and {[*counted.shape]}: give both as one [rows, tokens]")
     counts = counted.to(token_losses.device) != 0
-    kept = token_losses.to(wide(token_losses.dtype)).masked_fill(~counts, 0)  # no product: 0 times inf is nan
+    kept = token_losses.to(accumulation_dtype(token_losses.dtype)).masked_fill(~counts, 0)  # no product: 0 times inf is nan
     return kept.flatten(1).sum(1) / counts.flatten(1).sum(1).clamp(min=1)
 
 
@@ -107,11 +107,11 @@ def classification(model: nn.Module, batch: Batch, *, label_smoothing: float = 0
     if kind == "single_label_classification":
         return _cross_entropies(logits, columns.squeeze(1), label_smoothing)
     if kind not in ("regression", "multi_label_classification"):
-        raise BadInput(f"problem_type {kind!r} is none of the three of transformers: correct it in the model's config")
+        raise InputError(f"problem_type {kind!r} is none of the three of transformers: correct it in the model's config")
     if label_smoothing:
-        raise BadInput(f"label_smoothing {label_smoothing} is not for {kind}: leave it at 0")
+        raise InputError(f"label_smoothing {label_smoothing} is not for {kind}: leave it at 0")
     if columns.shape != logits.shape:
-        raise BadInput(f"labels of shape {[*labels.shape]} for {kind} of {[*logits.shape]}: give one an output")
+        raise InputError(f"labels of shape {[*labels.shape]} for {kind} of {[*logits.shape]}: give one an output")
     loss = F.mse_loss if kind == "regression" else F.binary_cross_entropy_with_logits
     return loss(logits, columns.to(logits.dtype), reduction="none").mean(1)
 
@@ -156,11 +156,11 @@ def of(model: nn.Module, batch: Batch, *, label_smoothing: float = 0.0) -> Tenso
     """
     loss = _loss_of(_base(model))
     if loss is None:
-        raise BadInput(f"no loss of one value a row is known for {type(_base(model)).__name__}: {_OWN}")
+        raise InputError(f"no loss of one value a row is known for {type(_base(model)).__name__}: {_OWN}")
     if loss is not question_answering:
         return loss(model, batch, label_smoothing=label_smoothing)
     if label_smoothing:
-        raise BadInput(f"label_smoothing {label_smoothing} is not for question answering: leave it at 0")
+        raise InputError(f"label_smoothing {label_smoothing} is not for question answering: leave it at 0")
     return loss(model, batch)
 
 
@@ -179,20 +179,20 @@ def _taken(
 ) -> tuple[dict[str, Any], list[Tensor], int]:
     """The model's inputs and the named targets, on its device, and the number of rows."""
     if not isinstance(batch, Mapping):
-        raise BadInput(f"a {type(batch).__name__} is no batch of named inputs: give a dict as a tokenizer makes it")
+        raise InputError(f"a {type(batch).__name__} is no batch of named inputs: give a dict as a tokenizer makes it")
     held = f"the batch ({', '.join(map(str, batch))})"
     inputs = {k: v.to(device_of(model)) if isinstance(v, Tensor) else v for k, v in batch.items() if k not in names}
     likely = (getattr(_base(model), "main_input_name", "input_ids"), "inputs_embeds", *inputs)
     first = next((inputs[k] for k in likely if isinstance(inputs.get(k), Tensor) and inputs[k].dim()), None)
     if first is None:
-        raise BadInput(f"{held} has no input with rows: give input_ids of shape [rows, length]")
+        raise InputError(f"{held} has no input with rows: give input_ids of shape [rows, length]")
     targets = []
     for name in names:
         target = default(batch) if batch.get(name) is None else batch[name]
         if not isinstance(target, Tensor):
-            raise BadInput(f"{held} has no tensor {name!r}, which the loss needs: add it where the batch is made")
+            raise InputError(f"{held} has no tensor {name!r}, which the loss needs: add it where the batch is made")
         if target.shape[:1] != first.shape[:1]:
-            raise BadInput(f"{name} of shape {[*target.shape]} for {len(first)} rows of input: give each row its own")
+            raise InputError(f"{name} of shape {[*target.shape]} for {len(first)} rows of input: give each row its own")
         targets.append(target.to(first.device))
     return inputs, targets, len(first)
 
@@ -206,7 +206,7 @@ def _own_tokens(batch: Batch) -> Tensor | None:
 def _attended(batch: Batch, tokens: Tensor) -> Tensor:
     mask = torch.ones_like(tokens) if batch.get("attention_mask") is None else batch["attention_mask"]
     if mask.shape != tokens.shape:
-        raise BadInput(f"attention_mask of shape {[*mask.shape]} for {[*tokens.shape]} tokens: give each its own")
+        raise InputError(f"attention_mask of shape {[*mask.shape]} for {[*tokens.shape]} tokens: give each its own")
     return mask != 0
 
 
@@ -214,18 +214,18 @@ def _logits(model: nn.Module, output: Any, rows: int, name: str = "logits") -> T
     found = getattr(output, name, None)
     if not isinstance(found, Tensor) or found.dim() < 2 or len(found) != rows:
         what = f"{name} of shape {[*found.shape]}" if isinstance(found, Tensor) else f"no {name}"
-        raise BadInput(f"{type(_base(model)).__name__} gives {what} for {rows} rows, not one entry a row: {_OWN}")
-    return found.to(wide(found.dtype))
+        raise InputError(f"{type(_base(model)).__name__} gives {what} for {rows} rows, not one entry a row: {_OWN}")
+    return found.to(accumulation_dtype(found.dtype))
 
 
 def _cross_entropies(logits: Tensor, labels: Tensor, smoothing: float) -> Tensor:
     """Cross entropy of every label, of the labels' shape; 0 where ignored."""
     if not 0 <= smoothing < 1:
-        raise BadInput(f"label_smoothing {smoothing} is no share: give a number from 0 to below 1")
+        raise InputError(f"label_smoothing {smoothing} is no share: give a number from 0 to below 1")
     if labels.shape != logits.shape[:-1]:
-        raise BadInput(f"labels of shape {[*labels.shape]} for logits of {[*logits.shape]}: give one a prediction")
+        raise InputError(f"labels of shape {[*labels.shape]} for logits of {[*logits.shape]}: give one a prediction")
     if labels.is_floating_point():
-        raise BadInput(f"labels of {labels.dtype} are no classes: give whole numbers (labels.long())")
+        raise InputError(f"labels of {labels.dtype} are no classes: give whole numbers (labels.long())")
     flat, targets = logits.flatten(0, -2), labels.flatten().long()
     losses = F.cross_entropy(flat, targets, ignore_index=IGNORED, reduction="none", label_smoothing=smoothing)
     return losses.view(labels.shape)
@@ -240,7 +240,7 @@ def _shifted_right(base: Any, labels: Tensor) -> Tensor:
     # Whisper, NLLB and Blenderbot do it by a function of their module.
     shift = getattr(sys.modules[type(base).__module__], "shift_tokens_right", None)
     if shift is None:
-        raise BadInput(f"{type(base).__name__} does not say how its decoder starts: put decoder_input_ids in the batch")
+        raise InputError(f"{type(base).__name__} does not say how its decoder starts: put decoder_input_ids in the batch")
     return shift(labels, base.config.pad_token_id, base.config.decoder_start_token_id)
 
 

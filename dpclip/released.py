@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Any, Generic, TypeVar
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, TypeVar
+
+if TYPE_CHECKING:  # verbs that need no torch read receipts, too
+    import torch
+    from torch import Tensor
 
 T = TypeVar("T")
 
@@ -36,7 +41,7 @@ class Receipt:
 class Released(Generic[T]):
     """A value that may leave the step, with the receipt of the charge that paid for it.
 
-    Constructed in `dpclip.noise` only (a test holds the code base to it). Controllers, adaptive thresholds,
+    Constructed in `dpclip.noise.release` only (a test holds the code base to it). Controllers, adaptive thresholds,
     post-processing and logs accept `Released` values and nothing else that was computed from private data.
     """
 
@@ -46,3 +51,78 @@ class Released(Generic[T]):
     def map(self, function: Callable[[T], Any]) -> Released[Any]:
         """Post-processing: what is computed from a released value alone is as public as the value."""
         return replace(self, value=function(self.value))
+
+
+@dataclass(frozen=True)
+class SideQuery:
+    """A statistic released together with the gradient, inside the same Gaussian release.
+
+    Attributes:
+        name: key under which `observe` finds the released sum.
+        sensitivity: L2 bound on one unit's column of `per_sample`.
+        relative_noise: noise standard deviation over that sensitivity; None goes by `share`.
+        per_sample: norms [K, B], or losses [1, B], -> statistics [m, B], summed over the logical batch before the
+            release.
+        size: m.
+        share: part of the step's privacy budget 1/sigma^2, in place of `relative_noise`.
+        reads: "norms" or "losses".
+    """
+
+    name: str
+    sensitivity: float
+    relative_noise: float | None
+    per_sample: Callable[[Tensor], Tensor]
+    size: int = 1
+    share: float = 0.0
+    reads: Literal["norms", "losses"] = "norms"
+
+    def noise_for(self, noise_multiplier: float) -> float:
+        """Noise over sensitivity, in a step whose budget is 1/noise_multiplier^2."""
+        if self.relative_noise is not None:
+            return self.relative_noise
+        return noise_multiplier / math.sqrt(self.share) if self.share > 0 else 0.0
+
+
+@dataclass(frozen=True)
+class StepRelease:
+    """All that one step releases.
+
+    Attributes:
+        gradient: the noisy sum divided by `divisor`, one tensor a parameter.
+        sides: the noisy sums of the side statistics, by name.
+        divisor: the public expected batch size.
+        stds: the noise of each group's sum; public.
+        side_stds: the noise of each side statistic, by name; public.
+        coordinate_stds: the noise in each coordinate of each tensor of `gradient`; empty where it differs within one.
+    """
+
+    gradient: list[Tensor]
+    sides: Mapping[str, Tensor]
+    divisor: float = 1.0
+    stds: tuple[float, ...] = ()
+    side_stds: Mapping[str, float] = field(default_factory=dict)
+    coordinate_stds: tuple[float, ...] = ()
+
+
+class Sum(Protocol):
+    """One tensor a parameter, summed over a logical batch: `GradientSum`, or integers on a grid."""
+
+    groups: list[int]
+    dtypes: list[torch.dtype]
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """The sums, float32 or wider."""
+        ...
+
+    def take(self, slot: int, form: Any, factors: Tensor, keep: Tensor | None) -> None:
+        """Add one parameter's weighted gradients."""
+        ...
+
+    def parts(self, slot: int) -> list[tuple[Tensor, float]]:
+        """Tensors and units, the sum of whose products is one parameter's sum."""
+        ...
+
+    def digest(self, sides: Iterable[Tensor], key: bytes) -> str:
+        """A fingerprint of the exact bits."""
+        ...

@@ -14,7 +14,7 @@ from accounting import (
     Unsupported,
     make_accountant,
 )
-from accounting.pld import cheap_lower
+from accounting.pld.bounds import cheap_lower
 
 ACCOUNTANTS = ("rdp", "prv")
 # The discretised accountant is tight to about 2e-4: two of its answers may be off by that much.

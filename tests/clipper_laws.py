@@ -18,12 +18,13 @@ from shift_cases import NOTHING, Case
 from torch import Tensor
 
 from dpclip.clipping import ClippingRule, Gradients, StepRelease
-from dpclip.engine import _norms
+from dpclip.engine.engine import _norms
 from dpclip.gradient_sum import GradientSum
-from dpclip.noise import release, scale_noise
+from dpclip.noise.keystream import SecretKey
+from dpclip.noise.release import release
+from dpclip.noise.scale import scale_noise
 from dpclip.per_sample import FactoredView
-from dpclip.per_sample.factored import Dense
-from dpclip.randomness import SecretKey
+from dpclip.per_sample.forms.factored import Dense
 from dpclip.released import Receipt, Released
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16)
@@ -65,15 +66,15 @@ def clipped(rule: ClippingRule, samples: list[Tensor]) -> tuple[Gradients, dict[
     view = FactoredView(rule_groups(rule), len(samples[0]))
     for slot, values in enumerate(samples):
         view.add(slot, Dense(values))
-    changed = rule.reshaped(view)
+    changed = rule.transformed(view)
     norms, finite = _norms(changed.squared_norms(), rule.separable)
-    return changed, {name: f * finite for name, f in rule.weightings(norms).items()}, norms
+    return changed, {name: f * finite for name, f in rule.clip_factors(norms).items()}, norms
 
 
 def contributions(rule: ClippingRule, samples: list[Tensor]) -> list[Tensor]:
     """What each sample adds to the released sum of each group, in float64: [samples, all of the group's elements]."""
-    view, weightings, _ = clipped(rule, samples)
-    factors = weightings["release"].double()
+    view, clip_factors, _ = clipped(rule, samples)
+    factors = clip_factors["release"].double()
     groups = rule_groups(rule)
     rows = []
     for index in range(factors.shape[1]):
@@ -103,7 +104,7 @@ def rule_groups(rule: ClippingRule) -> list[int]:
 def factors_are_finite_and_not_negative(rule: ClippingRule) -> None:
     """For zero, tiny, huge and ordinary norms."""
     norms = torch.tensor([0.0, 1e-30, 1e-3, 1.0, 1e3, 1e18]).expand(len(rule.bounds()), -1)
-    for name, factors in rule.weightings(norms).items():
+    for name, factors in rule.clip_factors(norms).items():
         assert factors.shape == norms.shape, name
         assert bool(factors.isfinite().all()), name
         assert bool((factors >= 0).all()), name
@@ -152,11 +153,11 @@ def a_separable_rule_looks_at_one_group_at_a_time(rule: ClippingRule, seed: int)
         return
     generator = torch.Generator().manual_seed(seed)
     norms = torch.rand(len(rule.bounds()), 5, generator=generator, dtype=torch.float64) * 10
-    whole = rule.weightings(norms)
+    whole = rule.clip_factors(norms)
     for group in range(len(norms)):
         alone = torch.zeros_like(norms)
         alone[group] = norms[group]
-        for name, factors in rule.weightings(alone).items():
+        for name, factors in rule.clip_factors(alone).items():
             assert torch.equal(factors[group], whole[name][group])
 
 
@@ -173,9 +174,9 @@ def order_does_not_matter(rule: ClippingRule, scale: float, seed: int) -> None:
 def an_empty_batch_is_fine(rule: ClippingRule) -> None:
     """No samples, no factors, and a sum of zeros that can still be combined."""
     groups = len(rule.bounds())
-    weightings = rule.weightings(torch.ones(groups, 0))
-    sums = {name: empty_sum(rule) for name in weightings}
-    assert all(f.shape == (groups, 0) for f in weightings.values())
+    clip_factors = rule.clip_factors(torch.ones(groups, 0))
+    sums = {name: empty_sum(rule) for name in clip_factors}
+    assert all(f.shape == (groups, 0) for f in clip_factors.values())
     assert all(bool((t == 0).all()) for t in rule.combine(sums).tensors)
 
 
@@ -211,16 +212,16 @@ def side_sums(rule: ClippingRule, norms: Tensor) -> dict[str, Tensor]:
 def released_to(rule: ClippingRule, seed: int, divisor: float = 8.0) -> Released[StepRelease]:
     """What one step with random gradients, clipped by the rule, releases to it."""
     samples = gradients(6, 1.0, seed, torch.float32)
-    view, weightings, norms = clipped(rule, samples)
-    sums = {name: empty_sum(rule) for name in weightings}
-    for name, factors in weightings.items():
+    view, clip_factors, norms = clipped(rule, samples)
+    sums = {name: empty_sum(rule) for name in clip_factors}
+    for name, factors in clip_factors.items():
         view.weighted_sum(factors, sums[name])
     scale = scale_noise(1.1, rule.bounds(), rule.shares(), rule.side_queries())
     assert scale.noise_multiplier == 1.1
     sides = side_sums(rule, norms)
     key = SecretKey.for_tests(seed)
     released = release(rule.combine(sums), sides, scale, Receipt(seed, 0, 1.1, seed), key, divisor)
-    return released.map(rule.restored)
+    return released.map(rule.inverted)
 
 
 def what_it_learns_keeps_its_promises(make: Callable[[], ClippingRule], seed: int) -> None:

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 import dpclip
-from dpclip.clipping import Controlled, StepRelease
-from dpclip.private import PrivateTraining
-from dpclip.randomness import SecretKey
+from dpclip.clipping import ControlledClipping, StepRelease
+from dpclip.engine.private_training import PrivateTraining
+from dpclip.noise.keystream import SecretKey
 from dpclip.released import Released
 
 
@@ -20,7 +20,7 @@ def model(width: int = 3) -> nn.Module:
     return nn.Sequential(nn.Linear(4, width), nn.Tanh(), nn.Linear(width, width), nn.Tanh(), nn.Linear(width, 2))
 
 
-def training(rule: Controlled, data: Tensor, steps: int = 24) -> tuple[PrivateTraining, nn.Module]:
+def training(rule: ControlledClipping, data: Tensor, steps: int = 24) -> tuple[PrivateTraining, nn.Module]:
     net = model()
     rows = [(row, int(row.sum() > 0)) for row in data]
     private = dpclip.make_private(
@@ -52,10 +52,10 @@ class Recorder:
         def kept(released: Released[StepRelease]) -> None:
             copied = released.map(copy.deepcopy)
             observe(released)
-            self.seen.append((copied, self.rule.bounds(), self.rule.shares(), self.rule.rate_multipliers()))
+            self.seen.append((copied, self.rule.bounds(), self.rule.shares(), self.rule.learning_rate_multipliers()))
 
         self.rule.observe = kept  # type: ignore[method-assign]
 
-    def begins(self, step: int, generation: int) -> None: ...
+    def on_step_begin(self, step: int, generation: int) -> None: ...
 
-    def took(self, step: int, released: Released[StepRelease]) -> None: ...
+    def on_step_end(self, step: int, released: Released[StepRelease]) -> None: ...

@@ -1,7 +1,7 @@
 """How far one unit moves a step's sum, in whole numbers: nothing here rounds.
 
 Sums are made by the engine's own `open_micro_batch` and `absorb`, from micro-batches of one shape that are filled up
-with dummies, as `dpclip.micro_batches` does. `squared_gap` then subtracts two of them as fractions.
+with dummies, as `dpclip.sampling.micro_batches` does. `squared_gap` then subtracts two of them as fractions.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dpclip.assembly import kinds
 from dpclip.clipping import ClippingRule
-from dpclip.clipping.rule import RunShape, Sum
-from dpclip.engine import Engine, _Open
-from dpclip.exact_sum import ExactSum
-from dpclip.noise import FLOAT_SLACK, NoiseScale
+from dpclip.clipping.rule import RunShape
+from dpclip.engine.engine import Engine, _Open
+from dpclip.engine.exact_sum import ExactSum
+from dpclip.engine.setup import parameter_kinds
+from dpclip.noise.scale import FLOAT_SLACK, NoiseScale
 from dpclip.per_sample import FactoredView, PerSampleView, make_backend
-from dpclip.per_sample.factored import Factored
-from dpclip.released import Receipt
+from dpclip.per_sample.forms.factored import Factored
+from dpclip.released import Receipt, Sum
 
 SLACK = (1 + Fraction(FLOAT_SLACK)) ** 2
 
@@ -126,10 +126,10 @@ class Step:
     ) -> None:
         named = dict(model.named_parameters())
         self.model, self.rule, self.room, self.parameters = model, rule, room, list(named.values())
-        rule.settle(RunShape(10, 8, 1))
-        rule.meet(kinds(model))
+        rule.set_run(RunShape(10, 8, 1))
+        rule.set_parameter_kinds(parameter_kinds(model))
         self.groups = rule.partition(list(named), [p.numel() for p in self.parameters])
-        self._backend = make_backend(mode, model, self.parameters, self.groups, "sum", rule.reshapes)
+        self._backend = make_backend(mode, model, self.parameters, self.groups, "sum", rule.transforms)
         self.rows_each = sample[0].shape[1]
         for units in (1, 2):  # what a run does with dummies before its first step
             ones = torch.ones(units, dtype=torch.bool)

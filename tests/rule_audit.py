@@ -17,12 +17,13 @@ from clipper_laws import NAMES, SIZES, clipped, rule_groups, side_sums
 from scipy.stats import beta
 from torch import Tensor
 
+from dpclip.budget.ledger import Ledger
+from dpclip.budget.plan import Plan, make_plan
 from dpclip.clipping import ClippingRule, RunShape, StepRelease
 from dpclip.gradient_sum import GradientSum
-from dpclip.ledger import Ledger
-from dpclip.noise import NoiseScale, release, scale_noise
-from dpclip.plan import Plan, make_plan
-from dpclip.randomness import SecretKey
+from dpclip.noise.keystream import SecretKey
+from dpclip.noise.release import release
+from dpclip.noise.scale import NoiseScale, scale_noise
 from dpclip.released import Receipt
 
 UNITS, STEPS, DELTA = 12, 4, 1e-2
@@ -60,7 +61,7 @@ def run(make: Callable[[], ClippingRule], plan: Plan, *, canary: bool, seed: int
     """One run of the rule over three bystanders, and the canary where it is drawn."""
     twins = [make(), make()]
     for rule in twins:
-        rule.settle(RunShape(plan.steps, plan.expected_batch_size, plan.scheme.participations(plan)))
+        rule.set_run(RunShape(plan.steps, plan.expected_batch_size, plan.scheme.participations(plan)))
         rule.partition(NAMES, SIZES)
     ledger = Ledger.create(None, plan)
     ratio = energy = paid = 0.0
@@ -73,7 +74,7 @@ def run(make: Callable[[], ClippingRule], plan: Plan, *, canary: bool, seed: int
             ),
             strict=True,
         )
-        sigma = ledger.admissible(step, 0, twins[0].noise_wish())
+        sigma = ledger.admitted_noise(step, 0, twins[0].noise_preference())
         scale = noise(sigma, twins[0])
         moved = [a - b for a, b in zip(sums[0].tensors, sums[1].tensors, strict=True)]
         moved_sides = {name: sides[0][name] - sides[1][name] for name in sides[0]}
@@ -94,7 +95,7 @@ def run(make: Callable[[], ClippingRule], plan: Plan, *, canary: bool, seed: int
             energy += size
         public = found.map(lambda r, b=plan.expected_batch_size: _divided(r, b))
         for rule in twins:
-            rule.observe(public.map(rule.restored))
+            rule.observe(public.map(rule.inverted))
     whole = paid if plan.sampling == "filtered" else plan.whole[1] / plan.noise_multiplier**2
     return Run(ratio, energy / whole)
 
@@ -108,9 +109,9 @@ def _sums(rule: ClippingRule, step: int, canary: float | None) -> tuple[Gradient
     samples = [torch.randn(3, size, generator=generator) for size in SIZES]
     if canary is not None:
         samples = [torch.cat([s, torch.full((1, s.shape[1]), canary)]) for s in samples]
-    view, weightings, norms = clipped(rule, samples)
-    sums = {name: GradientSum.zeros([torch.zeros(size) for size in SIZES], rule_groups(rule)) for name in weightings}
-    for name, factors in weightings.items():
+    view, clip_factors, norms = clipped(rule, samples)
+    sums = {name: GradientSum.zeros([torch.zeros(size) for size in SIZES], rule_groups(rule)) for name in clip_factors}
+    for name, factors in clip_factors.items():
         view.weighted_sum(factors, sums[name])
     return rule.combine(sums), side_sums(rule, norms)
 

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from typer.testing import Result
 
-from dpclip.cli.progress import Silent
+from dpclip.cli.progress import NoProgress
 
 
 class Stopped(Exception):
     """Stands for a crash inside the process."""
 
 
-class StopAfter(Silent):
+class StopAfter(NoProgress):
     """Crashes after so many steps."""
 
     def __init__(self, step: int) -> None:
         self.step = step
 
-    def stepped(self, step: int, epsilon: float, values: dict[str, float]) -> None:
+    def on_step(self, step: int, epsilon: float, values: dict[str, float]) -> None:
         if step == self.step:
             raise Stopped
 

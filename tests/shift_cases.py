@@ -9,8 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from dpclip.per_sample.factored import Dense, Factored
-from dpclip.per_sample.forms import Lookups, OuterProducts, Tied
+from dpclip.per_sample.forms.factored import Dense, Factored
+from dpclip.per_sample.forms.lookups import Lookups
+from dpclip.per_sample.forms.outer_products import OuterProducts, Tied
 from dpclip.per_sample.layers.convolution import Convolved, Geometry
 
 POISON = {"nan": math.nan, "inf": math.inf, "minus inf": -math.inf, "largest": 3e38}

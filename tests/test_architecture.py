@@ -41,8 +41,8 @@ def importers(target: str, within: str) -> set[str]:
 
 
 def test_the_reader_of_imports_sees_them() -> None:
-    assert "dpclip.per_sample.watch" in importers("opacus", "dpclip")
-    assert "dpclip.ledger" in importers("accounting", "dpclip")
+    assert "dpclip.per_sample.watching.watcher" in importers("opacus", "dpclip")
+    assert "dpclip.budget.ledger" in importers("accounting", "dpclip")
 
 
 @pytest.mark.parametrize("target", ["torch", "dpclip", "transformers", "opacus", "pandas"])
@@ -53,12 +53,12 @@ def test_accounting_imports_no(target: str) -> None:
 @pytest.mark.parametrize(
     "target",
     [
-        "dpclip.noise",
-        "dpclip.ledger",
+        "dpclip.noise.release",
+        "dpclip.budget.ledger",
         "dpclip.postprocess",
         "accounting",
         "dpclip.per_sample",
-        "dpclip.sampling",
+        "dpclip.sampling.sampler",
     ],
 )
 def test_clipping_knows_nothing_of(target: str) -> None:
@@ -66,7 +66,7 @@ def test_clipping_knows_nothing_of(target: str) -> None:
 
 
 @pytest.mark.parametrize("within", ["dpclip.postprocess", "dpclip.clipping.control"])
-@pytest.mark.parametrize("target", ["dpclip.per_sample", "dpclip.sampling", "dpclip.engine"])
+@pytest.mark.parametrize("target", ["dpclip.per_sample", "dpclip.sampling.sampler", "dpclip.engine.engine"])
 def test_the_released_side_never_imports(within: str, target: str) -> None:
     assert importers(target, within) == set()
 
@@ -78,13 +78,13 @@ def test_opacus_is_imported_by_the_gradient_views_only() -> None:
 
 def test_accounting_is_imported_by_the_bridges_only() -> None:
     allowed = {
-        "dpclip.assembly",
-        "dpclip.ledger",
-        "dpclip.plan",
-        "dpclip.guarantee",
-        "dpclip.schemes",
-        "dpclip.statement",
-        "dpclip.training",
+        "dpclip.engine.make_private",
+        "dpclip.budget.ledger",
+        "dpclip.budget.plan",
+        "dpclip.engine.guarantee",
+        "dpclip.sampling.scheme",
+        "dpclip.record.statement",
+        "dpclip.train.run",
     }
     assert {m for m in importers("accounting", "dpclip") if not m.startswith("dpclip.cli")} <= allowed
 
@@ -100,11 +100,11 @@ def calls(path: Path) -> Iterator[str]:
 
 def test_released_values_are_made_in_one_module_only() -> None:
     makers = {module_name(path) for path in SOURCES if "Released" in set(calls(path))}
-    assert makers == {"dpclip.noise"}
+    assert makers == {"dpclip.noise.release"}
 
 
 def test_gradient_noise_is_drawn_in_one_module_only() -> None:
-    assert importers("dpclip.gaussian", "dpclip") == {"dpclip.noise"}
+    assert importers("dpclip.noise.gaussian", "dpclip") == {"dpclip.noise.release"}
     draws = {"randn", "randn_like", "normal", "normal_", "standard_normal"}
     makers = {
         module_name(path) for path in SOURCES if draws & set(calls(path)) and module_name(path).startswith("dpclip")

@@ -11,9 +11,9 @@ import pytest
 
 import dpclip.optim
 from dpclip.cli.app import app
-from dpclip.clipping import rule_names
-from dpclip.config import Settings, option
-from dpclip.postprocess import postprocessor_names
+from dpclip.clipping import RULES
+from dpclip.postprocess import CLIPPERS
+from dpclip.train.settings import Settings, option
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -38,12 +38,12 @@ def test_every_verb_is_documented() -> None:
 
 def test_every_rule_has_its_section() -> None:
     page = (ROOT / "docs" / "reference" / "clipping.md").read_text()
-    assert [f"## {name}" for name in rule_names() if f"## {name}\n" not in page] == []
+    assert [f"## {name}" for name in RULES.names() if f"## {name}\n" not in page] == []
 
 
 def test_every_post_processor_has_its_section() -> None:
     page = (ROOT / "docs" / "reference" / "postprocessing.md").read_text()
-    assert [f"## {name}" for name in postprocessor_names() if f"## {name}\n" not in page] == []
+    assert [f"## {name}" for name in CLIPPERS.names() if f"## {name}\n" not in page] == []
 
 
 def test_every_optimizer_has_its_section() -> None:

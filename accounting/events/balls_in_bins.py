@@ -6,13 +6,14 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from accounting.events.base import Event, require_count, require_noise_multiplier
-from accounting.events.gaussian import unsampled_mu
+from accounting.events.base import EVENTS, Event, require_count, require_noise_multiplier
+from accounting.mechanisms.gaussian_mu import unsampled_mu
 
 if TYPE_CHECKING:
     from accounting.interval import Interval
 
 
+@EVENTS.register
 @dataclass(frozen=True)
 class BallsInBinsGaussian(Event):
     """One epoch of `bins` Gaussian releases; each unit takes part in one of them, chosen uniformly at random.
@@ -31,7 +32,7 @@ class BallsInBinsGaussian(Event):
         require_noise_multiplier(self.noise_multiplier)
         object.__setattr__(self, "bins", int(self.bins))
 
-    def obstacle(self, adjacency: str) -> str | None:
+    def unsupported_reason(self, adjacency: str) -> str | None:
         """replace-one: both units have a random place, and no dominating pair is known here."""
         if adjacency != "replace-one" or self.bins == 1:
             return None
@@ -43,9 +44,9 @@ class BallsInBinsGaussian(Event):
 
     def renyi(self, order: float, adjacency: str) -> float:
         """The larger direction of the dominating pair; see `random_allocation`."""
-        from accounting.random_allocation import allocation_renyi
+        from accounting.mechanisms.balls_in_bins import allocation_renyi
 
-        if self.obstacle(adjacency) is not None:
+        if self.unsupported_reason(adjacency) is not None:
             return math.inf
         if self.bins == 1:
             return order * unsampled_mu(self.noise_multiplier, adjacency) ** 2 / 2 * (1 + 1e-15)
@@ -53,8 +54,8 @@ class BallsInBinsGaussian(Event):
 
     def verified_epsilon(self, count: int, delta: float, adjacency: str) -> Interval | None:
         """By Monte Carlo, with its failure probability in delta; None where too many samples would be needed."""
-        from accounting.random_allocation import simulated_epsilon
+        from accounting.mechanisms.balls_in_bins import simulated_epsilon
 
-        if self.obstacle(adjacency) is not None or self.bins == 1:
+        if self.unsupported_reason(adjacency) is not None or self.bins == 1:
             return None
         return simulated_epsilon(self.bins, self.noise_multiplier, count, delta)

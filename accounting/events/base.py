@@ -8,23 +8,26 @@ says nothing of the neighbouring relation: adjacency is an argument of every que
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
-from accounting.errors import Refused, require
+from accounting.errors import CannotComputeError, InputError, require
+from accounting.registry import Registry
 
 if TYPE_CHECKING:
-    from accounting.cells import OnGrid
     from accounting.interval import Interval
+    from accounting.mechanisms.loss_grid import DiscretizableLoss
 
 Adjacency = Literal["add-remove", "zero-out", "replace-one"]
 ADJACENCIES: tuple[str, ...] = get_args(Adjacency)
+Reader = Callable[[dict[str, Any]], "Event"]
 
 
 @dataclass(frozen=True)
 class Event:
-    """Something that was released. A new kind is one file here and one line in the registry."""
+    """Something that was released. A new kind is one file here and one line in `events/__init__.py`."""
 
     kind: ClassVar[str]
 
@@ -35,12 +38,20 @@ class Event:
         return {"kind": self.kind, **plain}
 
     @classmethod
-    def from_json(cls, record: dict[str, Any]) -> Event:
-        """The inverse of `to_json`; raises KeyError for a missing field."""
+    def from_json(cls, record: dict[str, Any], read: Reader) -> Event:
+        """The inverse of `to_json`.
+
+        Args:
+            record: what `to_json` made.
+            read: makes events of records, for events that hold others.
+
+        Raises:
+            KeyError: a field is missing.
+        """
         values = {field.name: record[field.name] for field in fields(cls)}
         return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
 
-    def obstacle(self, adjacency: str) -> str | None:
+    def unsupported_reason(self, adjacency: str) -> str | None:
         """Why no finite epsilon exists under this adjacency, or None."""
         return None
 
@@ -48,11 +59,11 @@ class Event:
         """mu, if the release is exactly as revealing as N(0, 1) against N(mu, 1) (mu = 0: reveals nothing)."""
         return None
 
-    def failure(self, adjacency: str) -> float:
+    def failure_probability_under(self, adjacency: str) -> float:
         """Probability that one release gives everything away; `renyi` then holds given that it does not."""
         return 0.0
 
-    def attained(self, adjacency: str) -> tuple[Event, str]:
+    def lower_bound_event(self, adjacency: str) -> tuple[Event, str]:
         """An event (and adjacency) that is certainly no more revealing than this one: what bounds from below rest on.
 
         Itself, where its dominating pair is reached by some data; bounds from below are exact then.
@@ -71,13 +82,39 @@ class Event:
         """Epsilon at delta of `count` releases by a method of the event's own; None if it has none."""
         return None
 
-    def loss_cells(self, adjacency: str, interval: float, tail: float) -> tuple[OnGrid, ...]:
+    def loss_grid(self, adjacency: str, interval: float, tail: float) -> tuple[DiscretizableLoss, ...]:
         """The privacy loss of one release on a grid of this width, for each direction of the dominating pair.
 
         Two directions (remove, add), or one if the pair is symmetric. tail: probability that may be cut off at
-        each end. Raises Refused where there is no such distribution or it is too large.
+        each end. Raises CannotComputeError where there is no such distribution or it is too large.
         """
-        raise Refused(f"events of kind {self.kind!r} have no loss distribution here")
+        raise CannotComputeError(f"events of kind {self.kind!r} have no loss distribution here")
+
+
+EVENTS: Registry[Event] = Registry("event", "accounting.events", key="kind")
+
+
+def event_from_json(record: dict[str, Any]) -> Event:
+    """Read an event back; a kind that this version does not know becomes `Unsupported` (epsilon = inf).
+
+    Args:
+        record: what `Event.to_json` made.
+
+    Raises:
+        InputError: the record is not an object with a "kind", or a field is missing or out of range.
+    """
+    require(
+        isinstance(record, dict) and isinstance(record.get("kind"), str),
+        f"event record {str(record)[:80]!r} has no kind, so it cannot be accounted; write it with to_json()",
+    )
+    kind = record["kind"]
+    if kind not in EVENTS:
+        reason = f"this version knows no event of kind {kind!r}; upgrade, or account for it by hand"
+        return EVENTS.get("unsupported")(kind, reason)
+    try:
+        return EVENTS.get(kind).from_json(record, event_from_json)  # type: ignore[attr-defined]
+    except (KeyError, TypeError) as error:
+        raise InputError(f"event of kind {kind!r} is incomplete ({error}); write it with to_json()") from error
 
 
 def require_adjacency(adjacency: str) -> None:

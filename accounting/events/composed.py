@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from accounting.events.base import Event, require_count
+from accounting.events.base import EVENTS, Event, Reader, require_count
 
 
+@EVENTS.register
 @dataclass(frozen=True)
 class SelfComposed(Event):
     """`count` releases of the same event, each with fresh randomness (count: integer >= 0)."""
@@ -24,13 +25,12 @@ class SelfComposed(Event):
         return {"kind": self.kind, "event": self.event.to_json(), "count": int(self.count)}
 
     @classmethod
-    def from_json(cls, record: dict[str, Any]) -> Event:
+    def from_json(cls, record: dict[str, Any], read: Reader) -> Event:
         """The inverse of `to_json`."""
-        from accounting.events.registry import event_from_json
-
-        return cls(event_from_json(record["event"]), record["count"])
+        return cls(read(record["event"]), record["count"])
 
 
+@EVENTS.register
 @dataclass(frozen=True)
 class Composed(Event):
     """Several releases, each with fresh randomness, whose parameters were fixed in advance."""
@@ -46,13 +46,12 @@ class Composed(Event):
         return {"kind": self.kind, "events": [event.to_json() for event in self.events]}
 
     @classmethod
-    def from_json(cls, record: dict[str, Any]) -> Event:
+    def from_json(cls, record: dict[str, Any], read: Reader) -> Event:
         """The inverse of `to_json`."""
-        from accounting.events.registry import event_from_json
-
-        return cls(tuple(event_from_json(part) for part in record["events"]))
+        return cls(tuple(read(part) for part in record["events"]))
 
 
+@EVENTS.register
 @dataclass(frozen=True)
 class NonPrivate(Event):
     """A release without protection: epsilon is infinite from here on, for the given reason."""
@@ -60,11 +59,12 @@ class NonPrivate(Event):
     kind: ClassVar[str] = "non-private"
     reason: str
 
-    def obstacle(self, adjacency: str) -> str | None:
+    def unsupported_reason(self, adjacency: str) -> str | None:
         """Always one."""
         return f"a non-private release: {self.reason}"
 
 
+@EVENTS.register
 @dataclass(frozen=True)
 class Unsupported(Event):
     """A release this package has no theorem for: epsilon is infinite, for the given reason."""
@@ -73,7 +73,7 @@ class Unsupported(Event):
     name: str
     reason: str
 
-    def obstacle(self, adjacency: str) -> str | None:
+    def unsupported_reason(self, adjacency: str) -> str | None:
         """Always one."""
         return f"unsupported event {self.name!r}: {self.reason}"
 
@@ -95,10 +95,10 @@ def _gather(event: Event, times: int, counts: dict[Event, int]) -> None:
         counts[event] = counts.get(event, 0) + times
 
 
-def obstacle(event: Event, adjacency: str) -> str | None:
+def unsupported_reason(event: Event, adjacency: str) -> str | None:
     """Why no finite epsilon exists for this event, or None."""
     for primitive, _count in flatten(event):
-        reason = primitive.obstacle(adjacency) if isinstance(primitive, Event) else _unknown(primitive)
+        reason = primitive.unsupported_reason(adjacency) if isinstance(primitive, Event) else _unknown(primitive)
         if reason is not None:
             return reason
     return None

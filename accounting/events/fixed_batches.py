@@ -7,13 +7,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from accounting.errors import require
-from accounting.events.base import Event, require_count, require_noise_multiplier
-from accounting.events.gaussian import PoissonGaussian, gaussian_renyi, unsampled_mu
+from accounting.events.base import EVENTS, Event, require_count, require_noise_multiplier
+from accounting.events.gaussian import PoissonGaussian
+from accounting.mechanisms.gaussian_mu import gaussian_renyi, unsampled_mu
 
 if TYPE_CHECKING:
-    from accounting.cells import OnGrid
+    from accounting.mechanisms.loss_grid import DiscretizableLoss
 
 
+@EVENTS.register
 @dataclass(frozen=True)
 class FixedBatchesGaussian(Event):
     """All Gaussian releases of several epochs in which every unit is in one batch, shuffled or in a fixed order.
@@ -37,7 +39,7 @@ class FixedBatchesGaussian(Event):
             f"stable_batches={self.stable_batches!r} is not true or false; say whether batches ignore other units",
         )
 
-    def obstacle(self, adjacency: str) -> str | None:
+    def unsupported_reason(self, adjacency: str) -> str | None:
         """add-remove, unless adding a unit leaves the others where they are."""
         if adjacency != "add-remove" or self.stable_batches:
             return None
@@ -48,7 +50,7 @@ class FixedBatchesGaussian(Event):
 
     def gaussian_mu(self, adjacency: str) -> float | None:
         """sqrt(epochs) * sensitivity / noise: only `epochs` releases depend on the unit, each as a Gaussian."""
-        if self.obstacle(adjacency) is not None:
+        if self.unsupported_reason(adjacency) is not None:
             return None
         if self.epochs == 0:
             return 0.0
@@ -58,12 +60,12 @@ class FixedBatchesGaussian(Event):
         """order mu^2 / 2."""
         return gaussian_renyi(self.gaussian_mu(adjacency), order)
 
-    def loss_cells(self, adjacency: str, interval: float, tail: float) -> tuple[OnGrid, ...]:
+    def loss_grid(self, adjacency: str, interval: float, tail: float) -> tuple[DiscretizableLoss, ...]:
         """Those of one unsampled Gaussian with the same mu."""
-        from accounting.errors import Refused
+        from accounting.errors import CannotComputeError
 
-        reason = self.obstacle(adjacency)
+        reason = self.unsupported_reason(adjacency)
         if reason is not None or self.epochs == 0:
-            raise Refused(reason or "nothing was released")
+            raise CannotComputeError(reason or "nothing was released")
         sigma = self.noise_multiplier / math.sqrt(self.epochs) * (1 - 1e-15)
-        return PoissonGaussian(1.0, sigma).loss_cells(adjacency, interval, tail)
+        return PoissonGaussian(1.0, sigma).loss_grid(adjacency, interval, tail)

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from accounting.events.base import Event, require_noise_multiplier, require_probability
+from accounting.events.base import EVENTS, Event, require_noise_multiplier, require_probability
+from accounting.mechanisms.gaussian_mu import gaussian_renyi, unsampled_mu
 
 if TYPE_CHECKING:
-    from accounting.cells import OnGrid
+    from accounting.mechanisms.loss_grid import DiscretizableLoss
 
 
+@EVENTS.register
 @dataclass(frozen=True)
 class PoissonGaussian(Event):
     """One Gaussian release over a Poisson sample: each unit takes part with probability sample_rate.
@@ -36,25 +37,26 @@ class PoissonGaussian(Event):
 
     def renyi(self, order: float, adjacency: str) -> float:
         """Mironov, Talwar and Zhang 2019 (arXiv 1908.10530) for add-remove; see `poisson_renyi`."""
-        from accounting.poisson_gaussian import poisson_renyi
+        from accounting.mechanisms.poisson_gaussian import poisson_renyi
 
         return poisson_renyi(self.sample_rate, self.noise_multiplier, order, adjacency)
 
     def delta(self, epsilon: float, adjacency: str, upper: bool = True) -> float | None:
         """Closed form under add-remove and zero-out."""
-        from accounting.poisson_gaussian import poisson_delta
+        from accounting.mechanisms.poisson_gaussian import poisson_delta
 
         if adjacency == "replace-one" or self.sample_rate == 0.0:
             return None
         return poisson_delta(self.sample_rate, self.noise_multiplier, epsilon, upper)
 
-    def loss_cells(self, adjacency: str, interval: float, tail: float) -> tuple[OnGrid, ...]:
+    def loss_grid(self, adjacency: str, interval: float, tail: float) -> tuple[DiscretizableLoss, ...]:
         """(1-q) N(0) + q N(1) against N(0) in both directions, or against (1-q) N(0) + q N(-1) for replace-one."""
-        from accounting.poisson_gaussian import poisson_cells
+        from accounting.mechanisms.poisson_gaussian import poisson_loss_grid
 
-        return poisson_cells(self.sample_rate, self.noise_multiplier, adjacency, interval, tail)
+        return poisson_loss_grid(self.sample_rate, self.noise_multiplier, adjacency, interval, tail)
 
 
+@EVENTS.register
 @dataclass(frozen=True)
 class Gaussian(Event):
     """One Gaussian release over the whole data set, without sampling.
@@ -76,20 +78,10 @@ class Gaussian(Event):
         """order mu^2 / 2."""
         return gaussian_renyi(self.gaussian_mu(adjacency), order)
 
-    def loss_cells(self, adjacency: str, interval: float, tail: float) -> tuple[OnGrid, ...]:
+    def loss_grid(self, adjacency: str, interval: float, tail: float) -> tuple[DiscretizableLoss, ...]:
         """Those of a sample rate of 1."""
-        return PoissonGaussian(1.0, self.noise_multiplier).loss_cells(adjacency, interval, tail)
+        return PoissonGaussian(1.0, self.noise_multiplier).loss_grid(adjacency, interval, tail)
 
 
-def unsampled_mu(noise_multiplier: float, adjacency: str) -> float:
-    """mu of one release: the sum moves by C, or by 2C when a unit is replaced; rounded up, inf without noise."""
-    if noise_multiplier < 1e-100:
-        return math.inf
-    return (2.0 if adjacency == "replace-one" else 1.0) / noise_multiplier * (1 + 1e-15)
 
 
-def gaussian_renyi(mu: float | None, order: float) -> float:
-    """Rényi divergence of N(mu, 1) from N(0, 1), rounded up."""
-    if mu is None or math.isinf(mu):
-        return math.inf
-    return order * mu * mu / 2 * (1 + 1e-15)

@@ -6,13 +6,14 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from accounting.events.base import Event, require_noise_multiplier
-from accounting.events.gaussian import unsampled_mu
+from accounting.events.base import EVENTS, Event, require_noise_multiplier
+from accounting.mechanisms.gaussian_mu import unsampled_mu
 
 if TYPE_CHECKING:
-    from accounting.cells import OnGrid
+    from accounting.mechanisms.loss_grid import DiscretizableLoss
 
 
+@EVENTS.register
 @dataclass(frozen=True)
 class Laplace(Event):
     """One release with independent Laplace noise on every coordinate, without sampling.
@@ -29,23 +30,23 @@ class Laplace(Event):
 
     def renyi(self, order: float, adjacency: str) -> float:
         """Mironov 2017 (arXiv 1702.07476), Proposition 6; see `laplace_renyi`."""
-        from accounting.laplace import laplace_renyi
+        from accounting.mechanisms.laplace import laplace_renyi
 
         reach = self._reach(adjacency)
         return math.inf if math.isinf(reach) else laplace_renyi(reach, order)
 
     def delta(self, epsilon: float, adjacency: str, upper: bool = True) -> float | None:
         """1 - e^((epsilon - reach)/2); None without noise."""
-        from accounting.laplace import laplace_delta
+        from accounting.mechanisms.laplace import laplace_delta
 
         reach = self._reach(adjacency)
         return None if math.isinf(reach) else laplace_delta(reach, epsilon, upper)
 
-    def loss_cells(self, adjacency: str, interval: float, tail: float) -> tuple[OnGrid, ...]:
+    def loss_grid(self, adjacency: str, interval: float, tail: float) -> tuple[DiscretizableLoss, ...]:
         """One direction: the pair is symmetric."""
-        from accounting.laplace import laplace_cells
+        from accounting.mechanisms.laplace import laplace_loss_grid
 
-        return (laplace_cells(self._reach(adjacency), interval, tail),)
+        return (laplace_loss_grid(self._reach(adjacency), interval, tail),)
 
     def _reach(self, adjacency: str) -> float:
         """The epsilon of one release at delta = 0: distance / scale, rounded up."""

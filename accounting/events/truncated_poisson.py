@@ -6,13 +6,20 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from accounting.events.base import Event, require_count, require_noise_multiplier, require_probability
+from accounting.events.base import (
+    EVENTS,
+    Event,
+    require_count,
+    require_noise_multiplier,
+    require_probability,
+)
 from accounting.events.gaussian import PoissonGaussian
 
 if TYPE_CHECKING:
-    from accounting.cells import OnGrid
+    from accounting.mechanisms.loss_grid import DiscretizableLoss
 
 
+@EVENTS.register
 @dataclass(frozen=True)
 class TruncatedPoissonGaussian(Event):
     """One Gaussian release over a Poisson sample; a sample above largest_batch is cut to a uniform subset of it.
@@ -36,7 +43,7 @@ class TruncatedPoissonGaussian(Event):
         object.__setattr__(self, "dataset_size", int(self.dataset_size))
         object.__setattr__(self, "largest_batch", int(self.largest_batch))
 
-    def obstacle(self, adjacency: str) -> str | None:
+    def unsupported_reason(self, adjacency: str) -> str | None:
         """add-remove: how often a sample is cut depends on the data set size, which that adjacency protects."""
         if adjacency != "add-remove":
             return None
@@ -45,9 +52,9 @@ class TruncatedPoissonGaussian(Event):
             "depends on the data set size, which must be public; ask under zero-out or replace-one"
         )
 
-    def attained(self, adjacency: str) -> tuple[Event, str]:
+    def lower_bound_event(self, adjacency: str) -> tuple[Event, str]:
         """Plain Poisson sampling at the rate at which a unit is drawn and survives: all other vectors may be 0."""
-        from accounting.truncated_poisson import truncation
+        from accounting.mechanisms.truncated_poisson import truncation
 
         if adjacency == "add-remove" or self._untruncated is not None:
             return self, adjacency
@@ -62,7 +69,7 @@ class TruncatedPoissonGaussian(Event):
 
     def renyi(self, order: float, adjacency: str) -> float:
         """That of a mixture of Poisson sampling and sampling without replacement; see `truncated_renyi`."""
-        from accounting.truncated_poisson import truncated_renyi
+        from accounting.mechanisms.truncated_poisson import truncated_renyi
 
         if adjacency == "add-remove":
             return math.inf
@@ -77,15 +84,15 @@ class TruncatedPoissonGaussian(Event):
         plain = self._untruncated
         return None if plain is None or adjacency == "add-remove" else plain.delta(epsilon, adjacency, upper)
 
-    def loss_cells(self, adjacency: str, interval: float, tail: float) -> tuple[OnGrid, ...]:
+    def loss_grid(self, adjacency: str, interval: float, tail: float) -> tuple[DiscretizableLoss, ...]:
         """The mixture of Poisson sampling and, after a cut, sampling without replacement."""
-        from accounting.errors import Refused
-        from accounting.truncated_poisson import truncated_loss
+        from accounting.errors import CannotComputeError
+        from accounting.mechanisms.truncated_poisson import truncated_loss
 
         if adjacency == "add-remove":
-            raise Refused(str(self.obstacle(adjacency)))
+            raise CannotComputeError(str(self.unsupported_reason(adjacency)))
         if self._untruncated is not None:
-            return self._untruncated.loss_cells(adjacency, interval, tail)
+            return self._untruncated.loss_grid(adjacency, interval, tail)
         return truncated_loss(
             self.dataset_size,
             self.sample_rate,

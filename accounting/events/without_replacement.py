@@ -7,13 +7,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from accounting.errors import require
-from accounting.events.base import Event, require_count, require_noise_multiplier
-from accounting.events.gaussian import PoissonGaussian, gaussian_renyi, unsampled_mu
+from accounting.events.base import EVENTS, Event, require_count, require_noise_multiplier
+from accounting.events.gaussian import PoissonGaussian
+from accounting.mechanisms.gaussian_mu import gaussian_renyi, unsampled_mu
 
 if TYPE_CHECKING:
-    from accounting.cells import OnGrid
+    from accounting.mechanisms.loss_grid import DiscretizableLoss
 
 
+@EVENTS.register
 @dataclass(frozen=True)
 class WithoutReplacementGaussian(Event):
     """One Gaussian release over batch_size of dataset_size units, drawn uniformly without replacement.
@@ -43,7 +45,7 @@ class WithoutReplacementGaussian(Event):
         """batch_size / dataset_size, rounded up."""
         return min(1.0, math.nextafter(self.batch_size / self.dataset_size, 1.0))
 
-    def obstacle(self, adjacency: str) -> str | None:
+    def unsupported_reason(self, adjacency: str) -> str | None:
         """Everything but replace-one."""
         if adjacency == "replace-one":
             return None
@@ -52,7 +54,7 @@ class WithoutReplacementGaussian(Event):
             "the data set size has to stay, and a unit that is left out makes room for another one"
         )
 
-    def attained(self, adjacency: str) -> tuple[Event, str]:
+    def lower_bound_event(self, adjacency: str) -> tuple[Event, str]:
         """One half of the dominating pair: all other units at -C."""
         if adjacency != "replace-one" or self.batch_size == self.dataset_size:
             return self, adjacency
@@ -66,7 +68,7 @@ class WithoutReplacementGaussian(Event):
 
     def renyi(self, order: float, adjacency: str) -> float:
         """The exact moment of the dominating pair; see `fixed_size_renyi`."""
-        from accounting.without_replacement import fixed_size_renyi
+        from accounting.mechanisms.without_replacement import fixed_size_renyi
 
         if adjacency != "replace-one":
             return math.inf
@@ -76,20 +78,20 @@ class WithoutReplacementGaussian(Event):
 
     def delta(self, epsilon: float, adjacency: str, upper: bool = True) -> float | None:
         """q d(log(1 + (e^epsilon - 1)/q)) with d the profile of a Gaussian with mu = 2 / noise_multiplier."""
-        from accounting.without_replacement import fixed_size_delta
+        from accounting.mechanisms.without_replacement import fixed_size_delta
 
         if adjacency != "replace-one":
             return None
         return fixed_size_delta(self.sample_rate, self.noise_multiplier, epsilon, upper)
 
-    def loss_cells(self, adjacency: str, interval: float, tail: float) -> tuple[OnGrid, ...]:
+    def loss_grid(self, adjacency: str, interval: float, tail: float) -> tuple[DiscretizableLoss, ...]:
         """One direction: the dominating pair is symmetric (Zhu, Dong and Wang 2022, arXiv 2106.08567).
 
         Bounds from below are bounds on this pair's epsilon, which no single data set is known to reach.
         """
-        from accounting.errors import Refused
-        from accounting.without_replacement import fixed_size_cells
+        from accounting.errors import CannotComputeError
+        from accounting.mechanisms.without_replacement import fixed_size_loss_grid
 
         if adjacency != "replace-one":
-            raise Refused(str(self.obstacle(adjacency)))
-        return (fixed_size_cells(self.sample_rate, self.noise_multiplier, interval, tail),)
+            raise CannotComputeError(str(self.unsupported_reason(adjacency)))
+        return (fixed_size_loss_grid(self.sample_rate, self.noise_multiplier, interval, tail),)

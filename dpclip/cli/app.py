@@ -9,11 +9,10 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from accounting.errors import InvalidInput
-from accounting.journal import JournalBusy, JournalCorrupt
+from accounting.errors import AccountingError
 from dpclip import __version__
 from dpclip.cli import calibrate, compare, doctor, epsilon, report, train
-from dpclip.errors import BadInput, BudgetExhausted
+from dpclip.errors import DpclipError
 
 app = typer.Typer(
     name="dpclip",
@@ -42,15 +41,12 @@ def options(
 
 @contextmanager
 def one_line_errors() -> Iterator[None]:
-    """Bad input and an exhausted budget end with one line and their exit code."""
+    """An error of ours ends with one line and the exit code of its class, never with a traceback."""
     try:
         yield
-    except (BadInput, InvalidInput, JournalBusy, JournalCorrupt) as error:
+    except (DpclipError, AccountingError) as error:
         _complain(str(error))
-        raise typer.Exit(2) from error
-    except BudgetExhausted as error:
-        _complain(str(error))
-        raise typer.Exit(3) from error
+        raise typer.Exit(error.exit_code) from error
 
 
 def _complain(message: str) -> None:

@@ -48,7 +48,7 @@ def add_to(app: typer.Typer, errors: Callable[[], AbstractContextManager[None]])
 
 
 def _with_rule(clipping: str, as_json: bool, **schedule: Any) -> None:
-    from dpclip.rule_noise import calibrate_rule
+    from dpclip.tuning.rule_noise import calibrate_rule
 
     found = calibrate_rule(clipping, **schedule)
     if as_json:

@@ -8,8 +8,8 @@ import warnings
 from rich.console import Console
 from rich.table import Table
 
-from dpclip.doctor import Diagnosis, examine
-from dpclip.errors import BadInput
+from dpclip.diagnosis.doctor import Diagnosis, examine
+from dpclip.errors import InputError
 from dpclip.models.loading import load_model
 from dpclip.tasks.classification import Classification
 from dpclip.tasks.language_modelling import LanguageModelling
@@ -31,10 +31,10 @@ def run(
     """Examine and print; returns whether private training would be accepted.
 
     Raises:
-        BadInput: options that cannot be used.
+        InputError: options that cannot be used.
     """
     if task not in ("lm", "classification"):
-        raise BadInput(f"--task {task!r} is unknown: choose one of lm, classification")
+        raise InputError(f"--task {task!r} is unknown: choose one of lm, classification")
     warnings.filterwarnings("ignore")
     labels = _LABELS if task == "classification" else None
     loaded = load_model(
@@ -42,7 +42,7 @@ def run(
     )
     length = max_length or min(_LONGEST, loaded.context)
     if not 1 <= length <= loaded.context:
-        raise BadInput(f"--max-length {length} must be between 1 and the model's context of {loaded.context} tokens")
+        raise InputError(f"--max-length {length} must be between 1 and the model's context of {loaded.context} tokens")
     stand_in: LanguageModelling | Classification = LanguageModelling(loaded.tokenizer, length)
     if task == "classification":
         stand_in = Classification(loaded.tokenizer, length, tuple(_LABELS))

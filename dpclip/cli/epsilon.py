@@ -26,7 +26,7 @@ def add_to(app: typer.Typer, errors: Callable[[], AbstractContextManager[None]])
         """The epsilon that a schedule of Poisson-sampled Gaussian steps spends at a delta."""
         with errors():
             from accounting import PoissonGaussian, make_accountant
-            from accounting.statement import finite
+            from accounting.wording import finite
             from dpclip.cli.checks import check_adjacency, check_steps
 
             event = PoissonGaussian(sample_rate=sample_rate, noise_multiplier=noise_multiplier)

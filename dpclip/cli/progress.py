@@ -9,18 +9,25 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.panel import Panel
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from dpclip.job import Job
-    from dpclip.training import Outcome
+    from dpclip.train.job import Job
+    from dpclip.train.run import Outcome
 
 
-class Silent:
+class NoProgress:
     """Says nothing, for `--json`."""
 
-    def __enter__(self) -> Silent:
+    def __enter__(self) -> NoProgress:
         return self
 
     def __exit__(
@@ -28,23 +35,23 @@ class Silent:
     ) -> None:
         return None
 
-    def planned(self, job: Job, spend: list[tuple[int, float]], folder: Path | None) -> None:
+    def on_plan(self, job: Job, spend: list[tuple[int, float]], folder: Path | None) -> None:
         """Nothing."""
 
-    def evaluated(self, step: int, metric: str, value: float) -> None:
+    def on_evaluate(self, step: int, metric: str, value: float) -> None:
         """Nothing."""
 
-    def stepped(self, step: int, epsilon: float, values: dict[str, float]) -> None:
+    def on_step(self, step: int, epsilon: float, values: dict[str, float]) -> None:
         """Nothing."""
 
-    def note(self, message: str) -> None:
+    def log(self, message: str) -> None:
         """Nothing."""
 
     def conclude(self, outcome: Outcome) -> None:
         """Nothing."""
 
 
-class Narrator(Silent):
+class ConsoleProgress(NoProgress):
     """Prints to a terminal; without one, a line at every tenth of the run."""
 
     def __init__(self, console: Console) -> None:
@@ -54,7 +61,7 @@ class Narrator(Silent):
         self._job: Job | None = None
         self._waiting = console.status("reading the data and loading the model")
 
-    def __enter__(self) -> Narrator:
+    def __enter__(self) -> ConsoleProgress:
         self._waiting.start()
         return self
 
@@ -71,7 +78,7 @@ class Narrator(Silent):
             self._progress.stop()
             self._progress = None
 
-    def planned(self, job: Job, spend: list[tuple[int, float]], folder: Path | None) -> None:
+    def on_plan(self, job: Job, spend: list[tuple[int, float]], folder: Path | None) -> None:
         """The header, then the bar."""
         self._stop()
         self._job = job
@@ -85,14 +92,14 @@ class Narrator(Silent):
         description = "training" if job.plan.private else "training without privacy"
         self._task = self._progress.add_task(description, total=job.plan.steps, spent="", held_out="")
 
-    def evaluated(self, step: int, metric: str, value: float) -> None:
+    def on_evaluate(self, step: int, metric: str, value: float) -> None:
         """A held-out figure."""
         when = "before training" if step == 0 else f"after {step} steps"
         self.console.print(f"held-out {metric} {when}: [bold]{value:.4g}[/]")
         if self._progress is not None:
             self._progress.update(self._task, held_out=f"· held-out {metric} {value:.4g}")
 
-    def stepped(self, step: int, epsilon: float, values: dict[str, float]) -> None:
+    def on_step(self, step: int, epsilon: float, values: dict[str, float]) -> None:
         """One logical step."""
         if self._job is None or self._progress is None:
             return
@@ -102,7 +109,7 @@ class Narrator(Silent):
         if not self.console.is_terminal and step % max(1, plan.steps // 10) == 0:
             self.console.print(f"step {step}/{plan.steps} {spent}")
 
-    def note(self, message: str) -> None:
+    def log(self, message: str) -> None:
         """Something the user should know."""
         self.console.print(f"[yellow]note[/]: {message}")
 
@@ -135,7 +142,7 @@ def _header(job: Job, folder: Path | None) -> Panel:
     plan, settings = job.plan, job.settings
     parameters = sum(p.numel() for p in job.loaded.model.parameters() if p.requires_grad)
     budget = (
-        f"ε = {plan.target_epsilon:g} at δ = {plan.delta:g}, {plan.adjacency}, {plan.scheme.certificate(plan)}"
+        f"ε = {plan.target_epsilon:g} at δ = {plan.delta:g}, {plan.adjacency}, {plan.scheme.certificate(plan.accountant)}"
         if math.isfinite(plan.target_epsilon)
         else "none: ε = inf, training without privacy"
     )
@@ -143,7 +150,7 @@ def _header(job: Job, folder: Path | None) -> Panel:
         ("budget", budget),
         ("unit", plan.unit),
         ("data", f"{job.records.source}: {job.records.rows:,} rows, N = {plan.units:,} units"),
-        ("batches", f"{plan.scheme.sampler}, q = {plan.sample_rate:.6g}, expected batch {plan.expected_batch_size}"),
+        ("batches", f"{plan.scheme.sampler_title}, q = {plan.sample_rate:.6g}, expected batch {plan.expected_batch_size}"),
         ("steps", f"{plan.steps:,}"),
         ("noise", f"σ = {plan.noise_multiplier:.4g} times the sensitivity" if plan.private else "none"),
         ("clipping", settings.clipping if plan.private else "none"),

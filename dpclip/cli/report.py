@@ -22,7 +22,7 @@ def add_to(app: typer.Typer, errors: Callable[[], AbstractContextManager[None]])
         """Print the privacy statement of a run; html also writes RUN/public/report.html and prints its path."""
         with errors():
             from dpclip import report as reports
-            from dpclip.errors import BadInput
+            from dpclip.errors import InputError
 
             chosen = "json" if as_json else form
             if chosen == "html":
@@ -30,4 +30,4 @@ def add_to(app: typer.Typer, errors: Callable[[], AbstractContextManager[None]])
             elif chosen in ("md", "json"):
                 typer.echo(reports.render(run, chosen), nl=False)  # type: ignore[arg-type]
             else:
-                raise BadInput(f"--format {chosen!r} is unknown: choose one of html, md, json")
+                raise InputError(f"--format {chosen!r} is unknown: choose one of html, md, json")

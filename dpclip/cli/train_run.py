@@ -8,18 +8,18 @@ from typing import Any
 
 from rich.console import Console
 
-from dpclip.cli.progress import Narrator, Silent
+from dpclip.cli.progress import ConsoleProgress, NoProgress
 from dpclip.cli.quiet import quieten_libraries
-from dpclip.config import UNBOUND, Settings, option, read_toml
-from dpclip.errors import BadInput
-from dpclip.run_folder import RunFolder, check_free, free_folder
+from dpclip.errors import InputError
+from dpclip.record.run_folder import RunFolder, check_free, free_folder
+from dpclip.train.settings import UNBOUND, Settings, option, read_toml
 
 
 def run(given: dict[str, Any], *, config: Path | None, output: Path | None, resume: Path | None, as_json: bool) -> str:
     """Start or resume a run; returns its status.
 
     Raises:
-        BadInput: options that cannot be used.
+        InputError: options that cannot be used.
     """
     if resume is not None:
         folder = _folder_to_resume(resume, config, output)
@@ -27,10 +27,12 @@ def run(given: dict[str, Any], *, config: Path | None, output: Path | None, resu
     else:
         settings, output = _settings_to_start(given, config, output)
     quieten_libraries()
-    listener = Silent() if as_json else Narrator(Console(highlight=False))
+    listener = NoProgress() if as_json else ConsoleProgress(Console(highlight=False))
 
     with listener:
-        from dpclip import training  # torch is imported only when the options make sense
+        from dpclip.train import (
+            run as training,  # torch is imported only when the options make sense
+        )
 
         if resume is not None:
             outcome = training.resume(folder, settings, listener)
@@ -45,7 +47,7 @@ def run(given: dict[str, Any], *, config: Path | None, output: Path | None, resu
 
 def _folder_to_resume(resume: Path, config: Path | None, output: Path | None) -> RunFolder:
     if config is not None or output is not None:
-        raise BadInput("--resume takes the run's own folder and settings: leave out --config and --output")
+        raise InputError("--resume takes the run's own folder and settings: leave out --config and --output")
     return RunFolder.open(resume)
 
 
@@ -54,7 +56,7 @@ def _settings_to_resume(folder: RunFolder, given: dict[str, Any]) -> Settings:
     for name, value in given.items():
         before = getattr(settings, name)
         if value != before and name not in UNBOUND:
-            raise BadInput(
+            raise InputError(
                 f"{option(name)} {value} differs from the {before} that the run was started with: leave it out "
                 "to resume, or start a new run in a new folder"
             )
@@ -67,9 +69,9 @@ def _settings_to_start(given: dict[str, Any], config: Path | None, output: Path 
     if output is None and folder is not None:
         output = Path(folder)
     if values.get("epsilon") is None:
-        raise BadInput("no privacy budget was given: add --epsilon 8 (or --epsilon inf to train without privacy)")
+        raise InputError("no privacy budget was given: add --epsilon 8 (or --epsilon inf to train without privacy)")
     if not values["epsilon"] > 0:
-        raise BadInput(f"--epsilon {values['epsilon']} must be positive: 8 is a common start, inf means no privacy")
+        raise InputError(f"--epsilon {values['epsilon']} must be positive: 8 is a common start, inf means no privacy")
     if output is not None:
         check_free(output)
     return Settings(**values), output

@@ -9,15 +9,15 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from dpclip.clipping.flat import check_threshold
-from dpclip.clipping.reshaping import Reshaping
-from dpclip.clipping.rule import StepRelease
-from dpclip.errors import BadInput
-from dpclip.released import Released
+from dpclip.checks import check_decay, check_range, check_threshold
+from dpclip.clipping.rule import RULES
+from dpclip.clipping.transformed import TransformedClipping
+from dpclip.released import Released, StepRelease
 
 
+@RULES.register
 @dataclass
-class AdaClip(Reshaping):
+class AdaClip(TransformedClipping):
     """w = (g - a) / b by coordinates, clipped to norm 1; the released gradient is b w~ + a.
 
     b_i = sqrt(s_i sum_j s_j) makes E||w||^2 <= 1 at the least total noise, s_i the coordinate's standard deviation.
@@ -69,11 +69,11 @@ class AdaClip(Reshaping):
         scale = (self._variance[slot].sqrt() * whole).sqrt()
         return self._mean[slot].to(like), scale.to(like)
 
-    def forward(self, slot: int, gradients: Tensor) -> Tensor:
+    def transform(self, slot: int, gradients: Tensor) -> Tensor:
         mean, scale = self._scale(slot, gradients)
         return (gradients - mean) / scale
 
-    def back(self, slot: int, mean: Tensor) -> Tensor:
+    def inverse(self, slot: int, mean: Tensor) -> Tensor:
         shift, scale = self._scale(slot, mean)
         return mean * scale + shift
 
@@ -101,15 +101,5 @@ class AdaClip(Reshaping):
         return {"rule": self.name, **{name: getattr(self, name) for name in fields}}
 
 
-def check_decay(name: str, value: float) -> None:
-    """Refuse a decay that forgets nothing or everything at once."""
-    if not 0 <= value < 1:
-        raise BadInput(f"{name} = {value}: a decay of at least 0 and below 1 is needed; 0.99 is common")
 
 
-def check_range(lowest: float, highest: float) -> None:
-    """Refuse a range of variances that is none."""
-    check_threshold("lowest", lowest)
-    check_threshold("highest", highest)
-    if lowest >= highest:
-        raise BadInput(f"lowest = {lowest} is not below highest = {highest}: give a range of variances")

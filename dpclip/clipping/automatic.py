@@ -7,10 +7,11 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from dpclip.clipping.flat import check_threshold
-from dpclip.clipping.rule import ClippingRule
+from dpclip.checks import check_threshold
+from dpclip.clipping.rule import RULES, ClippingRule
 
 
+@RULES.register
 @dataclass
 class Automatic(ClippingRule):
     """AUTO-S: factor_i = R / (||g_i|| + gamma).
@@ -39,13 +40,14 @@ class Automatic(ClippingRule):
     def bounds(self) -> list[float]:
         return [self.max_grad_norm]
 
-    def weightings(self, norms: Tensor) -> dict[str, Tensor]:
+    def clip_factors(self, norms: Tensor) -> dict[str, Tensor]:
         return {"release": self.max_grad_norm / (norms + self.gamma)}
 
     def describe(self) -> dict[str, Any]:
         return {"rule": self.name, "max_grad_norm": self.max_grad_norm, "gamma": self.gamma}
 
 
+@RULES.register
 @dataclass
 class AutomaticV(ClippingRule):
     """AUTO-V: factor_i = R / ||g_i||, every gradient at length R.
@@ -70,7 +72,7 @@ class AutomaticV(ClippingRule):
     def bounds(self) -> list[float]:
         return [self.max_grad_norm]
 
-    def weightings(self, norms: Tensor) -> dict[str, Tensor]:
+    def clip_factors(self, norms: Tensor) -> dict[str, Tensor]:
         tiny = 1e-30  # keeps the factor finite in float32; what is shorter is scaled less
         return {"release": (self.max_grad_norm / norms.clamp(min=tiny)) * (norms > 0)}
 

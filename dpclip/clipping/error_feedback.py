@@ -10,11 +10,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from dpclip.clipping.flat import check_threshold
-from dpclip.clipping.rule import ClippingRule, RunShape, StepRelease, Sum
-from dpclip.errors import BadInput
+from dpclip.checks import check_threshold
+from dpclip.clipping.rule import RULES, ClippingRule, RunShape
+from dpclip.errors import InputError
 from dpclip.gradient_sum import GradientSum
-from dpclip.released import Released
+from dpclip.released import Released, StepRelease, Sum
 
 # In `literal` and `leaky` the error takes in unclipped gradients, whose size their proofs do not mind. A gradient this
 # many thresholds long is shortened all the same, so that no sample can drive the error beyond float32.
@@ -27,6 +27,7 @@ _ASSUMED = (
 )
 
 
+@RULES.register
 @dataclass
 class ErrorFeedback(ClippingRule):
     """Release v = sum_i clip(g_i, C1) + clip(e, C2); the error e takes up what v left out, and is never released.
@@ -75,13 +76,13 @@ class ErrorFeedback(ClippingRule):
     def __post_init__(self) -> None:
         check_threshold("max_grad_norm", self.max_grad_norm)
         if self.mode not in _MODES:
-            raise BadInput(f"mode {self.mode!r} is unknown: choose one of {', '.join(_MODES)}")
+            raise InputError(f"mode {self.mode!r} is unknown: choose one of {', '.join(_MODES)}")
         if self.calibration not in ("proved", "published"):
-            raise BadInput(f"calibration {self.calibration!r} is unknown: choose one of proved, published")
+            raise InputError(f"calibration {self.calibration!r} is unknown: choose one of proved, published")
         if self.error_norm is not None and not 0 <= self.error_norm < math.inf:
-            raise BadInput(f"error_norm = {self.error_norm}: a finite threshold on the error, 0 or more")
+            raise InputError(f"error_norm = {self.error_norm}: a finite threshold on the error, 0 or more")
         if self.cap is not None and not self.max_grad_norm <= self.cap < math.inf:
-            raise BadInput(f"cap = {self.cap} is not between max_grad_norm = {self.max_grad_norm} and infinity")
+            raise InputError(f"cap = {self.cap} is not between max_grad_norm = {self.max_grad_norm} and infinity")
         self._shape = RunShape(1, 1, 1)
         self._error: GradientSum | None = None
         self._next: GradientSum | None = None
@@ -97,7 +98,7 @@ class ErrorFeedback(ClippingRule):
     def assumption(self) -> str | None:  # type: ignore[override]
         return _ASSUMED if self.calibration == "published" else None
 
-    def settle(self, shape: RunShape) -> None:
+    def set_run(self, shape: RunShape) -> None:
         self._shape = shape
 
     @property
@@ -126,7 +127,7 @@ class ErrorFeedback(ClippingRule):
 
     # --- the step -----------------------------------------------------------------------------------------------
 
-    def weightings(self, norms: Tensor) -> dict[str, Tensor]:
+    def clip_factors(self, norms: Tensor) -> dict[str, Tensor]:
         first, _, third = self.thresholds
         return {"release": (first / norms).clamp(max=1.0), "capped": (third / norms).clamp(max=1.0)}
 
@@ -146,7 +147,7 @@ class ErrorFeedback(ClippingRule):
         """The step has been released: its error counts from now on."""
         self._error, self._next = self._next, None
 
-    def fresh_start(self) -> None:
+    def forget_unreleased(self) -> None:
         self._error, self._next, self._restored = None, None, {}
 
     def _current(self, like: GradientSum) -> list[Tensor]:

@@ -7,10 +7,11 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from dpclip.clipping.rule import ClippingRule
-from dpclip.errors import BadInput
+from dpclip.checks import check_threshold
+from dpclip.clipping.rule import RULES, ClippingRule
 
 
+@RULES.register
 @dataclass
 class Flat(ClippingRule):
     """factor_i = min(1, C / ||g_i||).
@@ -35,14 +36,10 @@ class Flat(ClippingRule):
     def bounds(self) -> list[float]:
         return [self.max_grad_norm]
 
-    def weightings(self, norms: Tensor) -> dict[str, Tensor]:
+    def clip_factors(self, norms: Tensor) -> dict[str, Tensor]:
         return {"release": (self.max_grad_norm / norms).clamp(max=1.0)}
 
     def describe(self) -> dict[str, Any]:
         return {"rule": self.name, "max_grad_norm": self.max_grad_norm}
 
 
-def check_threshold(name: str, value: float) -> None:
-    """Refuse a threshold that bounds nothing."""
-    if not 0 < value < float("inf"):
-        raise BadInput(f"{name} = {value}: a clipping threshold must be positive and finite; 1.0 is common")

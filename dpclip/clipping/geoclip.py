@@ -10,12 +10,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from dpclip.clipping.adaclip import check_decay, check_range
-from dpclip.clipping.flat import check_threshold
-from dpclip.clipping.reshaping import Reshaping
-from dpclip.clipping.rule import StepRelease
-from dpclip.errors import BadInput
-from dpclip.released import Released
+from dpclip.checks import check_decay, check_range, check_threshold
+from dpclip.clipping.rule import RULES
+from dpclip.clipping.transformed import TransformedClipping
+from dpclip.errors import InputError
+from dpclip.released import Released, StepRelease
 
 
 class Covariance:
@@ -81,8 +80,9 @@ class Covariance:
         self.rest = rest.clamp(self.lowest, self.highest)
 
 
+@RULES.register
 @dataclass
-class GeoClip(Reshaping):
+class GeoClip(TransformedClipping):
     """w = M (g - a), clipped to norm 1; the released gradient is M^-1 w~ + a.
 
     M = (gamma / sum of sqrt(lambda))^(1/2) Cov^(-1/4): of all transformations with E||w||^2 <= gamma the one with the
@@ -123,7 +123,7 @@ class GeoClip(Reshaping):
             check_decay(name, getattr(self, name))
         check_range(self.lowest, self.highest)
         if self.full_below < 0 or self.rank < 1:
-            raise BadInput(f"full_below = {self.full_below}, rank = {self.rank}: at least 0, and at least 1 direction")
+            raise InputError(f"full_below = {self.full_below}, rank = {self.rank}: at least 0, and at least 1 direction")
         self._mean: list[Tensor] = []
         self._shapes: list[Covariance] = []
 
@@ -141,11 +141,11 @@ class GeoClip(Reshaping):
     def _scale(self) -> float:
         return math.sqrt(self.gamma / sum(shape.spread() for shape in self._shapes))
 
-    def forward(self, slot: int, gradients: Tensor) -> Tensor:
+    def transform(self, slot: int, gradients: Tensor) -> Tensor:
         centred = gradients - self._mean[slot].to(gradients)
         return self._shapes[slot].power(-0.25, centred) * self._scale
 
-    def back(self, slot: int, mean: Tensor) -> Tensor:
+    def inverse(self, slot: int, mean: Tensor) -> Tensor:
         found = self._shapes[slot].power(0.25, mean.unsqueeze(0))[0] / self._scale
         return found + self._mean[slot].to(mean)
 

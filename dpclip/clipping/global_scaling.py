@@ -8,11 +8,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from dpclip.clipping.flat import check_threshold
-from dpclip.clipping.rule import ClippingRule
-from dpclip.errors import BadInput
+from dpclip.checks import check_threshold
+from dpclip.clipping.rule import RULES, ClippingRule
+from dpclip.errors import InputError
 
 
+@RULES.register
 @dataclass
 class Global(ClippingRule):
     """factor_i = C / Z where ||g_i|| <= Z; a gradient beyond Z is dropped, or clipped to C.
@@ -38,14 +39,14 @@ class Global(ClippingRule):
         check_threshold("max_grad_norm", self.max_grad_norm)
         check_threshold("upper", self.upper)
         if self.upper < self.max_grad_norm:
-            raise BadInput(f"upper = {self.upper} is below max_grad_norm = {self.max_grad_norm}: give at least that")
+            raise InputError(f"upper = {self.upper} is below max_grad_norm = {self.max_grad_norm}: give at least that")
         if self.beyond not in ("clip", "drop"):
-            raise BadInput(f"beyond {self.beyond!r} is unknown: choose one of clip, drop")
+            raise InputError(f"beyond {self.beyond!r} is unknown: choose one of clip, drop")
 
     def bounds(self) -> list[float]:
         return [self.max_grad_norm]
 
-    def weightings(self, norms: Tensor) -> dict[str, Tensor]:
+    def clip_factors(self, norms: Tensor) -> dict[str, Tensor]:
         beyond = self.max_grad_norm / norms if self.beyond == "clip" else torch.zeros_like(norms)
         alike = torch.full_like(norms, self.max_grad_norm / self.upper)
         return {"release": torch.where(norms <= self.upper, alike, beyond)}

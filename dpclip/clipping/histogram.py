@@ -12,10 +12,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from dpclip.clipping.flat import check_threshold
-from dpclip.clipping.rule import ClippingRule, SideQuery, StepRelease
-from dpclip.errors import BadInput
-from dpclip.released import Released
+from dpclip.checks import check_threshold
+from dpclip.clipping.rule import RULES, ClippingRule
+from dpclip.errors import InputError
+from dpclip.released import Released, SideQuery, StepRelease
 
 
 @dataclass
@@ -53,13 +53,13 @@ class Histogram(ClippingRule):
         check_threshold("lowest", self.lowest)
         check_threshold("highest", self.highest)
         if self.lowest >= self.highest:
-            raise BadInput(f"lowest = {self.lowest} is not below highest = {self.highest}: give a range of norms")
+            raise InputError(f"lowest = {self.lowest} is not below highest = {self.highest}: give a range of norms")
         if self.bins < 2 or self.every < 1:
-            raise BadInput(f"bins = {self.bins}, every = {self.every}: at least two bins, and one step between them")
+            raise InputError(f"bins = {self.bins}, every = {self.every}: at least two bins, and one step between them")
         if not 0 <= self.floor < math.inf:
-            raise BadInput(f"floor = {self.floor}: a number of standard deviations, 0 or more")
+            raise InputError(f"floor = {self.floor}: a number of standard deviations, 0 or more")
         if not 0 < self.budget_share < 1:
-            raise BadInput(f"budget_share = {self.budget_share}: a part of the step's budget, between 0 and 1")
+            raise InputError(f"budget_share = {self.budget_share}: a part of the step's budget, between 0 and 1")
         self._threshold, self._steps, self._size = self.max_grad_norm, 0, 1
 
     def partition(self, names: Sequence[str], sizes: Sequence[int]) -> list[int]:
@@ -69,7 +69,7 @@ class Histogram(ClippingRule):
     def bounds(self) -> list[float]:
         return [self._threshold]
 
-    def weightings(self, norms: Tensor) -> dict[str, Tensor]:
+    def clip_factors(self, norms: Tensor) -> dict[str, Tensor]:
         return {"release": (self._threshold / norms).clamp(max=1.0)}
 
     @property
@@ -125,6 +125,7 @@ class Histogram(ClippingRule):
         return {"rule": self.name, "threshold": self._threshold, **{name: getattr(self, name) for name in fields}}
 
 
+@RULES.register
 @dataclass
 class HistogramQuantile(Histogram):
     """DC-SGD-P: C is a quantile of the noisy histogram.
@@ -139,7 +140,7 @@ class HistogramQuantile(Histogram):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 < self.quantile < 1:
-            raise BadInput(
+            raise InputError(
                 f"quantile = {self.quantile}: a number strictly between 0 and 1 is needed; 0.5 is the median"
             )
 
@@ -157,6 +158,7 @@ class HistogramQuantile(Histogram):
         return {**super().describe(), "quantile": self.quantile}
 
 
+@RULES.register
 @dataclass
 class HistogramError(Histogram):
     """DC-SGD-E: C minimises noise plus clipping error, z^2 C^2 d / B^2 + mean_i max(||g_i|| - C, 0)^2.

@@ -10,9 +10,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from dpclip.clipping.flat import check_threshold
-from dpclip.clipping.rule import ClippingRule
-from dpclip.errors import BadInput
+from dpclip.checks import check_threshold
+from dpclip.clipping.rule import RULES, ClippingRule
+from dpclip.errors import InputError
 
 _ADAPTERS = ("lora_A", "lora_B", "lora_embedding_A", "lora_embedding_B", "lora_magnitude_vector")
 Grouping = Callable[[str], Hashable]
@@ -98,7 +98,7 @@ class PerGroup(ClippingRule):
         for group, threshold in self.thresholds.items():
             check_threshold(f"the threshold of {group}", threshold)
         if self.allocation not in _ALLOCATIONS:
-            raise BadInput(f"allocation {self.allocation!r} is unknown: choose one of {', '.join(_ALLOCATIONS)}")
+            raise InputError(f"allocation {self.allocation!r} is unknown: choose one of {', '.join(_ALLOCATIONS)}")
         self.group_names: list[Hashable] = [""]
         self._sizes = [1]
 
@@ -107,7 +107,7 @@ class PerGroup(ClippingRule):
         self.group_names = list(dict.fromkeys(owners))
         unknown = [group for group in self.thresholds if group not in self.group_names]
         if unknown:
-            raise BadInput(
+            raise InputError(
                 f"threshold for {unknown[0]}: there is no such group; the model has {_some(self.group_names)}"
             )
         self._sizes = [sum(n for o, n in zip(owners, sizes, strict=True) if o == group) for group in self.group_names]
@@ -120,7 +120,7 @@ class PerGroup(ClippingRule):
     def shares(self) -> list[float]:
         return noise_shares(self.allocation, self.bounds(), self._sizes)
 
-    def weightings(self, norms: Tensor) -> dict[str, Tensor]:
+    def clip_factors(self, norms: Tensor) -> dict[str, Tensor]:
         return {"release": (column(self.bounds(), norms) / norms).clamp(max=1.0)}
 
     def describe(self) -> dict[str, Any]:
@@ -128,6 +128,7 @@ class PerGroup(ClippingRule):
         return {"rule": self.name, "groups": len(self.group_names), "thresholds": bounds, "allocation": self.allocation}
 
 
+@RULES.register
 @dataclass
 class PerLayer(PerGroup):
     """`PerGroup` with a group a layer."""
@@ -135,6 +136,7 @@ class PerLayer(PerGroup):
     name: ClassVar[str] = "per-layer"
 
 
+@RULES.register
 @dataclass
 class PerBlock(PerGroup):
     """`PerGroup` with a group a numbered block of the model."""
@@ -143,6 +145,7 @@ class PerBlock(PerGroup):
     name: ClassVar[str] = "per-block"
 
 
+@RULES.register
 @dataclass
 class PerTensor(PerGroup):
     """`PerGroup` with a group a parameter."""

@@ -7,10 +7,11 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from dpclip.clipping.flat import check_threshold
-from dpclip.clipping.rule import ClippingRule
+from dpclip.checks import check_threshold
+from dpclip.clipping.rule import RULES, ClippingRule
 
 
+@RULES.register
 @dataclass
 class Psac(ClippingRule):
     """factor_i = C / (||g_i|| + r / (||g_i|| + r)).
@@ -40,7 +41,7 @@ class Psac(ClippingRule):
     def bounds(self) -> list[float]:
         return [self.max_grad_norm]
 
-    def weightings(self, norms: Tensor) -> dict[str, Tensor]:
+    def clip_factors(self, norms: Tensor) -> dict[str, Tensor]:
         return {"release": self.max_grad_norm / (norms + self.regularizer / (norms + self.regularizer))}
 
     def describe(self) -> dict[str, Any]:

@@ -9,20 +9,21 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from dpclip.clipping.flat import check_threshold
+from dpclip.checks import check_threshold
 from dpclip.clipping.per_group import Grouping, PerGroup, column, layer_of
-from dpclip.clipping.rule import SideQuery, StepRelease
-from dpclip.errors import BadInput
-from dpclip.released import Released
+from dpclip.clipping.rule import RULES
+from dpclip.errors import InputError
+from dpclip.released import Released, SideQuery, StepRelease
 
 _LOWEST, _HIGHEST = 1e-8, 1e8  # a threshold never leaves this range
 
 
-def whole(name: str) -> str:
+def single_group(name: str) -> str:
     """All parameters in one group."""
     return "model"
 
 
+@RULES.register
 @dataclass
 class Quantile(PerGroup):
     """factor_i = min(1, C_t / ||g_i||); C_{t+1} = C_t exp(-eta (b - gamma)), b the noisy share of samples within C_t.
@@ -58,20 +59,20 @@ class Quantile(PerGroup):
     count_noise: float = 0.0
     total: float = 0.0
     first_rate: float = 0.0
-    group_of: Grouping = whole
+    group_of: Grouping = single_group
     name: ClassVar[str] = "quantile"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 < self.quantile < 1:
-            raise BadInput(
+            raise InputError(
                 f"quantile = {self.quantile}: a number strictly between 0 and 1 is needed; 0.5 is the median"
             )
         check_threshold("rate", self.rate)
         if not 0 < self.budget_share < 1:
-            raise BadInput(f"budget_share = {self.budget_share}: a part of the step's budget, between 0 and 1")
+            raise InputError(f"budget_share = {self.budget_share}: a part of the step's budget, between 0 and 1")
         if self.count_noise < 0 or self.total < 0:
-            raise BadInput(f"count_noise = {self.count_noise} and total = {self.total} cannot be negative")
+            raise InputError(f"count_noise = {self.count_noise} and total = {self.total} cannot be negative")
         self._current = super().bounds()
         self._share = math.nan
         self._updates = 0
@@ -133,6 +134,7 @@ class Quantile(PerGroup):
         return {**super().describe(), **learned, **noise}
 
 
+@RULES.register
 @dataclass
 class PerLayerQuantile(Quantile):
     """`Quantile` with a threshold a layer."""

@@ -2,70 +2,22 @@
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Protocol
 
-import torch
 from torch import Tensor
 
 from dpclip.clipping.state import Stateful
-from dpclip.released import Released
+from dpclip.registry import Registry
+from dpclip.released import Released, SideQuery, StepRelease, Sum
 
 ParameterKind = Literal["adapter", "embedding", "matrix", "vector"]
 
 
-@dataclass(frozen=True)
-class SideQuery:
-    """A statistic released together with the gradient, inside the same Gaussian release.
-
-    Attributes:
-        name: key under which `observe` finds the released sum.
-        sensitivity: L2 bound on one unit's column of `per_sample`.
-        relative_noise: noise standard deviation over that sensitivity; None goes by `share`.
-        per_sample: norms [K, B], or losses [1, B], -> statistics [m, B], summed over the logical batch before the
-            release.
-        size: m.
-        share: part of the step's privacy budget 1/sigma^2, in place of `relative_noise`.
-        reads: "norms" or "losses".
-    """
-
-    name: str
-    sensitivity: float
-    relative_noise: float | None
-    per_sample: Callable[[Tensor], Tensor]
-    size: int = 1
-    share: float = 0.0
-    reads: Literal["norms", "losses"] = "norms"
-
-    def noise_for(self, noise_multiplier: float) -> float:
-        """Noise over sensitivity, in a step whose budget is 1/noise_multiplier^2."""
-        if self.relative_noise is not None:
-            return self.relative_noise
-        return noise_multiplier / math.sqrt(self.share) if self.share > 0 else 0.0
 
 
-@dataclass(frozen=True)
-class StepRelease:
-    """All that one step releases.
-
-    Attributes:
-        gradient: the noisy sum divided by `divisor`, one tensor a parameter.
-        sides: the noisy sums of the side statistics, by name.
-        divisor: the public expected batch size.
-        stds: the noise of each group's sum; public.
-        side_stds: the noise of each side statistic, by name; public.
-        coordinate_stds: the noise in each coordinate of each tensor of `gradient`; empty where it differs within one.
-    """
-
-    gradient: list[Tensor]
-    sides: Mapping[str, Tensor]
-    divisor: float = 1.0
-    stds: tuple[float, ...] = ()
-    side_stds: Mapping[str, float] = field(default_factory=dict)
-    coordinate_stds: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -83,28 +35,6 @@ class RunShape:
     participations: int | None = None
 
 
-class Sum(Protocol):
-    """One tensor a parameter, summed over a logical batch: `GradientSum`, or integers on a grid."""
-
-    groups: list[int]
-    dtypes: list[torch.dtype]
-
-    @property
-    def tensors(self) -> list[Tensor]:
-        """The sums, float32 or wider."""
-        ...
-
-    def take(self, slot: int, form: Any, factors: Tensor, keep: Tensor | None) -> None:
-        """Add one parameter's weighted gradients."""
-        ...
-
-    def parts(self, slot: int) -> list[tuple[Tensor, float]]:
-        """Tensors and units, the sum of whose products is one parameter's sum."""
-        ...
-
-    def digest(self, sides: Iterable[Tensor], key: bytes) -> str:
-        """A fingerprint of the exact bits."""
-        ...
 
 
 class Gradients(Protocol):
@@ -118,7 +48,7 @@ class Gradients(Protocol):
         """Add sum_i factors[k, i] g_i[k] to `into`."""
         ...
 
-    def rewritten(self, change: Callable[[int, Tensor], Tensor], sizes: Sequence[int]) -> Gradients:
+    def map_samples(self, change: Callable[[int, Tensor], Tensor], sizes: Sequence[int]) -> Gradients:
         """The same samples with other coordinates.
 
         Args:
@@ -145,7 +75,7 @@ class ClippingRule(Stateful, ABC):
     """Whether row k of every weighting depends on row k of the norms alone, so that groups can be clipped one by one
     inside the backward pass; a gradient that is not finite is then dropped group by group."""
 
-    reshapes: ClassVar[bool] = False
+    transforms: ClassVar[bool] = False
     """Whether the gradients themselves are needed, not only their norms."""
 
     follows_updates: ClassVar[bool] = False
@@ -158,11 +88,11 @@ class ClippingRule(Stateful, ABC):
     assumption: str | None = None
     """What the promise rests on that nobody has checked; the guarantee is then conditional, and has to be asked for."""
 
-    def settle(self, shape: RunShape) -> None:
+    def set_run(self, shape: RunShape) -> None:
         """Told once, before training, how long the run is; called before `bounds`."""
         return None
 
-    def fresh_start(self) -> None:
+    def forget_unreleased(self) -> None:
         """Steps before this one are about to be repeated with fresh noise: forget what they left behind in private."""
         return None
 
@@ -175,7 +105,7 @@ class ClippingRule(Stateful, ABC):
         """
         return [0] * len(names)
 
-    def meet(self, kinds: Sequence[ParameterKind]) -> None:
+    def set_parameter_kinds(self, kinds: Sequence[ParameterKind]) -> None:
         """Told once, before `partition`, what each trainable parameter is; public."""
         return None
 
@@ -184,7 +114,7 @@ class ClippingRule(Stateful, ABC):
         """What one sample can move each group's sum by, in L2, shape [K]."""
 
     def limits(self) -> dict[str, list[float]]:
-        """What one sample adds at most to each group of each sum of `weightings`, in L2, [K] each; at most a bound."""
+        """What one sample adds at most to each group of each sum of `clip_factors`, in L2, [K] each; at most a bound."""
         return {"release": self.bounds()}
 
     def shares(self) -> list[float]:
@@ -192,14 +122,14 @@ class ClippingRule(Stateful, ABC):
         count = len(self.bounds())
         return [1.0 / count] * count
 
-    def noise_wish(self) -> float:
+    def noise_preference(self) -> float:
         """How much noise the next step should have: 0 as planned, -1 the least and 1 the most that the plan allows.
 
         Heard with sampling "filtered" only.
         """
         return 0.0
 
-    def rate_multipliers(self) -> list[float]:
+    def learning_rate_multipliers(self) -> list[float]:
         """What each parameter's learning rate is multiplied by in the next update, from released values: free.
 
         One number a parameter, in the order of `partition`; empty for no change.
@@ -207,7 +137,7 @@ class ClippingRule(Stateful, ABC):
         return []
 
     @abstractmethod
-    def weightings(self, norms: Tensor) -> dict[str, Tensor]:
+    def clip_factors(self, norms: Tensor) -> dict[str, Tensor]:
         """Factors for each sum the rule needs.
 
         Args:
@@ -217,12 +147,12 @@ class ClippingRule(Stateful, ABC):
             {"release": factors [K, B]} and, for rules that need them, further sums by name.
         """
 
-    def reshaped(self, view: Gradients) -> Gradients:
+    def transformed(self, view: Gradients) -> Gradients:
         """The view whose norms are clipped; the gradients as they are unless overridden."""
         return view
 
-    def restored(self, step: StepRelease) -> StepRelease:
-        """Undo `reshaped` on what was released: post-processing."""
+    def inverted(self, step: StepRelease) -> StepRelease:
+        """Undo `transformed` on what was released: post-processing."""
         return step
 
     def side_queries(self) -> Sequence[SideQuery]:
@@ -244,3 +174,6 @@ class ClippingRule(Stateful, ABC):
     def describe(self) -> dict[str, Any]:
         """For the statement: the rule's name and its settings."""
         return {"rule": self.name, **self.public_state()}
+
+
+RULES: Registry[ClippingRule] = Registry("clipping rule", "dpclip.clipping_rules")

@@ -7,9 +7,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from dpclip.clipping.rule import ClippingRule
+from dpclip.clipping.rule import RULES, ClippingRule
 
 
+@RULES.register
 class Unclipped(ClippingRule):
     """factor_i = 1. Its bound is infinite, so a release with finite noise is refused."""
 
@@ -18,5 +19,5 @@ class Unclipped(ClippingRule):
     def bounds(self) -> list[float]:
         return [float("inf")]
 
-    def weightings(self, norms: Tensor) -> dict[str, Tensor]:
+    def clip_factors(self, norms: Tensor) -> dict[str, Tensor]:
         return {"release": torch.ones_like(norms)}

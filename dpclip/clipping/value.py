@@ -9,12 +9,14 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from dpclip.clipping.flat import check_threshold
-from dpclip.clipping.reshaping import Reshaping
+from dpclip.checks import check_threshold
+from dpclip.clipping.rule import RULES
+from dpclip.clipping.transformed import TransformedClipping
 
 
+@RULES.register
 @dataclass
-class Value(Reshaping):
+class Value(TransformedClipping):
     """Every coordinate of a per-sample gradient is clipped to [-c, c], c = C / sqrt(d).
 
     Args:
@@ -42,11 +44,11 @@ class Value(Reshaping):
         """c."""
         return self.max_grad_norm / math.sqrt(sum(self._sizes))
 
-    def forward(self, slot: int, gradients: Tensor) -> Tensor:
+    def transform(self, slot: int, gradients: Tensor) -> Tensor:
         clamped = gradients.clamp(-self.threshold, self.threshold)
         return torch.where(gradients.isfinite(), clamped, torch.nan)  # so that the sample is dropped (law 6)
 
-    def back(self, slot: int, mean: Tensor) -> Tensor:
+    def inverse(self, slot: int, mean: Tensor) -> Tensor:
         return mean
 
     def describe(self) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import Any
 import lightning.pytorch as pl
 from torch.optim import Optimizer
 
-from dpclip.errors import BadInput
+from dpclip.errors import InputError
 from dpclip.postprocess import GradientClipper
 
 
@@ -25,10 +25,10 @@ class ClipCallback(pl.Callback):
         """Take over clipping.
 
         Raises:
-            BadInput: the Trainer clips, too.
+            InputError: the Trainer clips, too.
         """
         if trainer.gradient_clip_val:
-            raise BadInput(
+            raise InputError(
                 f"gradient_clip_val = {trainer.gradient_clip_val} would clip what {self.clipper.name} has clipped: "
                 "leave one of them out"
             )

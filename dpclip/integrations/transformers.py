@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from dpclip.errors import BadInput
+from dpclip.errors import InputError
 from dpclip.postprocess import GradientClipper
 
 _FILE = "clipper.pt"
@@ -35,7 +35,7 @@ class ClipCallback(TrainerCallback):
         """Take over clipping, and the state of the checkpoint that training resumes from.
 
         Raises:
-            BadInput: that checkpoint was written without this callback.
+            InputError: that checkpoint was written without this callback.
         """
         if args.max_grad_norm:
             _log.warning("max_grad_norm = %s is switched off: %s clips", args.max_grad_norm, self.clipper.name)
@@ -51,7 +51,7 @@ class ClipCallback(TrainerCallback):
         folders.append(_folder(args, state))
         found = next((folder / _FILE for folder in folders if (folder / _FILE).exists()), None)
         if found is None:
-            raise BadInput(
+            raise InputError(
                 f"training resumes at step {state.global_step}, and {folders[-1]} holds no {_FILE}: it was saved "
                 "without this callback; resume with it from a checkpoint of its own, or start anew"
             )

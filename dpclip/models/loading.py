@@ -17,7 +17,7 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from dpclip.errors import BadInput
+from dpclip.errors import InputError
 from dpclip.models import builtin_model_path
 
 _HEADS = {"lm": AutoModelForCausalLM, "classification": AutoModelForSequenceClassification}
@@ -64,7 +64,7 @@ def load_model(
         device: where the model computes: "cpu", "cuda", …, or "auto" for a GPU if there is one.
 
     Raises:
-        BadInput: the model or tokenizer cannot be read; LoRA does not know the architecture.
+        InputError: the model or tokenizer cannot be read; LoRA does not know the architecture.
     """
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
@@ -72,7 +72,7 @@ def load_model(
     text = _load_tokenizer(tokenizer or source, name)
     model = _load_weights(source, name, task, labels, from_scratch)
     if len(text) > model.get_input_embeddings().num_embeddings:
-        raise BadInput(
+        raise InputError(
             f"the tokenizer of {tokenizer or name!r} has {len(text)} tokens, the model {name!r} only "
             f"{model.get_input_embeddings().num_embeddings}: they do not belong together"
         )
@@ -87,14 +87,14 @@ def find_device(name: str) -> torch.device:
     """The device of that name; "auto" takes a GPU if there is one.
 
     Raises:
-        BadInput: torch cannot use it.
+        InputError: torch cannot use it.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         return torch.zeros(0, device=name).device
     except (RuntimeError, AssertionError) as error:
-        raise BadInput(
+        raise InputError(
             f"--device {name!r} cannot be used: {str(error).splitlines()[0]}; leave it out, or give cpu"
         ) from error
 
@@ -110,18 +110,18 @@ def _load_weights(source: str, name: str, task: str, labels: list[str] | None, f
             return head.from_config(AutoConfig.from_pretrained(source, **extra), dtype=torch.float32)
         return head.from_pretrained(source, dtype=torch.float32, **extra)
     except Exception as error:
-        raise BadInput(_cannot_load("model", name, source, error)) from error
+        raise InputError(_cannot_load("model", name, source, error)) from error
 
 
 def _load_tokenizer(source: str, name: str) -> Any:
     try:
         tokenizer = AutoTokenizer.from_pretrained(source)
     except Exception as error:
-        raise BadInput(_cannot_load("tokenizer of", name, source, error)) from error
+        raise InputError(_cannot_load("tokenizer of", name, source, error)) from error
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
     if tokenizer.pad_token is None:
-        raise BadInput(f"the tokenizer of {name!r} has no padding and no end token: add one to its folder")
+        raise InputError(f"the tokenizer of {name!r} has no padding and no end token: add one to its folder")
     return tokenizer
 
 
@@ -140,14 +140,14 @@ def _add_adapters(model: Any, task: str, rank: int, name: str) -> nn.Module:
 
     kind = TaskType.CAUSAL_LM if task == "lm" else TaskType.SEQ_CLS
     if rank < 1:
-        raise BadInput(f"LoRA rank {rank}: at least 1 is needed; 8 is common")
+        raise InputError(f"LoRA rank {rank}: at least 1 is needed; 8 is common")
     settings = LoraConfig(r=rank, lora_alpha=2 * rank, lora_dropout=0.0, task_type=kind, target_modules="all-linear")
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="fan_in_fan_out")  # peft sets it right for GPT-2 itself
             return get_peft_model(model, settings)
     except ValueError as error:
-        raise BadInput(
+        raise InputError(
             f"LoRA cannot be added to {name!r}: {str(error).splitlines()[0][:200]}; "
             "train all weights by leaving out --lora"
         ) from error

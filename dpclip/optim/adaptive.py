@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dpclip.errors import BadInput
-from dpclip.optim.measured import MeasuredOptimizer, Share, clip_factor, fraction, positive, threshold
+from dpclip.checks import fraction, positive, threshold
+from dpclip.errors import InputError
+from dpclip.optim.measured import MeasuredOptimizer, Share, clip_factor
 
 ADAM_B0 = 1e-5**0.5
 
@@ -98,18 +99,18 @@ def eta_of(group: dict[str, Any]) -> float:
     """eta as a number; "reweighted" follows the learning rate.
 
     Raises:
-        BadInput: neither a positive number nor "reweighted".
+        InputError: neither a positive number nor "reweighted".
     """
     eta = group["eta"]
     if eta == "reweighted":
         return float(group["lr"]) ** 2
     if isinstance(eta, str):
-        raise BadInput(f"eta is {eta!r}, which is unknown; give a number or 'reweighted'")
+        raise InputError(f"eta is {eta!r}, which is unknown; give a number or 'reweighted'")
     positive("eta", eta)
     return float(eta)
 
 
 def check_betas(group: dict[str, Any]) -> None:
-    """Raise `BadInput` unless both betas are in [0, 1)."""
+    """Raise `InputError` unless both betas are in [0, 1)."""
     for index, beta in enumerate(group["betas"], start=1):
         fraction(f"beta{index}", beta)

@@ -57,7 +57,7 @@ class ClipAdaGrad(AdaGradSettings, _CoordinateAdaptive):
         nonfinite: what a gradient that is not finite does: "skip" the whole step, "raise", or "pass" into it.
 
     Raises:
-        BadInput: a setting out of range, or a sparse or complex gradient.
+        InputError: a setting out of range, or a sparse or complex gradient.
         FloatingPointError: in `step`, with `nonfinite="raise"`.
 
     Reference: Chezhegov et al. 2025 (arXiv 2406.04443).
@@ -81,7 +81,7 @@ class ClipAdam(AdamSettings, _CoordinateAdaptive):
         nonfinite: as in `ClipAdaGrad`.
 
     Raises:
-        BadInput: a setting out of range, or a sparse or complex gradient.
+        InputError: a setting out of range, or a sparse or complex gradient.
         FloatingPointError: in `step`, with `nonfinite="raise"`.
 
     Unlike `torch.optim.Adam` neither moment is corrected for its beginning and nothing is added to b.

@@ -66,7 +66,7 @@ class ClipAdaGradNorm(AdaGradSettings, _NormAdaptive):
         nonfinite: what a gradient that is not finite does: "skip" the whole step, "raise", or "pass" into it.
 
     Raises:
-        BadInput: a setting out of range, or a sparse or complex gradient.
+        InputError: a setting out of range, or a sparse or complex gradient.
         FloatingPointError: in `step`, with `nonfinite="raise"`.
 
     The published code of the delayed version steps with the previous gradient; this steps with the current one, as
@@ -95,7 +95,7 @@ class ClipAdamNorm(AdamSettings, _NormAdaptive):
         nonfinite: as in `ClipAdaGradNorm`.
 
     Raises:
-        BadInput: a setting out of range, or a sparse or complex gradient.
+        InputError: a setting out of range, or a sparse or complex gradient.
         FloatingPointError: in `step`, with `nonfinite="raise"`.
 
     Neither moment is corrected for its beginning, as in the paper.

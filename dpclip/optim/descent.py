@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dpclip.optim.measured import TINY, MeasuredOptimizer, Share, clip_factor, fraction, not_negative, threshold
+from dpclip.checks import fraction, not_negative, threshold
+from dpclip.optim.measured import TINY, MeasuredOptimizer, Share, clip_factor
 
 
 class _Descent(MeasuredOptimizer):
@@ -61,7 +62,7 @@ class ClippedSGD(_Descent):
         nonfinite: what a gradient that is not finite does: "skip" the whole step, "raise", or "pass" into it.
 
     Raises:
-        BadInput: a setting out of range, or a sparse or complex gradient.
+        InputError: a setting out of range, or a sparse or complex gradient.
         FloatingPointError: in `step`, with `nonfinite="raise"`.
 
     In the paper's notation lr is eta_c and max_norm is gamma: h = min(eta_c, gamma eta_c / ||g||). Unclipped it is
@@ -103,7 +104,7 @@ class NormalizedSGD(_Descent):
         nonfinite: as in `ClippedSGD`.
 
     Raises:
-        BadInput: a setting out of range, or a sparse or complex gradient.
+        InputError: a setting out of range, or a sparse or complex gradient.
         FloatingPointError: in `step`, with `nonfinite="raise"`.
 
     Edge cases: with beta = 0 a zero gradient has no direction and moves nothing; one shorter than 1e-30 is scaled less

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from dpclip.errors import BadInput
+from dpclip.checks import not_negative
+from dpclip.errors import InputError
 from dpclip.postprocess.clipper import POLICIES
 from dpclip.postprocess.norms import squared_norms
 
@@ -63,7 +64,7 @@ class MeasuredOptimizer(Optimizer):
 
     @abstractmethod
     def _check(self, group: dict[str, Any]) -> None:
-        """Raise `BadInput` for settings that cannot be used."""
+        """Raise `InputError` for settings that cannot be used."""
 
     @abstractmethod
     def _factor(self, group: dict[str, Any], norm: float) -> float:
@@ -79,7 +80,7 @@ class MeasuredOptimizer(Optimizer):
         """As in torch, after a check of the group's settings.
 
         Raises:
-            BadInput: a setting that cannot be used.
+            InputError: a setting that cannot be used.
         """
         merged = {**self.defaults, **param_group}
         not_negative("lr", merged["lr"])
@@ -146,7 +147,7 @@ def _share(group: dict[str, Any]) -> Share:
     held = [p for p in group["params"] if p.grad is not None]
     for p in held:
         if p.grad.layout != torch.strided or p.is_complex():
-            raise BadInput(f"a gradient is {p.grad.layout}, {p.dtype}: give dense real gradients (sparse=False)")
+            raise InputError(f"a gradient is {p.grad.layout}, {p.dtype}: give dense real gradients (sparse=False)")
     return Share(group, held, [widened(p.grad) for p in held], [], [])
 
 
@@ -175,31 +176,15 @@ def clip_factor(norm: float, max_norm: float | None) -> float:
 # --- settings ---------------------------------------------------------------------------------------------------------
 
 
-def not_negative(name: str, value: Any) -> None:
-    """Raise `BadInput` unless the value is finite and at least 0."""
-    if isinstance(value, str) or not (math.isfinite(value) and value >= 0):
-        raise BadInput(f"{name} is {value}, not a finite number of at least 0; give one")
 
 
-def positive(name: str, value: Any) -> None:
-    """Raise `BadInput` unless the value is finite and above 0."""
-    if isinstance(value, str) or not (math.isfinite(value) and value > 0):
-        raise BadInput(f"{name} is {value}, not a finite number above 0; give one")
 
 
-def threshold(name: str, value: Any) -> None:
-    """Raise `BadInput` unless the value is above 0 (infinity included) or None."""
-    if value is not None and not value > 0:
-        raise BadInput(f"{name} is {value}, not above 0; give a norm, or None to leave gradients unclipped")
 
 
-def fraction(name: str, value: Any) -> None:
-    """Raise `BadInput` unless 0 <= value < 1."""
-    if not 0 <= value < 1:
-        raise BadInput(f"{name} is {value}, not in [0, 1); give 0 for none, 0.9 for much")
 
 
 def one_of(name: str, value: Any, choices: tuple[str, ...]) -> None:
-    """Raise `BadInput` unless the value is one of the choices."""
+    """Raise `InputError` unless the value is one of the choices."""
     if value not in choices:
-        raise BadInput(f"{name} is {value!r}, which is unknown; choose {', '.join(choices)}")
+        raise InputError(f"{name} is {value!r}, which is unknown; choose {', '.join(choices)}")

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from dpclip.errors import BadInput
-from dpclip.optim.measured import MeasuredOptimizer, Share, fraction, not_negative
+from dpclip.checks import fraction, not_negative
+from dpclip.errors import InputError
+from dpclip.optim.measured import MeasuredOptimizer, Share
 from dpclip.postprocess.blocks import blocks_of, together
-from dpclip.postprocess.norms import wide
+from dpclip.postprocess.norms import accumulation_dtype
 from dpclip.postprocess.spike_aware import cut_spikes_, has_spikes
 
 
@@ -31,7 +32,7 @@ class SPAM(MeasuredOptimizer):
         rewarmup_steps: N of the cosine, 1 - 0.99 (1 + cos(pi c/(N + 1)))/2 in the c-th step after a reset.
         skip_steps: steps at the start and after each reset in which nothing is cut.
         nonfinite: "skip", "raise" or "pass".
-        quirks: cut elements that never had a gradient, too, to 0, where they stay, as the published code does.
+        match_published: cut elements that never had a gradient, too, to 0, where they stay, as the published code does.
 
     The published launcher passes the length of the learning rate's own warm-up (1,000) as N, so that the rate never
     recovers within 500 steps; the paper's N is 150.
@@ -42,13 +43,13 @@ class SPAM(MeasuredOptimizer):
     def __init__(
         self, params: ParamsT, lr: float = 1e-3, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-6,
         weight_decay: float = 0.0, *, threshold: float = 5000.0, reset_interval: int = 500, rewarmup_steps: int = 150,
-        skip_steps: int = 20, nonfinite: str = "skip", quirks: bool = False,
+        skip_steps: int = 20, nonfinite: str = "skip", match_published: bool = False,
     ) -> None:  # fmt: skip
         own = {"threshold": threshold, "reset_interval": reset_interval, "rewarmup_steps": rewarmup_steps}
         counts = {"total": 0, "since_reset": None}
         super().__init__(params, {
             "lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "skip_steps": skip_steps,
-            "nonfinite": nonfinite, "quirks": quirks, **own, **counts,
+            "nonfinite": nonfinite, "match_published": match_published, **own, **counts,
         })  # fmt: skip
 
     def _check(self, group: dict[str, Any]) -> None:
@@ -90,7 +91,7 @@ class SPAM(MeasuredOptimizer):
         if not any(has_spikes(part.square(), v, group["threshold"]) for part, v in parts):
             return gradient
         cut = gradient.clone()
-        cut_spikes_(cut, usual, group["threshold"], never_seen=group["quirks"])
+        cut_spikes_(cut, usual, group["threshold"], never_seen=group["match_published"])
         return cut
 
     @staticmethod
@@ -109,7 +110,7 @@ def moments(state: dict[str, Any], parameter: Tensor) -> dict[str, Any]:
     if "exp_avg" not in state:
         state["step"] = 0
         for name in ("exp_avg", "exp_avg_sq"):
-            state[name] = torch.zeros_like(parameter, dtype=wide(parameter), memory_format=torch.preserve_format)
+            state[name] = torch.zeros_like(parameter, dtype=accumulation_dtype(parameter), memory_format=torch.preserve_format)
     return state
 
 
@@ -158,7 +159,7 @@ def _move(columns: list[list[Tensor]], betas: tuple[float, float], size: float, 
 
 
 def check_adam(group: dict[str, Any]) -> None:
-    """Raise `BadInput` for settings that Adam cannot use."""
+    """Raise `InputError` for settings that Adam cannot use."""
     for name, beta in zip(("beta1", "beta2"), group["betas"], strict=True):
         fraction(name, beta)
     not_negative("eps", group["eps"])
@@ -166,6 +167,6 @@ def check_adam(group: dict[str, Any]) -> None:
 
 
 def whole_number(name: str, value: Any) -> None:
-    """Raise `BadInput` unless the value is a whole number of at least 0."""
+    """Raise `InputError` unless the value is a whole number of at least 0."""
     if not isinstance(value, int) or value < 0:
-        raise BadInput(f"{name} is {value}, not a whole number of at least 0; give one")
+        raise InputError(f"{name} is {value}, not a whole number of at least 0; give one")

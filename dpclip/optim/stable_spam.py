@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch.optim.optimizer import ParamsT
 
-from dpclip.optim.measured import MeasuredOptimizer, Share, fraction, not_negative
+from dpclip.checks import fraction, not_negative
+from dpclip.optim.measured import MeasuredOptimizer, Share
 from dpclip.optim.spam import adam_step, check_adam, moments, whole_number
 from dpclip.postprocess.stable_spam import StableSPAM as Transform
 
@@ -24,7 +25,7 @@ class StableSPAM(MeasuredOptimizer):
         total_steps: with it beta1 and gamma1 fall along half a cosine to `eta_min` times their values.
         eta_min: see there.
         nonfinite: "skip", "raise" or "pass".
-        quirks: as the published code: the step of a reset is taken with the moments that are being forgotten and is
+        match_published: as the published code: the step of a reset is taken with the moments that are being forgotten and is
             not remembered; afterwards the means of norms are taken for young ones, so that hardly anything is clipped
             for hundreds of steps (5.2 in a maximum of 0.5 after the first); the cosine rises again after `total_steps`.
 
@@ -35,12 +36,12 @@ class StableSPAM(MeasuredOptimizer):
         self, params: ParamsT, lr: float = 1e-3, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8,
         weight_decay: float = 0.0, *, gamma1: float = 0.7, gamma2: float = 0.9, gamma3: float = 0.999,
         reset_interval: int = 1000, total_steps: int | None = None, eta_min: float = 0.5, nonfinite: str = "skip",
-        quirks: bool = False,
+        match_published: bool = False,
     ) -> None:  # fmt: skip
         own = {"gamma1": gamma1, "gamma2": gamma2, "gamma3": gamma3, "total_steps": total_steps, "eta_min": eta_min}
         super().__init__(params, {
             "lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "reset_interval": reset_interval,
-            "nonfinite": nonfinite, "quirks": quirks, "total": 0, **own,
+            "nonfinite": nonfinite, "match_published": match_published, "total": 0, **own,
         })  # fmt: skip
 
     def _check(self, group: dict[str, Any]) -> None:
@@ -75,7 +76,7 @@ class StableSPAM(MeasuredOptimizer):
         """The clipper of this step, with what is known of these parameters."""
         made = Transform(
             parameters, gamma1=group["gamma1"], gamma2=group["gamma2"], gamma3=group["gamma3"],
-            eps=group["eps"], total_steps=group["total_steps"], eta_min=group["eta_min"], quirks=group["quirks"],
+            eps=group["eps"], total_steps=group["total_steps"], eta_min=group["eta_min"], match_published=group["match_published"],
             nonfinite="pass",
         )  # fmt: skip
         blank = torch.zeros(4, dtype=torch.float64)
@@ -83,13 +84,13 @@ class StableSPAM(MeasuredOptimizer):
         return made
 
     def _reset(self, group: dict[str, Any], states: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """Forget the moments if it is time; what replaces them after the step (quirks only)."""
+        """Forget the moments if it is time; what replaces them after the step (match_published only)."""
         if not group["reset_interval"] or group["total"] % group["reset_interval"]:
             return []
         later = []
         for state in states:
             state["step"] = 0
-            if group["quirks"]:
+            if group["match_published"]:
                 blank = {name: torch.zeros_like(state[name]) for name in ("exp_avg", "exp_avg_sq")}
                 later.append(blank)
                 state["usual"][3] = 1.0

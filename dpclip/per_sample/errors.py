@@ -1,10 +1,6 @@
 """What a gradient backend refuses."""
 
-from dpclip.errors import BadInput
-
-
-class BatchDimensionError(BadInput, RuntimeError):
-    """A layer whose input or output does not have one row a sample, so that no per-sample gradient exists."""
+from dpclip.errors import BatchDimensionError
 
 
 class MisjudgedRows(BatchDimensionError):

@@ -9,10 +9,11 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from dpclip.gradient_sum import exact_products, wide
-from dpclip.per_sample.factored import Dense, Factored
-from dpclip.per_sample.forms import joined
-from dpclip.per_sample.rows import RowEvidence
+from dpclip.per_sample.forms.factored import Dense, Factored
+from dpclip.per_sample.forms.outer_products import joined
+from dpclip.per_sample.row_evidence import RowEvidence
+from dpclip.precision import accumulation_dtype, exact_products
+from dpclip.registry import Registry
 
 
 class Sums(Protocol):
@@ -37,7 +38,7 @@ class PerSampleView(Protocol):
         """Add sum_i factors[k, i] g_i[k] to `into`; a sample whose factors are 0 is not read at all."""
         ...
 
-    def rewritten(self, change: Callable[[int, Tensor], Tensor], sizes: Sequence[int]) -> PerSampleView:
+    def map_samples(self, change: Callable[[int, Tensor], Tensor], sizes: Sequence[int]) -> PerSampleView:
         """The same samples with each parameter's gradients [B, d] written out and changed."""
         ...
 
@@ -90,6 +91,9 @@ class Backend(Protocol):
     def close(self) -> None:
         """Remove every hook from the model."""
         ...
+
+
+BACKENDS: Registry[Backend] = Registry("gradient mode", "dpclip.grad_sample_modes")
 
 
 class FactoredView:
@@ -202,7 +206,7 @@ class FactoredView:
 
     def sum_of(self, slot: int, like: Tensor) -> Tensor:
         """The plain sum of one parameter's gradients."""
-        total = torch.zeros_like(like, dtype=wide(like.dtype))
+        total = torch.zeros_like(like, dtype=accumulation_dtype(like.dtype))
         ones = torch.full((self.units,), float(self.scale), dtype=total.dtype, device=like.device)
         with exact_products():
             self._by_unit(slot).add_weighted(ones, total)
@@ -212,12 +216,12 @@ class FactoredView:
         """One parameter's gradients written out, [units, *shape], float32 or wider; None if it was not used."""
         if not self._uses[slot]:
             return None
-        samples = self._by_unit(slot).written_out().samples
-        return samples.to(wide(samples.dtype)) * self.scale
+        samples = self._by_unit(slot).materialized().samples
+        return samples.to(accumulation_dtype(samples.dtype)) * self.scale
 
-    def rewritten(self, change: Callable[[int, Tensor], Tensor], sizes: Sequence[int]) -> FactoredView:
+    def map_samples(self, change: Callable[[int, Tensor], Tensor], sizes: Sequence[int]) -> FactoredView:
         if self.forgotten:
-            raise RuntimeError("the gradients are gone: make the backend with written_out=True")
+            raise RuntimeError("the gradients are gone: make the backend with materialized=True")
         device = next((tensor.device for tensor in self.tensors()), torch.device("cpu"))
         changed = FactoredView(self.groups, self.units, 1, 1.0, self.evidence, self.present)
         for slot, size in enumerate(sizes):
@@ -261,7 +265,7 @@ class Part:
     def weighted_sum(self, factors: Tensor, into: Sums) -> None:
         self._whole.add_slots(self._slots, factors, into)
 
-    def rewritten(self, change: Callable[[int, Tensor], Tensor], sizes: Sequence[int]) -> PerSampleView:
+    def map_samples(self, change: Callable[[int, Tensor], Tensor], sizes: Sequence[int]) -> PerSampleView:
         raise RuntimeError("a rule that changes coordinates sees all parameters at once: it cannot be separable")
 
     def doubts(self) -> list[str]:

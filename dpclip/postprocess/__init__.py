@@ -5,63 +5,31 @@ A new one is one file and one line here.
 
 from __future__ import annotations
 
-from dpclip.errors import BadInput
-from dpclip.postprocess.adagc import AdaGC
-from dpclip.postprocess.agc import AGC
-from dpclip.postprocess.autoclip import AutoClip
-from dpclip.postprocess.by_norm import NormClipper
-from dpclip.postprocess.clipper import GradientClipper, Report, Seen
-from dpclip.postprocess.fixed import FixedNorm, Normalized
-from dpclip.postprocess.spike_aware import SpikeAware
-from dpclip.postprocess.stable_spam import StableSPAM
-from dpclip.postprocess.zclip import ZClip
-from dpclip.settings_text import made_from
-
-__all__ = [
-    "AGC",
-    "AdaGC",
-    "AutoClip",
-    "FixedNorm",
-    "GradientClipper",
-    "NormClipper",
-    "Normalized",
-    "Report",
-    "Seen",
-    "SpikeAware",
-    "StableSPAM",
-    "ZClip",
-    "make_postprocessors",
-    "postprocessor_names",
-    "register",
-]
-
-_CLIPPERS: dict[str, type[GradientClipper]] = {}
-
-
-def register(clipper: type[GradientClipper]) -> type[GradientClipper]:
-    """Make a clipper available by its name, here and to `--postprocess`."""
-    _CLIPPERS[clipper.name] = clipper
-    return clipper
-
-
-for _clipper in (FixedNorm, Normalized, AutoClip, ZClip, AdaGC, AGC, SpikeAware, StableSPAM):
-    register(_clipper)
-
-
-def postprocessor_names() -> list[str]:
-    """The names that `make_postprocessors` knows."""
-    return sorted(_CLIPPERS)
+from dpclip.errors import InputError
+from dpclip.postprocess.adagc import AdaGC as AdaGC
+from dpclip.postprocess.agc import AGC as AGC
+from dpclip.postprocess.autoclip import AutoClip as AutoClip
+from dpclip.postprocess.by_norm import NormClipper as NormClipper
+from dpclip.postprocess.clipper import CLIPPERS as CLIPPERS
+from dpclip.postprocess.clipper import ClipReport as ClipReport
+from dpclip.postprocess.clipper import GradientClipper as GradientClipper
+from dpclip.postprocess.clipper import GradientStep as GradientStep
+from dpclip.postprocess.fixed import FixedNorm as FixedNorm
+from dpclip.postprocess.fixed import Normalized as Normalized
+from dpclip.postprocess.spike_aware import SpikeAware as SpikeAware
+from dpclip.postprocess.stable_spam import StableSPAM as StableSPAM
+from dpclip.postprocess.zclip import ZClip as ZClip
 
 
 def make_postprocessors(text: str) -> list[GradientClipper]:
     """Build clippers from `NAME[:key=value,…][+NAME…]`, in the order in which they are applied; none from "none".
 
     Raises:
-        BadInput: unknown name, setting or value.
+        InputError: unknown name, setting or value.
     """
     if text in ("", "none"):
         return []
     parts = text.split("+")
     if "none" in parts:
-        raise BadInput(f"--postprocess {text!r}: none stands alone")
-    return [made_from(part, _CLIPPERS, "post-processor") for part in parts]
+        raise InputError(f"--postprocess {text!r}: none stands alone")
+    return [CLIPPERS.make(part) for part in parts]

@@ -9,13 +9,15 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from dpclip.errors import BadInput
-from dpclip.postprocess.by_norm import SCOPES, Auto, NormClipper, check_auto, check_between
-from dpclip.settings_text import one_of
+from dpclip.checks import Auto, check_auto, check_between, one_of
+from dpclip.errors import InputError
+from dpclip.postprocess.by_norm import SCOPES, NormClipper
+from dpclip.postprocess.clipper import CLIPPERS
 
 _QUIET = 2.5  # standard deviations of a noise norm that are let through
 
 
+@CLIPPERS.register
 @dataclass(eq=False)
 class AdaGC(NormClipper):
     """g_i min(1, lambda_rel gamma_i/||g_i||), gamma_i the running mean of tensor i's norms after clipping.
@@ -30,7 +32,7 @@ class AdaGC(NormClipper):
         scope: "tensor", or "global" for one gamma of the global norm.
 
     Differs from the published code: a norm of 0 does not count for gamma, which would freeze the tensor for ever (the A
-    of a LoRA adapter at its first step). `quirks=True` counts it. The first version of the paper has
+    of a LoRA adapter at its first step). `match_published=True` counts it. The first version of the paper has
     lambda_rel=1.05, beta=0.98.
 
     Reference: Wang et al., "AdaGC: Improving training stability for large language model pretraining", 2025.
@@ -48,11 +50,11 @@ class AdaGC(NormClipper):
         check_auto("lambda_abs", self.lambda_abs)
         one_of("scope", self.scope, SCOPES)
         if self.lambda_rel < 1 or self.warmup_steps < 0:
-            raise BadInput(
+            raise InputError(
                 f"lambda_rel = {self.lambda_rel}, warmup_steps = {self.warmup_steps}: at least 1 and 0 are needed"
             )
 
-    def start(self, sizes: list[int]) -> None:
+    def reset(self, sizes: list[int]) -> None:
         self._gamma = torch.full((self.rows,), float("nan"))  # not known yet
         whole = torch.tensor(sizes if self.scope == "tensor" else [sum(sizes)], dtype=torch.float64)
         self._sizes = whole.clamp(min=1)
@@ -68,18 +70,18 @@ class AdaGC(NormClipper):
         else:
             gamma = torch.where(known, gamma, norms)
             threshold = self._ratio(places) * gamma
-            factors = self.shrink(threshold, norms)
+            factors = self.clip_factors(threshold, norms)
             passed = torch.where(norms > threshold, threshold, norms)
             fresh = self.beta * gamma + (1 - self.beta) * passed
-        counts = torch.ones_like(known) if self.quirks else norms > 0
+        counts = torch.ones_like(known) if self.match_published else norms > 0
         self._gamma[places] = torch.where(counts, fresh, self._gamma[places].double()).float()
         return factors
 
     def _global_factor(self, norms: Tensor) -> float:
         whole, limit = float(norms.square().sum().sqrt()), self.limit(self.lambda_abs)
-        if whole <= limit and not self.quirks:
+        if whole <= limit and not self.match_published:
             return 1.0
-        return min(1.0, limit / (whole + 1e-6 if self.quirks else whole))
+        return min(1.0, limit / (whole + 1e-6 if self.match_published else whole))
 
     def _ratio(self, places: list[int]) -> Tensor:
         least = torch.tensor(self.lambda_rel, dtype=torch.float64)

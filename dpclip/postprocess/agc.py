@@ -9,14 +9,15 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from dpclip.clipping.flat import check_threshold
-from dpclip.errors import BadInput
-from dpclip.postprocess.clipper import GradientClipper, Report, Seen
-from dpclip.postprocess.norms import reduced, squared_norms, wide
+from dpclip.checks import check_threshold
+from dpclip.errors import InputError
+from dpclip.postprocess.clipper import CLIPPERS, ClipReport, GradientClipper, GradientStep
+from dpclip.postprocess.norms import accumulation_dtype, reduced, squared_norms
 
 _TINY = 1e-6
 
 
+@CLIPPERS.register
 @dataclass(eq=False)
 class AGC(GradientClipper):
     """Rows of a gradient are clipped to clip_factor max(||W_row||, eps); vectors and scalars as a whole.
@@ -44,7 +45,7 @@ class AGC(GradientClipper):
         try:
             self._excluded = re.compile(self.exclude) if self.exclude else None
         except re.error as error:
-            raise BadInput(f"exclude = {self.exclude!r} is no regular expression: {error}") from error
+            raise InputError(f"exclude = {self.exclude!r} is no regular expression: {error}") from error
 
     def measure(self, gradients: list[Tensor]) -> Tensor:
         """The norms are the rows' norms'."""
@@ -52,7 +53,7 @@ class AGC(GradientClipper):
         return squared_norms(self._norms)
 
     @torch.no_grad()
-    def transform(self, seen: Seen) -> Report:
+    def transform(self, seen: GradientStep) -> ClipReport:
         scales = torch.ones(len(seen.gradients), dtype=torch.float64)
         kept = [i for i, p in enumerate(seen.places) if not (self._excluded and self._excluded.search(self.names[p]))]
         allowed = [_rows(self._parameters[seen.places[index]]) for index in kept]
@@ -61,7 +62,7 @@ class AGC(GradientClipper):
             torch._foreach_mul_(allowed, self.clip_factor)
         for index, limit in zip(kept, allowed, strict=True):
             scales[index] = self._clip(seen.gradients[index], self._norms[index], limit)
-        return Report.of(seen, scales)
+        return ClipReport.of(seen, scales)
 
     @staticmethod
     def _clip(gradient: Tensor, norms: Tensor, allowed: Tensor) -> float:
@@ -78,4 +79,4 @@ class AGC(GradientClipper):
 def _rows(tensor: Tensor) -> Tensor:
     """Norm of each row, in a shape that the tensor can be multiplied by."""
     inner = tuple(range(1, tensor.dim())) or None
-    return reduced(torch.linalg.vector_norm(tensor, dim=inner, keepdim=inner is not None, dtype=wide(tensor)))
+    return reduced(torch.linalg.vector_norm(tensor, dim=inner, keepdim=inner is not None, dtype=accumulation_dtype(tensor)))

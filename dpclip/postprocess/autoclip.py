@@ -11,13 +11,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dpclip.errors import BadInput
-from dpclip.postprocess.by_norm import SCOPES, NormClipper, check_between
-from dpclip.settings_text import one_of
+from dpclip.checks import check_between, one_of
+from dpclip.errors import InputError
+from dpclip.postprocess.by_norm import SCOPES, NormClipper
+from dpclip.postprocess.clipper import CLIPPERS
 
 _FIRST = 64  # norms there is room for at the start
 
 
+@CLIPPERS.register
 @dataclass(eq=False)
 class AutoClip(NormClipper):
     """g min(1, T/||g||), T the p-th percentile of the norms before clipping.
@@ -29,7 +31,7 @@ class AutoClip(NormClipper):
         scope: "global", or "tensor" for a history and a threshold of each parameter.
 
     Differs from the published code: norms of 0 and norms that are not finite are not kept, since a percentile of 0
-    stops training and one NaN stays for ever. `quirks=True` keeps them.
+    stops training and one NaN stays for ever. `match_published=True` keeps them.
 
     Reference: Seetharaman et al., "AutoClip: Adaptive gradient clipping for source separation networks", 2020.
     """
@@ -44,9 +46,9 @@ class AutoClip(NormClipper):
         check_between("percentile", self.percentile, 0.0, 100.0, open_high=False)
         one_of("scope", self.scope, SCOPES)
         if self.window is not None and self.window < 1:
-            raise BadInput(f"window = {self.window}: at least one norm has to be kept")
+            raise InputError(f"window = {self.window}: at least one norm has to be kept")
 
-    def start(self, sizes: list[int]) -> None:
+    def reset(self, sizes: list[int]) -> None:
         self._kept = np.full((self.rows, self.window or _FIRST), np.inf, dtype=np.float32)
         self._counts = np.zeros(self.rows, dtype=np.int64)
 
@@ -58,10 +60,10 @@ class AutoClip(NormClipper):
         else:
             threshold = self._percentile(rows)
             self._keep(rows, norms.numpy())
-        return self.shrink(torch.from_numpy(threshold), norms)
+        return self.clip_factors(torch.from_numpy(threshold), norms)
 
     def _keep(self, rows: np.ndarray, norms: np.ndarray) -> None:
-        if not self.quirks:
+        if not self.match_published:
             good = np.isfinite(norms) & (norms > 0)
             rows, norms = rows[good], norms[good]
         if self.window is None and len(rows) and self._counts.max() >= self._kept.shape[1]:
@@ -80,16 +82,16 @@ class AutoClip(NormClipper):
         high = np.minimum(low + 1, np.maximum(filled - 1, 0))
         ordered = np.partition(held, np.unique(np.concatenate([low, high])), axis=1)
         below, above = (np.take_along_axis(ordered, k[:, None], 1)[:, 0].astype(np.float64) for k in (low, high))
-        if self.quirks and np.isnan(held).any():
+        if self.match_published and np.isnan(held).any():
             return np.where(np.isnan(held).any(axis=1), np.nan, below)
         with np.errstate(invalid="ignore"):
             between = below + (rank - low) * (above - below)
         return np.where(below == above, below, between)
 
-    def shrink(self, threshold: Tensor, norms: Tensor) -> Tensor:
-        if self.quirks and bool(threshold.isnan().any()):
+    def clip_factors(self, threshold: Tensor, norms: Tensor) -> Tensor:
+        if self.match_published and bool(threshold.isnan().any()):
             return (threshold / (norms + 1e-6)).clamp(max=1.0)
-        return super().shrink(threshold, norms)
+        return super().clip_factors(threshold, norms)
 
     def state(self) -> dict[str, Any]:
         names = self.names if self.scope == "tensor" else ["global"]
@@ -102,10 +104,10 @@ class AutoClip(NormClipper):
         names = self.names if self.scope == "tensor" else ["global"]
         history = {name: values.numpy() for name, values in state["history"].items()}
         if unknown := sorted(set(history) - set(names)):
-            raise BadInput(f"autoclip: the state is of {unknown[0]!r}, which is not here: same model and scope needed")
+            raise InputError(f"autoclip: the state is of {unknown[0]!r}, which is not here: same model and scope needed")
         longest = max((len(values) for values in history.values()), default=0)
         if self.window is not None and longest > self.window:
-            raise BadInput(
+            raise InputError(
                 f"autoclip: the state holds {longest} norms and window = {self.window}: load it with its own"
             )
         width = self.window or _FIRST * 2 ** max(0, math.ceil(math.log2(max(1, longest) / _FIRST)))

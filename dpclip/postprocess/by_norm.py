@@ -9,13 +9,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from dpclip.errors import BadInput
-from dpclip.postprocess.clipper import GradientClipper, Report, Seen
+from dpclip.checks import Auto, one_of
+from dpclip.errors import InputError
+from dpclip.postprocess.clipper import ClipReport, GradientClipper, GradientStep
 from dpclip.postprocess.norms import scale_
-from dpclip.settings_text import one_of
-
-Auto = float | str | None
-"""A number, None for none, or "auto": the published default, and none where gradients carry privacy noise."""
 
 INPUTS = ("auto", "noised", "denoised", "ratio")
 SCOPES = ("global", "tensor")
@@ -62,9 +59,9 @@ class NormClipper(GradientClipper):
             float64, [n].
         """
 
-    def transform(self, seen: Seen) -> Report:
+    def transform(self, seen: GradientStep) -> ClipReport:
         if not seen.gradients:
-            return Report(0.0)
+            return ClipReport(0.0)
         squares, variances = seen.squares, self._floor(seen)
         places = seen.places
         if self.scope == "global":
@@ -72,9 +69,9 @@ class NormClipper(GradientClipper):
         factors = self.factors(self._measured(squares, variances, seen), places)
         scales = factors.expand(len(seen.gradients)) if self.scope == "global" else factors
         scale_(seen.gradients, scales.tolist())
-        return Report.of(seen, scales)
+        return ClipReport.of(seen, scales)
 
-    def _floor(self, seen: Seen) -> Tensor | None:
+    def _floor(self, seen: GradientStep) -> Tensor | None:
         """Squared norm that noise alone has, in the clipper's scope; None where x is the norm as it is."""
         wanted = self.input
         if wanted == "auto":
@@ -83,7 +80,7 @@ class NormClipper(GradientClipper):
             return None
         if seen.noise is None:
             if self.private:
-                raise BadInput(
+                raise InputError(
                     f"clipper {self.name} has input={self.input}, and with this clipping rule the noise differs "
                     "between coordinates, so its norm is not known: choose input=noised"
                 )
@@ -91,7 +88,7 @@ class NormClipper(GradientClipper):
         floor = seen.sizes * seen.noise.square()
         return floor.sum().view(1) if self.scope == "global" else floor
 
-    def _measured(self, squares: Tensor, floor: Tensor | None, seen: Seen) -> Tensor:
+    def _measured(self, squares: Tensor, floor: Tensor | None, seen: GradientStep) -> Tensor:
         if floor is None or seen.noise is None:
             return squares.sqrt()
         if self.input != "denoised":
@@ -106,20 +103,11 @@ class NormClipper(GradientClipper):
             return float("inf")
         return 1.0 if value == "auto" else float(value)
 
-    def shrink(self, threshold: Tensor, norms: Tensor) -> Tensor:
+    def clip_factors(self, threshold: Tensor, norms: Tensor) -> Tensor:
         """min(1, T/x); the published codes have a millionth in the denominator."""
-        found = threshold / (norms + 1e-6) if self.quirks else threshold / norms
+        found = threshold / (norms + 1e-6) if self.match_published else threshold / norms
         return torch.where(norms > threshold, found.clamp(max=1.0), torch.ones_like(norms))
 
 
-def check_auto(setting: str, value: Auto) -> None:
-    """Refuse what is neither a positive number nor none nor "auto"."""
-    if value not in (None, "auto") and not (isinstance(value, int | float) and value > 0):
-        raise BadInput(f"{setting} = {value!r}: a positive number, none or auto is needed")
 
 
-def check_between(setting: str, value: float, low: float, high: float, *, open_high: bool = True) -> None:
-    """Refuse a number outside [low, high), or [low, high]."""
-    if not (low <= value < high or (value == high and not open_high)):
-        end = ")" if open_high else "]"
-        raise BadInput(f"{setting} = {value}: a number in [{low:g}, {high:g}{end} is needed")

@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from dpclip import raw_gradients
-from dpclip.clipping.rule import StepRelease
-from dpclip.errors import BadInput, PrivacyError
+from dpclip.checks import one_of
+from dpclip.errors import InputError, PrivacyError
 from dpclip.postprocess.norms import squared_norms
-from dpclip.released import Released
-from dpclip.settings_text import one_of
+from dpclip.registry import Registry
+from dpclip.released import Released, StepRelease
 
 Parameters = Iterable[tuple[str, nn.Parameter]] | Iterable[nn.Parameter]
 POLICIES = ("skip", "raise", "pass")
@@ -28,7 +28,7 @@ _VERSION = 1
 
 
 @dataclass(frozen=True)
-class Seen:
+class GradientStep:
     """The gradient of one step as a clipper sees it: n tensors, those of the parameters that have one.
 
     Attributes:
@@ -56,7 +56,7 @@ class Seen:
 
 
 @dataclass(frozen=True)
-class Report:
+class ClipReport:
     """What a clipper did in one step.
 
     Attributes:
@@ -74,7 +74,7 @@ class Report:
     scales: Tensor | None = None
 
     @classmethod
-    def of(cls, seen: Seen, scales: Tensor) -> Report:
+    def of(cls, seen: GradientStep, scales: Tensor) -> ClipReport:
         """Of tensors that were multiplied by these."""
         smallest = float(scales.min()) if len(scales) else 1.0
         return cls(seen.norm, int((scales < 1).sum()), smallest, scales=scales)
@@ -89,12 +89,12 @@ class GradientClipper(ABC):
             with `bind`. State is kept by name.
         nonfinite: what to do about a gradient that is not finite: "skip" sets it to zero and learns nothing from it,
             "raise" stops, "pass" does what the published code does.
-        quirks: behave as the published code does where this package differs from it.
+        match_published: behave as the published code does where this package differs from it.
     """
 
     parameters: InitVar[Parameters | None] = None
     nonfinite: str = field(default="skip", kw_only=True)
-    quirks: bool = field(default=False, kw_only=True)
+    match_published: bool = field(default=False, kw_only=True)
     name: ClassVar[str]
 
     def __post_init__(self, parameters: Parameters | None) -> None:
@@ -103,7 +103,7 @@ class GradientClipper(ABC):
         self.names: list[str] = []
         self.private = False
         self._parameters: list[nn.Parameter] = []
-        self._report, self._skips, self._steps = Report(0.0), 0, 0
+        self._report, self._skips, self._steps = ClipReport(0.0), 0, 0
         if parameters is not None:
             self.bind(parameters)
 
@@ -118,11 +118,11 @@ class GradientClipper(ABC):
         named = [p if isinstance(p, tuple) else (str(i), p) for i, p in enumerate(listed)]
         kept = [(name, p) for name, p in named if p.requires_grad]
         if not kept:
-            raise BadInput(f"clipper {self.name} was given {len(listed)} parameters, none trainable: unfreeze some")
+            raise InputError(f"clipper {self.name} was given {len(listed)} parameters, none trainable: unfreeze some")
         self.names, self._parameters = [name for name, _ in kept], [p for _, p in kept]
         self.private = private
-        self._report, self._skips, self._steps = Report(0.0), 0, 0
-        self.start([p.numel() for p in self._parameters])
+        self._report, self._skips, self._steps = ClipReport(0.0), 0, 0
+        self.reset([p.numel() for p in self._parameters])
 
     @property
     def needs_floor(self) -> bool:
@@ -132,10 +132,10 @@ class GradientClipper(ABC):
     # --- what a clipper brings ------------------------------------------------------------------------------------
 
     def check(self) -> None:
-        """Raise BadInput for settings that cannot work."""
+        """Raise InputError for settings that cannot work."""
         return None
 
-    def start(self, sizes: list[int]) -> None:
+    def reset(self, sizes: list[int]) -> None:
         """Told how many elements each parameter has; forgets everything."""
         return None
 
@@ -144,7 +144,7 @@ class GradientClipper(ABC):
         return squared_norms(gradients)
 
     @abstractmethod
-    def transform(self, seen: Seen) -> Report:
+    def transform(self, seen: GradientStep) -> ClipReport:
         """Change the gradients in place and learn from them."""
 
     def state(self) -> dict[str, Any]:
@@ -157,13 +157,13 @@ class GradientClipper(ABC):
 
     # --- where it is used -----------------------------------------------------------------------------------------
 
-    def clip(self, gradients: list[Tensor], places: list[int], noise: Tensor | None = None) -> Report:
+    def clip(self, gradients: list[Tensor], places: list[int], noise: Tensor | None = None) -> ClipReport:
         """Clip n gradients in place, once per optimizer step.
 
         Raises:
             FloatingPointError: a gradient is not finite, and the policy is "raise".
         """
-        seen = Seen(gradients, places, self.measure(gradients), noise)
+        seen = GradientStep(gradients, places, self.measure(gradients), noise)
         self._steps += 1
         if self.nonfinite != "pass" and not math.isfinite(seen.norm):
             self._report = self._refused(seen)
@@ -171,15 +171,15 @@ class GradientClipper(ABC):
             self._report = self.transform(seen)
         return self._report
 
-    def _refused(self, seen: Seen) -> Report:
+    def _refused(self, seen: GradientStep) -> ClipReport:
         if self.nonfinite == "raise":
             raise FloatingPointError(f"step {self._steps}: the gradient's norm is {seen.norm}")
         torch._foreach_zero_(seen.gradients)
         self._skips += 1
         count = len(seen.gradients)
-        return Report(seen.norm, count, 0.0, skipped=True, scales=torch.zeros(count))
+        return ClipReport(seen.norm, count, 0.0, skipped=True, scales=torch.zeros(count))
 
-    def step(self) -> Report:
+    def step(self) -> ClipReport:
         """Clip the parameters' `.grad`: after backward (and unscaling, and reduction over ranks), before the optimizer.
 
         Raises:
@@ -232,7 +232,7 @@ class GradientClipper(ABC):
 
     def _check_bound(self) -> None:
         if not self._parameters:
-            raise BadInput(f"clipper {self.name} has no parameters: {type(self).__name__}(model.named_parameters())")
+            raise InputError(f"clipper {self.name} has no parameters: {type(self).__name__}(model.named_parameters())")
 
     # --- what is kept and shown -----------------------------------------------------------------------------------
 
@@ -244,10 +244,10 @@ class GradientClipper(ABC):
         """Restore `state_dict`.
 
         Raises:
-            BadInput: it is another clipper's, or from a version that this one does not know.
+            InputError: it is another clipper's, or from a version that this one does not know.
         """
         if state.get("clipper") != self.name or state.get("version") != _VERSION:
-            raise BadInput(
+            raise InputError(
                 f"this state is of clipper {state.get('clipper')!r}, version {state.get('version')}, and cannot be "
                 f"loaded into {self.name!r}, version {_VERSION}: load it into a clipper of its own kind"
             )
@@ -271,7 +271,7 @@ class GradientClipper(ABC):
         """The inverse of `by_name`; parameters that are not named start anew.
 
         Raises:
-            BadInput: a name that is none of ours.
+            InputError: a name that is none of ours.
         """
         self.refuse_unknown(values)
         found = torch.full_like(like, missing)
@@ -284,7 +284,10 @@ class GradientClipper(ABC):
         """Refuse the state of a parameter that is none of ours."""
         unknown = sorted(set(values) - set(self.names))
         if unknown:
-            raise BadInput(
+            raise InputError(
                 f"clipper {self.name}: the state is of a parameter {unknown[0]!r} that this model does not train: "
                 "load it into the model that it was saved with"
             )
+
+
+CLIPPERS: Registry[GradientClipper] = Registry("post-processor", "dpclip.postprocessors")

@@ -1,4 +1,4 @@
-"""Clippers without a history: a fixed threshold, and normalisation."""
+"""Clippers without a history: a fixed threshold, and normalization."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from dpclip.clipping.flat import check_threshold
-from dpclip.postprocess.by_norm import NormClipper, check_between
+from dpclip.checks import check_between, check_threshold
+from dpclip.postprocess.by_norm import NormClipper
+from dpclip.postprocess.clipper import CLIPPERS
 
 
+@CLIPPERS.register
 @dataclass(eq=False)
 class FixedNorm(NormClipper):
     """g min(1, C/||g||): what `torch.nn.utils.clip_grad_norm_` does.
@@ -28,9 +30,10 @@ class FixedNorm(NormClipper):
         check_threshold("max_grad_norm", self.max_grad_norm)
 
     def factors(self, norms: Tensor, places: list[int]) -> Tensor:
-        return self.shrink(torch.full_like(norms, self.max_grad_norm), norms)
+        return self.clip_factors(torch.full_like(norms, self.max_grad_norm), norms)
 
 
+@CLIPPERS.register
 @dataclass(eq=False)
 class Normalized(NormClipper):
     """g C / (||g|| + beta): every step has the same length, or nearly.

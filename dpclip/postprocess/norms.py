@@ -80,7 +80,7 @@ def _fast_squares(tensors: list[Tensor]) -> Tensor:
     """In float32 the CPU adds up a long vector's squares in few running sums, and is 0.3 % off at 40 million elements:
     there norms of rows of 4096 are taken first, and then the norm of those.
     """
-    dtype = wide(*tensors)
+    dtype = accumulation_dtype(*tensors)
     if tensors[0].device.type == "cpu":
         parts = [part for tensor in tensors for part in _rows(tensor, dtype)]
         counts = [1 if tensor.numel() <= _SMALL else 2 for tensor in tensors]
@@ -98,7 +98,7 @@ def _rows(tensor: Tensor, dtype: torch.dtype) -> tuple[Tensor, ...]:
     return torch.linalg.vector_norm(flat[:whole].view(-1, _ROW), dim=1, dtype=dtype), flat[whole:].to(dtype)
 
 
-def wide(*tensors: Tensor) -> torch.dtype:
+def accumulation_dtype(*tensors: Tensor) -> torch.dtype:
     """What to compute with: float32, or float64 where one of the tensors has that."""
     return torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
 

@@ -9,14 +9,14 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from dpclip.clipping.flat import check_threshold
-from dpclip.errors import BadInput
+from dpclip.checks import check_between, check_threshold
+from dpclip.errors import InputError
 from dpclip.postprocess.blocks import blocks_of
-from dpclip.postprocess.by_norm import check_between
-from dpclip.postprocess.clipper import GradientClipper, Report, Seen
-from dpclip.postprocess.norms import local, wide
+from dpclip.postprocess.clipper import CLIPPERS, ClipReport, GradientClipper, GradientStep
+from dpclip.postprocess.norms import accumulation_dtype, local
 
 
+@CLIPPERS.register
 @dataclass(eq=False)
 class SpikeAware(GradientClipper):
     """Elements with g^2 > threshold v become sign(g) sqrt(threshold v), v the running mean of g^2 before this step.
@@ -29,7 +29,7 @@ class SpikeAware(GradientClipper):
         beta2: decay of v.
 
     Differs from the published code: an element that has had no gradient yet is no spike; there it would be held at 0.
-    `quirks=True` holds it. The optimizer `dpclip.optim.SPAM` has momentum reset and re-warm-up, too.
+    `match_published=True` holds it. The optimizer `dpclip.optim.SPAM` has momentum reset and re-warm-up, too.
 
     Reference: Huang et al., "SPAM: Spike-aware Adam with momentum reset for stable LLM training", 2025.
     """
@@ -43,28 +43,28 @@ class SpikeAware(GradientClipper):
         check_threshold("threshold", self.threshold)
         check_between("beta2", self.beta2, 0.0, 1.0)
         if self.skip_steps < 0:
-            raise BadInput(f"skip_steps = {self.skip_steps}: at least 0 is needed")
+            raise InputError(f"skip_steps = {self.skip_steps}: at least 0 is needed")
 
-    def start(self, sizes: list[int]) -> None:
+    def reset(self, sizes: list[int]) -> None:
         self._usual: dict[int, Tensor] = {}  # v, by parameter
 
     @torch.no_grad()
-    def transform(self, seen: Seen) -> Report:
+    def transform(self, seen: GradientStep) -> ClipReport:
         clipped = 0  # blocks in which something was cut
         for gradient, place in zip(seen.gradients, seen.places, strict=True):
             usual = self._usual.get(place)
             if usual is None:
-                usual = self._usual[place] = torch.zeros_like(gradient, dtype=wide(gradient))
+                usual = self._usual[place] = torch.zeros_like(gradient, dtype=accumulation_dtype(gradient))
             for part in zip(blocks_of(gradient), blocks_of(usual), strict=True):
                 clipped += self._clip(*part, cut=self._steps > self.skip_steps)
-        return Report(seen.norm, clipped, scales=torch.ones(len(seen.gradients), dtype=torch.float64))
+        return ClipReport(seen.norm, clipped, scales=torch.ones(len(seen.gradients), dtype=torch.float64))
 
     def _clip(self, gradient: Tensor, usual: Tensor, *, cut: bool) -> bool:
         """One block; whether anything was cut."""
         squares = gradient.to(usual.dtype).square()
         spiked = cut and has_spikes(squares, usual, self.threshold)
         if spiked:
-            spiked = cut_spikes_(gradient, usual, self.threshold, never_seen=self.quirks)
+            spiked = cut_spikes_(gradient, usual, self.threshold, never_seen=self.match_published)
             squares = gradient.to(usual.dtype).square()
         usual.lerp_(squares, 1 - self.beta2)
         return spiked

@@ -11,15 +11,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from dpclip.errors import BadInput
+from dpclip.checks import check_between
+from dpclip.errors import InputError
 from dpclip.postprocess.blocks import blocks_of
-from dpclip.postprocess.by_norm import check_between
-from dpclip.postprocess.clipper import GradientClipper, Report, Seen
+from dpclip.postprocess.clipper import CLIPPERS, ClipReport, GradientClipper, GradientStep
 from dpclip.postprocess.norms import largest, local, scale_, squared_norms
 
 _KEPT = ("largest", "mean", "square")
 
 
+@CLIPPERS.register
 @dataclass(eq=False)
 class StableSPAM(GradientClipper):
     """Each tensor: elements above a running mean of its largest element are scaled down, then the tensor gets the norm
@@ -36,7 +37,7 @@ class StableSPAM(GradientClipper):
         eta_min: see there.
 
     The paper's settings for bfloat16 are gamma1=0.85, gamma2=0.99999. Differs from the published code: a tensor whose
-    gradient is 0 is left out; beyond `total_steps` the cosine does not rise again. `quirks=True` has both.
+    gradient is 0 is left out; beyond `total_steps` the cosine does not rise again. `match_published=True` has both.
 
     Reference: Huang et al., "Stable-SPAM: How to train in 4-bit more stably than 16-bit Adam", 2025.
     """
@@ -53,9 +54,9 @@ class StableSPAM(GradientClipper):
         for setting in ("gamma1", "gamma2", "gamma3", "eta_min"):
             check_between(setting, getattr(self, setting), 0.0, 1.0)
         if self.total_steps is not None and self.total_steps < 1:
-            raise BadInput(f"total_steps = {self.total_steps}: at least 1 is needed")
+            raise InputError(f"total_steps = {self.total_steps}: at least 1 is needed")
 
-    def start(self, sizes: list[int]) -> None:
+    def reset(self, sizes: list[int]) -> None:
         rows = len(sizes)
         self._kept = {part: torch.zeros(rows, dtype=torch.float64) for part in _KEPT}
         self._ages = torch.zeros(rows, dtype=torch.float64)  # steps that each tensor's means have seen
@@ -69,10 +70,10 @@ class StableSPAM(GradientClipper):
         return torch.stack([squares.sum() for squares in self._squares]) if gradients else torch.zeros(0)
 
     @torch.no_grad()
-    def transform(self, seen: Seen) -> Report:
-        picked = [i for i, s in enumerate(seen.squares.tolist()) if s > 0 or self.quirks]
+    def transform(self, seen: GradientStep) -> ClipReport:
+        picked = [i for i, s in enumerate(seen.squares.tolist()) if s > 0 or self.match_published]
         if not picked:
-            return Report(0.0)
+            return ClipReport(0.0)
         places = torch.tensor([seen.places[i] for i in picked])
         self._ages[places] += 1
         norms = self._cut_large(picked, places)
@@ -80,7 +81,7 @@ class StableSPAM(GradientClipper):
         scales = torch.ones(len(seen.gradients), dtype=torch.float64)
         scales[picked] = torch.where(norms > 0, goal / norms, torch.ones_like(norms))
         scale_(seen.gradients, scales.tolist())
-        return Report.of(seen, scales)
+        return ClipReport.of(seen, scales)
 
     def _cut_large(self, picked: list[int], places: Tensor) -> Tensor:
         """Scale down the elements above the usual largest one; the norms afterwards."""
@@ -112,7 +113,7 @@ class StableSPAM(GradientClipper):
         if self.total_steps is None:
             return 1.0
         done = step / (self.total_steps + 1)
-        if not self.quirks:
+        if not self.match_published:
             done = min(1.0, done)
         return self.eta_min + (1 - self.eta_min) * (1 + math.cos(math.pi * done)) / 2
 

@@ -10,14 +10,16 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from dpclip.errors import BadInput
-from dpclip.postprocess.by_norm import Auto, NormClipper, check_auto, check_between
-from dpclip.settings_text import one_of
+from dpclip.checks import Auto, check_auto, check_between, one_of
+from dpclip.errors import InputError
+from dpclip.postprocess.by_norm import NormClipper
+from dpclip.postprocess.clipper import CLIPPERS
 
 MODES = ("zscore", "percentile")
 OPTIONS = ("adaptive_scaling", "mean")
 
 
+@CLIPPERS.register
 @dataclass(eq=False)
 class ZClip(NormClipper):
     """Clips where z = (||g|| - mean)/std exceeds a threshold, mean and variance running ones of what was let through.
@@ -37,7 +39,7 @@ class ZClip(NormClipper):
         std_floor: the standard deviation is at least so much times the mean; 0 as published.
 
     Differs from the published code: norms in float32 or wider, `eps` relative, state that can be saved, gradients that
-    are not finite are skipped. `quirks=True` has an absolute `eps`.
+    are not finite are skipped. `match_published=True` has an absolute `eps`.
 
     Reference: Kumar et al., "ZClip: Adaptive spike mitigation for LLM pre-training", 2025.
     """
@@ -62,11 +64,11 @@ class ZClip(NormClipper):
         one_of("clip_option", self.clip_option, OPTIONS)
         for setting in ("z_thresh", "clip_factor"):
             if not getattr(self, setting) > 0:
-                raise BadInput(f"{setting} = {getattr(self, setting)}: a positive number is needed")
+                raise InputError(f"{setting} = {getattr(self, setting)}: a positive number is needed")
         if self.warmup_steps < 1 or self.patience < 0:
-            raise BadInput(f"warmup_steps = {self.warmup_steps}, patience = {self.patience}: at least 1, and 0")
+            raise InputError(f"warmup_steps = {self.warmup_steps}, patience = {self.patience}: at least 1, and 0")
 
-    def start(self, sizes: list[int]) -> None:
+    def reset(self, sizes: list[int]) -> None:
         self._mean, self._variance, self._spikes = 0.0, 0.0, 0
         self._first: list[float] | None = []  # norms of the warm-up; None afterwards
 
@@ -79,7 +81,7 @@ class ZClip(NormClipper):
             self._warm_up(norm)
         most = norm if goal is None else goal
         allowed = min(most, self.limit(self.max_grad_norm))
-        return self.shrink(torch.tensor([allowed], dtype=torch.float64), norms)
+        return self.clip_factors(torch.tensor([allowed], dtype=torch.float64), norms)
 
     def _warm_up(self, norm: float) -> None:
         assert self._first is not None
@@ -95,7 +97,7 @@ class ZClip(NormClipper):
         goal = self._clipped(norm)
         self._spikes = 0 if goal is None else self._spikes + 1
         if self.patience and self._spikes >= self.patience:
-            self.start([])
+            self.reset([])
             self._warm_up(norm)
             return None
         if goal is None or not self.skip_update_on_spike:
@@ -109,7 +111,7 @@ class ZClip(NormClipper):
         if self.mode == "percentile":
             threshold = self._mean + self.z_thresh * std
             return threshold if norm > threshold else None
-        spread = std + (self.eps if self.quirks else self.eps * self._mean)
+        spread = std + (self.eps if self.match_published else self.eps * self._mean)
         z = (norm - self._mean) / spread if spread > 0 else 0.0
         if not z > self.z_thresh:
             return None

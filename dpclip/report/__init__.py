@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Literal
 
-from dpclip.errors import BadInput
+from dpclip.errors import InputError
 from dpclip.files import write_atomically
 from dpclip.report.markdown import markdown
 from dpclip.report.page import html
@@ -19,11 +19,11 @@ FORMATS: tuple[Format, ...] = ("html", "md", "json")
 def render(run: Path, format: Format = "html") -> str:
     """The report of the run folder ``run`` as text, from what is under its ``public/`` alone.
 
-    Equal input gives equal text, byte by byte. Raises BadInput when ``run`` is no run folder, its statement
+    Equal input gives equal text, byte by byte. Raises InputError when ``run`` is no run folder, its statement
     is missing, unreadable or newer than this version knows, or the format is not one of html, md, json.
     """
     if format not in FORMATS:
-        raise BadInput(f"format {format!r} is unknown: use one of {', '.join(FORMATS)}")
+        raise InputError(f"format {format!r} is unknown: use one of {', '.join(FORMATS)}")
     statement = read_statement(Path(run))
     if format == "json":
         return as_json(statement)

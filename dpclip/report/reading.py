@@ -5,29 +5,28 @@ import math
 from pathlib import Path
 from typing import Any
 
-from dpclip.errors import BadInput
-
-SCHEMA = 1  # the newest schema of the statement this code can read
+from accounting.wording import STATEMENT_SCHEMA
+from dpclip.errors import InputError
 
 Statement = dict[str, Any]
 Metrics = list[dict[str, Any]]
 
 
 def read_statement(run: Path) -> Statement:
-    """``RUN/public/statement.json`` as a dict; raises BadInput with the reason and the remedy."""
+    """``RUN/public/statement.json`` as a dict; raises InputError with the reason and the remedy."""
     path = run / "public" / "statement.json"
     if not (run / "public").is_dir():
-        raise BadInput(f"{run} is not a run folder (no public/ in it): give the folder that training wrote")
+        raise InputError(f"{run} is not a run folder (no public/ in it): give the folder that training wrote")
     try:
         statement = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise BadInput(f"{path} is missing: the run has not written its statement; let it finish") from None
+        raise InputError(f"{path} is missing: the run has not written its statement; let it finish") from None
     except OSError as error:
-        raise BadInput(f"{path} cannot be read ({error.strerror}): mend its permissions") from None
+        raise InputError(f"{path} cannot be read ({error.strerror}): mend its permissions") from None
     except (ValueError, RecursionError) as error:
-        raise BadInput(f"{path} is not valid JSON ({_one_line(error)}): restore it from the run") from None
+        raise InputError(f"{path} is not valid JSON ({_one_line(error)}): restore it from the run") from None
     if not isinstance(statement, dict):
-        raise BadInput(f"{path} holds no JSON object: it is not a privacy statement; restore it from the run")
+        raise InputError(f"{path} holds no JSON object: it is not a privacy statement; restore it from the run")
     _require_known_schema(statement.get("schema"), path)
     return statement
 
@@ -36,9 +35,9 @@ def _require_known_schema(schema: object, path: Path) -> None:
     if schema is None:
         return
     if isinstance(schema, bool) or not isinstance(schema, int):
-        raise BadInput(f"{path} has schema {schema!r}, which is no version number: restore it from the run")
-    if schema > SCHEMA:
-        raise BadInput(f"{path} has schema {schema}, newer than the {SCHEMA} known here: upgrade dpclip")
+        raise InputError(f"{path} has schema {schema!r}, which is no version number: restore it from the run")
+    if schema > STATEMENT_SCHEMA:
+        raise InputError(f"{path} has schema {schema}, newer than the {STATEMENT_SCHEMA} known here: upgrade dpclip")
 
 
 def read_metrics(run: Path) -> Metrics:
@@ -52,7 +51,7 @@ def read_metrics(run: Path) -> Metrics:
     except FileNotFoundError:
         return []
     except (OSError, UnicodeDecodeError) as error:
-        raise BadInput(f"{path} cannot be read ({_one_line(error)}): mend or remove it") from None
+        raise InputError(f"{path} cannot be read ({_one_line(error)}): mend or remove it") from None
     records: Metrics = []
     for position, line in enumerate(lines, start=1):
         if not line.strip():
@@ -64,7 +63,7 @@ def read_metrics(run: Path) -> Metrics:
         if isinstance(record, dict):
             records.append(record)
         elif position < len(lines):
-            raise BadInput(f"line {position} of {path} is no JSON object: mend or remove the line")
+            raise InputError(f"line {position} of {path} is no JSON object: mend or remove the line")
     return records
 
 

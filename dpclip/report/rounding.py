@@ -3,71 +3,9 @@
 import unicodedata
 from decimal import ROUND_CEILING, ROUND_FLOOR, ROUND_HALF_EVEN, Decimal
 
-NOT_STATED = "not stated"
-INFINITY = "∞"
-_SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
-
-
-def exact(value: object) -> Decimal | None:
-    """The decimal number a JSON value spells (``"inf"`` included), or None where it spells none."""
-    if isinstance(value, bool) or not isinstance(value, int | float | str):
-        return None
-    if isinstance(value, str):
-        return {"inf": Decimal("Infinity"), "-inf": Decimal("-Infinity")}.get(value.strip().lower())
-    number = Decimal(repr(value))  # the shortest spelling: 7.98 is 7.98, not 7.9800000000000004
-    return None if number.is_nan() else number
-
-
-def significant(number: Decimal, digits: int, rounding: str) -> Decimal:
-    """``number`` to so many significant digits."""
-    if number.is_zero():
-        return Decimal(0)
-    rounded = number.quantize(Decimal(1).scaleb(number.adjusted() - digits + 1), rounding=rounding)
-    if rounded.adjusted() > number.adjusted():  # 0.0999 became 0.1000, one digit too many
-        rounded = rounded.quantize(Decimal(1).scaleb(rounded.adjusted() - digits + 1), rounding=rounding)
-    return rounded
-
-
-def _plain(number: Decimal, separator: bool = False) -> str:
-    text = f"{number:,f}" if separator else f"{number:f}"
-    return text.rstrip("0").rstrip(".") if "." in text else text
-
-
-def power(number: Decimal, digits: int, rounding: str) -> str:
-    """Scientific notation: ``7.42×10⁻⁶``."""
-    if number.is_zero():
-        return "0"
-    number = significant(number, digits, rounding)
-    exponent = number.adjusted()
-    mantissa = _plain(number.scaleb(-exponent))
-    return f"{mantissa}×10{str(exponent).translate(_SUPERSCRIPTS)}"
-
-
-def _special(number: Decimal | None) -> str | None:
-    if number is None:
-        return NOT_STATED
-    if number.is_infinite():
-        return INFINITY if number > 0 else f"−{INFINITY}"
-    return None
-
-
-def epsilon(value: object, rounding: str = ROUND_CEILING) -> str:
-    """ε rounded up to 2 decimals, to 3 significant digits below 0.1, in powers of ten from a million on.
-
-    ``rounding`` is ROUND_FLOOR only for the lower end of an interval, which would otherwise not enclose.
-    """
-    number = exact(value)
-    special = _special(number)
-    if special is not None or number is None:
-        return special or NOT_STATED
-    size = abs(number)
-    if number.is_zero():
-        return "0"
-    if size >= 1_000_000 or size < Decimal("0.0001"):
-        return power(number, 3, rounding)
-    if size < Decimal("0.1"):
-        return f"{significant(number, 3, rounding):f}"
-    return f"{number.quantize(Decimal('0.01'), rounding=rounding):f}"
+from accounting.wording import NOT_STATED, exact, plain, power, significant
+from accounting.wording import shown_epsilon as epsilon
+from accounting.wording import shown_if_special as _special
 
 
 def lower_epsilon(value: object) -> str:
@@ -81,7 +19,7 @@ def noise_multiplier(value: object) -> str:
     special = _special(number)
     if special is not None or number is None:
         return special or NOT_STATED
-    return _plain(significant(number, 4, ROUND_FLOOR))
+    return plain(significant(number, 4, ROUND_FLOOR))
 
 
 def delta(value: object) -> str:
@@ -97,7 +35,7 @@ def rounded_up(value: object, digits: int) -> str:
     if special is not None or number is None:
         return special or NOT_STATED
     if number.is_zero() or Decimal("0.0001") <= abs(number) < 1_000_000:
-        return _plain(significant(number, digits, ROUND_CEILING), separator=True)
+        return plain(significant(number, digits, ROUND_CEILING), separator=True)
     return power(number, digits, ROUND_CEILING)
 
 
@@ -111,7 +49,7 @@ def number(value: object, digits: int = 6) -> str:
         return f"{value:,}"
     if given.is_zero() or Decimal("0.0001") <= abs(given) < 1_000_000_000:
         # A million and a quarter keeps its whole part: digits say how finely, not how coarsely.
-        return _plain(significant(given, max(digits, given.adjusted() + 1), ROUND_HALF_EVEN), separator=True)
+        return plain(significant(given, max(digits, given.adjusted() + 1), ROUND_HALF_EVEN), separator=True)
     return power(given, digits, ROUND_HALF_EVEN)
 
 
@@ -121,8 +59,8 @@ def percentage(share: float) -> str:
     if percent >= 100:
         return "100%"
     if percent >= 10:
-        return f"{_plain(percent.quantize(Decimal('0.01'), rounding=ROUND_CEILING))}%"
-    return f"{_plain(significant(percent, 3, ROUND_CEILING))}%"
+        return f"{plain(percent.quantize(Decimal('0.01'), rounding=ROUND_CEILING))}%"
+    return f"{plain(significant(percent, 3, ROUND_CEILING))}%"
 
 
 def text(value: object) -> str:

@@ -3,8 +3,20 @@
 from collections.abc import Callable
 from typing import Any
 
-from dpclip.report import facts, metrics, odds, rounding, spending
-from dpclip.report.content import Block, Document, Fact, Facts, Items, Paragraph, Plots, Section, Table
+from accounting import odds
+from dpclip.report import explanations as facts
+from dpclip.report import metrics, rounding, spending
+from dpclip.report.content import (
+    Block,
+    Document,
+    Fact,
+    Facts,
+    Items,
+    Paragraph,
+    Plots,
+    Section,
+    Table,
+)
 from dpclip.report.reading import Metrics, Statement
 from dpclip.report.verdict import KINDS, bounded_epsilon, headline, part, records, stated_delta
 

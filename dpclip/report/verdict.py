@@ -4,10 +4,11 @@ from collections.abc import Iterator
 from decimal import ROUND_CEILING, Decimal
 from typing import Any
 
-from dpclip.report import odds, rounding
+from accounting import odds
+from accounting.wording import NOT_STATED
+from dpclip.report import rounding
 from dpclip.report.content import Headline, Level, Notice
 from dpclip.report.reading import Statement
-from dpclip.report.rounding import NOT_STATED
 
 KINDS = {
     "worst-case": "It holds for every possible training data set and whatever an onlooker knows or computes.",
@@ -199,7 +200,7 @@ def meaning(statement: Statement) -> tuple[str, ...]:
 def _odds(epsilon: Decimal) -> str:
     if epsilon > 1_000_000:
         return f"e^{rounding.epsilon(float(epsilon))}"  # more digits than decimal arithmetic has
-    value = odds.odds(epsilon)
+    value = odds.exact_odds(epsilon)
     if value < 1_000_000:
         return f"{rounding.significant(value, 3, ROUND_CEILING):,f}"
     return rounding.power(value, 3, ROUND_CEILING)

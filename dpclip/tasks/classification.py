@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dpclip.errors import BadInput
+from dpclip.errors import InputError
+from dpclip.memory import device_of
 from dpclip.tasks.padding import padded_length
-from dpclip.tasks.placement import device_of
 from dpclip.tasks.records import Records
 
 
@@ -43,12 +43,12 @@ class Classification:
         """One example a record.
 
         Raises:
-            BadInput: a label that is not among the declared ones.
+            InputError: a label that is not among the declared ones.
         """
         index = {label: i for i, label in enumerate(self.labels)}
         unknown = sorted(set(records.labels or []) - set(index))
         if unknown:
-            raise BadInput(
+            raise InputError(
                 f"label {unknown[0]!r} in {records.source} is not among the labels {', '.join(self.labels)}: "
                 "correct the file, or declare all labels with --labels"
             )

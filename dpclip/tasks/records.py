@@ -3,8 +3,8 @@
 from dataclasses import dataclass, fields
 from typing import Literal, get_args
 
-from dpclip.errors import BadInput
-from dpclip.tasks.tables import Table, open_table
+from dpclip.errors import InputError
+from dpclip.tasks.tables import RecordTable, open_table
 
 __all__ = ["Records", "read_records"]
 
@@ -72,15 +72,15 @@ def read_records(
         task: "lm" or "classification".
 
     Raises:
-        BadInput: the source cannot be read, has no rows, or does not have the columns asked for.
+        InputError: the source cannot be read, has no rows, or does not have the columns asked for.
     """
     if task not in get_args(Task):
-        raise BadInput(f"task {task!r} is unknown; choose lm or classification")
+        raise InputError(f"task {task!r} is unknown; choose lm or classification")
     table = open_table(data)
     if not table.columns:
-        raise BadInput(f"{table.source}: the file is empty; give data with at least one record")
+        raise InputError(f"{table.source}: the file is empty; give data with at least one record")
     if len(set(table.columns)) < len(table.columns):
-        raise BadInput(f"{table.source}: a column name occurs twice; rename one: {_listed(table.columns)}")
+        raise InputError(f"{table.source}: a column name occurs twice; rename one: {_listed(table.columns)}")
     chosen = {"units": unit_column, "labels": label_column}
     if task == "classification" and label_column is None:
         chosen["labels"] = _default_label(table)
@@ -92,39 +92,39 @@ def read_records(
     return _take(table, {role: column for role, column in chosen.items() if column is not None})
 
 
-def _take(table: Table, chosen: dict[str, str]) -> Records:
+def _take(table: RecordTable, chosen: dict[str, str]) -> Records:
     for role, column in chosen.items():
         if column not in table.columns:
             option = f"--{role.removesuffix('s')}-column"
             there = _listed(table.columns)
-            raise BadInput(f"{table.source}: there is no column {column!r}; give {option} one of {there}")
+            raise InputError(f"{table.source}: there is no column {column!r}; give {option} one of {there}")
     values = table.read(list(dict.fromkeys(chosen.values())))
     for role in ("units", "labels"):
         empty = next((row for row, v in enumerate(values.get(chosen.get(role, ""), []), 1) if not v.strip()), 0)
         if empty:
             name = chosen[role]
-            raise BadInput(f"{table.source}: row {empty} has no value in column {name!r}; fill it in or remove it")
+            raise InputError(f"{table.source}: row {empty} has no value in column {name!r}; fill it in or remove it")
     records = Records(table.source, **{role: values[column] for role, column in chosen.items()})
     if not records.rows:
-        raise BadInput(f"{table.source}: there are no rows; give data with at least one record")
+        raise InputError(f"{table.source}: there are no rows; give data with at least one record")
     return records
 
 
-def _default_label(table: Table) -> str:
+def _default_label(table: RecordTable) -> str:
     named = [column for column in table.columns if column.lower() in LABEL_COLUMNS]
     if len(named) != 1:
-        raise BadInput(
+        raise InputError(
             f"{table.source}: which column is the label cannot be told from {_listed(table.columns)}; "
             "give --label-column"
         )
     return named[0]
 
 
-def _default_text(table: Table, others: set[str | None]) -> str:
+def _default_text(table: RecordTable, others: set[str | None]) -> str:
     left = [column for column in table.columns if column not in others]
     named = left if len(left) == 1 else [column for column in left if column.lower() in TEXT_COLUMNS]
     if len(named) != 1:
-        raise BadInput(
+        raise InputError(
             f"{table.source}: which column is the text cannot be told from {_listed(table.columns)}; "
             "give --text-column, or --input-column with --target-column"
         )
@@ -133,12 +133,12 @@ def _default_text(table: Table, others: set[str | None]) -> str:
 
 def _check_pair(text: str | None, given: str | None, target: str | None, task: Task) -> None:
     if task == "classification":
-        raise BadInput("--input-column and --target-column are for language modelling; give --text-column")
+        raise InputError("--input-column and --target-column are for language modelling; give --text-column")
     if text is not None:
-        raise BadInput(f"--text-column {text} excludes --input-column and --target-column; give one or the other")
+        raise InputError(f"--text-column {text} excludes --input-column and --target-column; give one or the other")
     if given is None or target is None:
         column, lacking = (given, "--target-column") if target is None else (target, "--input-column")
-        raise BadInput(f"column {column!r} is one half of input and target; give {lacking} too")
+        raise InputError(f"column {column!r} is one half of input and target; give {lacking} too")
 
 
 def _listed(columns: list[str]) -> str:

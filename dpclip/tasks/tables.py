@@ -18,10 +18,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dpclip.errors import BadInput
+from dpclip.errors import InputError
 from dpclip.tasks.clinic_notes import clinic_notes, public_clinic_notes
 
-__all__ = ["Table", "open_table"]
+__all__ = ["RecordTable", "open_table"]
 
 HUB_NAME = re.compile(
     r"(?P<path>\w[\w.-]*(/\w[\w.-]*)?)(/(?P<config>\w[\w.-]*))?(:(?P<split>[^\\/]+))?"
@@ -31,7 +31,7 @@ ReadColumns = Callable[[list[str]], dict[str, list[str]]]
 Columns = tuple[list[str], ReadColumns]  # the names of all columns, and how to read some of them
 
 
-class Table(NamedTuple):
+class RecordTable(NamedTuple):
     """A source opened for reading: its column names, and a way to read one or more of them as strings."""
 
     source: str
@@ -39,11 +39,11 @@ class Table(NamedTuple):
     read: ReadColumns
 
 
-def open_table(data: str | None) -> Table:
+def open_table(data: str | None) -> RecordTable:
     """Open `data` for reading; `read_records` says what it may be.
 
     Raises:
-        BadInput: there is no such source, or it cannot be read (some faults show only when columns are read).
+        InputError: there is no such source, or it cannot be read (some faults show only when columns are read).
     """
     if data in (None, "builtin", "builtin:public"):
         return _builtin(public=data == "builtin:public")
@@ -52,34 +52,34 @@ def open_table(data: str | None) -> Table:
         path = Path(data).expanduser()
         there = path.exists()
     except (OSError, RuntimeError):  # a folder that is closed to us, a user that does not exist
-        raise BadInput(f"{data}: it cannot be reached; check the path and its permissions") from None
+        raise InputError(f"{data}: it cannot be reached; check the path and its permissions") from None
     if there:
         return _local(path)
     hub = HUB_NAME.fullmatch(data)
     if hub is None or _format(path) is not None:  # a mistyped file name may be private: do not ask the hub
-        raise BadInput(f"{data}: there is no such file; check the path")
+        raise InputError(f"{data}: there is no such file; check the path")
     return _from_hub(data, **hub.groupdict())
 
 
-def _builtin(public: bool) -> Table:
+def _builtin(public: bool) -> RecordTable:
     notes = public_clinic_notes() if public else clinic_notes()
     source = "builtin clinic notes" + (" (public)" if public else "")
     columns = ["text", "patient", "category"]
-    return Table(source, columns, lambda names: {name: [getattr(note, name) for note in notes] for name in names})
+    return RecordTable(source, columns, lambda names: {name: [getattr(note, name) for note in notes] for name in names})
 
 
-def _from_hub(data: str, path: str, config: str | None, split: str | None) -> Table:
+def _from_hub(data: str, path: str, config: str | None, split: str | None) -> RecordTable:
     try:
         import datasets
 
         rows = datasets.load_dataset(path, config, split=split or "train")
     except Exception as error:  # the hub fails in many ways, none of them the program's
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise BadInput(
+        raise InputError(
             f"{data}: there is no such file here, and the Hugging Face hub could not give it ({reason}); "
             "check the path, or the name and the connection"
         ) from None
-    return Table(data, rows.column_names, lambda names: {n: [_as_text(v) for v in rows[n]] for n in names})
+    return RecordTable(data, rows.column_names, lambda names: {n: [_as_text(v) for v in rows[n]] for n in names})
 
 
 def _format(path: Path) -> str | None:
@@ -88,15 +88,15 @@ def _format(path: Path) -> str | None:
     return suffix if suffix in READERS else None
 
 
-def _local(path: Path) -> Table:
+def _local(path: Path) -> RecordTable:
     if path.is_dir():
-        raise BadInput(f"{path}: this is a folder; give a file in it")
+        raise InputError(f"{path}: this is a folder; give a file in it")
     suffix = _format(path)
     if suffix is None:
         known = ", ".join(READERS)
-        raise BadInput(f"{path.name}: this kind of file is not known; give one of {known}, each also with .gz")
+        raise InputError(f"{path.name}: this kind of file is not known; give one of {known}, each also with .gz")
     columns, read = READERS[suffix](path.name, _content(path))
-    return Table(path.name, columns, read)
+    return RecordTable(path.name, columns, read)
 
 
 def _content(path: Path) -> bytes:
@@ -104,9 +104,9 @@ def _content(path: Path) -> bytes:
         content = path.read_bytes()
         return gzip.decompress(content) if path.suffix.lower() == ".gz" else content
     except (gzip.BadGzipFile, EOFError, zlib.error):
-        raise BadInput(f"{path.name}: this is not a complete gzip file; compress it again") from None
+        raise InputError(f"{path.name}: this is not a complete gzip file; compress it again") from None
     except OSError as error:
-        raise BadInput(f"{path}: it cannot be read ({error.strerror}); mend its permissions") from None
+        raise InputError(f"{path}: it cannot be read ({error.strerror}); mend its permissions") from None
 
 
 def _decoded(name: str, content: bytes) -> str:
@@ -114,7 +114,7 @@ def _decoded(name: str, content: bytes) -> str:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
-        raise BadInput(
+        raise InputError(
             f"{name}: line {line} is not UTF-8 (at byte {error.start} of the text); save the file as UTF-8"
         ) from None
 
@@ -142,13 +142,13 @@ def _parsed(name: str, text: str, dialect: dict[str, Any]) -> Iterator[list[str]
         for row in filter(None, reader):
             width = width or len(row)
             if len(row) != width:
-                raise BadInput(
+                raise InputError(
                     f"{name}: line {reader.line_num} has {len(row)} fields where the header has {width}; "
                     "quote fields that hold the separator, or complete the row"
                 )
             yield row
     except csv.Error as error:
-        raise BadInput(f"{name}: line {reader.line_num} cannot be parsed ({error}); mend its quotes") from None
+        raise InputError(f"{name}: line {reader.line_num} cannot be parsed ({error}); mend its quotes") from None
 
 
 def _read_csv(name: str, content: bytes) -> Columns:
@@ -167,7 +167,7 @@ def _read_json_lines(name: str, content: bytes) -> Columns:
         for number, row in rows:
             for column in names:
                 if column not in row:
-                    raise BadInput(f"{name}: line {number} has no {column!r}; give every line that key")
+                    raise InputError(f"{name}: line {number} has no {column!r}; give every line that key")
         return {column: [_as_text(row[column]) for _, row in rows] for column in names}
 
     return list(dict.fromkeys(key for _, row in rows for key in row)), read
@@ -178,16 +178,16 @@ def _json_object(name: str, number: int, line: str) -> dict[str, Any]:
         row = json.loads(line)
         json.dumps(row, ensure_ascii=False).encode()  # half a surrogate pair is valid JSON, but no text
     except (ValueError, RecursionError):
-        raise BadInput(f"{name}: line {number} is not valid JSON; write one object a line") from None
+        raise InputError(f"{name}: line {number} is not valid JSON; write one object a line") from None
     if not isinstance(row, dict):
-        raise BadInput(f"{name}: line {number} is JSON but no object; write one object a line")
+        raise InputError(f"{name}: line {number} is JSON but no object; write one object a line")
     return row
 
 
 def _read_parquet(name: str, content: bytes) -> Columns:
     from pyarrow import ArrowException, parquet
 
-    broken = BadInput(f"{name}: this is not a complete Parquet file; write it again")
+    broken = InputError(f"{name}: this is not a complete Parquet file; write it again")
     try:
         file = parquet.ParquetFile(io.BytesIO(content))
     except ArrowException:
@@ -216,7 +216,7 @@ def _as_text(value: Any) -> str:
     if value is None:
         return ""
     if isinstance(value, bytes):
-        raise BadInput("a cell holds raw bytes, not text: store the column as strings")
+        raise InputError("a cell holds raw bytes, not text: store the column as strings")
     if isinstance(value, bool | int | float | list | dict):
         return json.dumps(value, ensure_ascii=False, default=str)
     return str(value)

@@ -29,7 +29,7 @@ SIGMAS, THRESHOLDS = (0.1, 0.5, 1.0, 2.0, 5.0), (0.1, 0.5, 1.0, 2.0, 10.0)
 
 def clip(gradients: Tensor, threshold: float) -> Tensor:
     """One-dimensional per-sample clipping by the product's own rule."""
-    factors = Flat(threshold).weightings(gradients.abs().clamp(min=1e-300).unsqueeze(0))["release"][0]
+    factors = Flat(threshold).clip_factors(gradients.abs().clamp(min=1e-300).unsqueeze(0))["release"][0]
     return gradients * factors
 
 

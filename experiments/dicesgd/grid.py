@@ -18,7 +18,7 @@ from torch import nn
 
 import dpclip
 from dpclip.clipping import make_rule
-from dpclip.randomness import SecretKey
+from dpclip.noise.keystream import SecretKey
 
 HERE = Path(__file__).parent
 DELTA = 1e-5

@@ -26,8 +26,8 @@ from grid import Quiet, settings_of
 from torch import Tensor, nn
 
 from dpclip.clipping.per_group import layer_of, noise_shares
-from dpclip.job import Job
-from dpclip.training import start
+from dpclip.train.job import Job
+from dpclip.train.run import start
 
 RECORDS, QUANTILES = 384, (0.1, 0.5, 0.9)
 SETTINGS = ("notes-builtin", "e2e-builtin", "e2e-wikitext-lora")
@@ -103,11 +103,11 @@ def ceiling(model: nn.Module, job: Job) -> dict[str, Any]:
 class Measuring(Quiet):
     """Measures at the start and after the last step."""
 
-    def planned(self, job: Job, spend: list[tuple[int, float]], folder: Path | None) -> None:
-        super().planned(job, spend, folder)
+    def on_plan(self, job: Job, spend: list[tuple[int, float]], folder: Path | None) -> None:
+        super().on_plan(job, spend, folder)
         self.found = {"start": self.ceiling()}
 
-    def stepped(self, step: int, epsilon: float, values: dict[str, float]) -> None:
+    def on_step(self, step: int, epsilon: float, values: dict[str, float]) -> None:
         if step == self.job.plan.steps:
             self.found["trained"] = self.ceiling()
 

@@ -27,9 +27,9 @@ from typing import Any
 import torch
 from measures import attacked, choice_accuracy
 
-from dpclip.config import Settings
-from dpclip.job import Job
-from dpclip.training import start
+from dpclip.train.job import Job
+from dpclip.train.run import start
+from dpclip.train.settings import Settings
 
 RL = "rl:interval={interval},controller="
 RULES = {
@@ -70,16 +70,16 @@ class Quiet:
     def __init__(self) -> None:
         self.curve: list[tuple[int, float]] = []
 
-    def planned(self, job: Job, spend: list[tuple[int, float]], folder: Path | None) -> None:
+    def on_plan(self, job: Job, spend: list[tuple[int, float]], folder: Path | None) -> None:
         self.job = job
 
-    def evaluated(self, step: int, metric: str, value: float) -> None:
+    def on_evaluate(self, step: int, metric: str, value: float) -> None:
         self.curve.append((step, value))
 
-    def stepped(self, step: int, epsilon: float, values: dict[str, float]) -> None:
+    def on_step(self, step: int, epsilon: float, values: dict[str, float]) -> None:
         self.last = values
 
-    def note(self, message: str) -> None:
+    def log(self, message: str) -> None:
         print(message, file=sys.stderr)
 
 

@@ -15,14 +15,14 @@ from safetensors.torch import save_file
 from surface import FIRST, INTERVAL, Situation, Surface
 from torch import Tensor
 
-from dpclip.clipping import Controlled
+from dpclip.clipping import ControlledClipping
 from dpclip.clipping.control import SoftActorCritic, Transitions
-from dpclip.clipping.control.controller import RATE
-from dpclip.clipping.control.learner import CAREFUL
-from dpclip.clipping.control.losses import LossAccount, LossWindow
-from dpclip.clipping.control.observation import width
+from dpclip.clipping.control.context import RATE
+from dpclip.clipping.control.features import width
+from dpclip.clipping.control.released_loss import LossAccount, LossWindow
+from dpclip.clipping.control.sac_controller import CAREFUL
 
-# Columns of an observation in modes A and B, see `dpclip.clipping.control.observation.features`.
+# Columns of an observation in modes A and B, see `dpclip.clipping.control.summary.features`.
 RATE_NOW, EMBEDDING, VECTOR, ADAPTER, MOVED = 5, 7, 8, 9, 10
 PROGRESS, LOSSES, FALL_AND_NOW, LENGTH, STEP, NOISE = 14, slice(16, 19), slice(17, 19), 19, 20, 21
 TELLING = (RATE_NOW, EMBEDDING, VECTOR, ADAPTER, MOVED, PROGRESS, 17, 18, LENGTH, STEP, NOISE)
@@ -79,8 +79,8 @@ def seen_losses(losses: list[float], situation: Situation, seed: int) -> Tensor:
     for done in range(1, situation.steps + 1):
         whole, part = divmod(done - 1, INTERVAL)
         true = torch.tensor(losses[whole] + part / INTERVAL * (losses[min(whole + 1, len(losses) - 1)] - losses[whole]))
-        window = LossWindow(Controlled.loss_width, seen=done - 1).width
-        noise = window * 10**situation.noise / math.sqrt(Controlled.loss_share) * torch.randn((), generator=generator)
+        window = LossWindow(ControlledClipping.loss_width, seen=done - 1).width
+        noise = window * 10**situation.noise / math.sqrt(ControlledClipping.loss_share) * torch.randn((), generator=generator)
         account.add([float((true.clamp(max=2 * window) if done == 1 else true) + noise)])
         if done == FIRST or done % INTERVAL == 0:
             found.append([account.fall / 3, account.now / 5])

@@ -14,9 +14,9 @@ from prepare import read
 from scipy.stats import rankdata
 from torch import Tensor, nn
 
-from dpclip.job import Job
 from dpclip.models.loading import load_model
 from dpclip.tasks.records import Records
+from dpclip.train.job import Job
 
 ALTERNATIVES, CHOICES = 127, 60
 _BEFORE: dict[tuple[str, str, str], Tensor] = {}  # what the public model says of the rows under attack

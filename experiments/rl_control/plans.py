@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dpclip.clipping.control import Context, Summary, learner
-from dpclip.clipping.control.controller import RATE
+from dpclip.clipping.control import Context, Summary
+from dpclip.clipping.control import sac_controller as learner
+from dpclip.clipping.control.context import RATE
 from dpclip.released import Released
 
 PARTS = ("alike", "alike early", "alike late", "embeddings", "embeddings early", "vectors")

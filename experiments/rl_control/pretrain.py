@@ -34,17 +34,18 @@ from plans import CENTRE, Planned, drawn
 from surface import Situation, Surface
 from torch import Tensor
 
-from dpclip.assembly import assemble, trainable
-from dpclip.clipping import ClippingRule, Controlled, StepRelease, make_rule
-from dpclip.ledger import Ledger
+from dpclip.budget.ledger import Ledger
+from dpclip.budget.plan import Plan, make_plan
+from dpclip.clipping import ClippingRule, ControlledClipping, StepRelease, make_rule
+from dpclip.engine.make_private import build_private_training
+from dpclip.engine.setup import trainable_parameters
 from dpclip.models.loading import LoadedModel, load_model
-from dpclip.plan import Plan, make_plan
-from dpclip.randomness import SecretKey
+from dpclip.noise.keystream import SecretKey
 from dpclip.released import Released
+from dpclip.sampling.units import UnitIndex
 from dpclip.tasks.clinic_notes import clinic_notes
 from dpclip.tasks.language_modelling import Example, LanguageModelling
 from dpclip.tasks.records import Records
-from dpclip.units import UnitIndex
 
 INTERVAL, HELD_OUT = 4, 48
 WORTH = 10.0  # reward of a decision after which the log perplexity is a WORTH-th lower than the pair's
@@ -142,9 +143,9 @@ def run(task: Task, data: Path, rule: ClippingRule) -> list[float]:
     model, language = loaded.model, LanguageModelling(loaded.tokenizer, TOKENS)
     rows, held_out = task.examples(data, language)
     peak = task.rate * (4 if task.lora else 1) * 0.768 / model.config.hidden_size
-    optimizer = torch.optim.AdamW(trainable(model).values(), lr=peak, weight_decay=0.0)
+    optimizer = torch.optim.AdamW(trainable_parameters(model).values(), lr=peak, weight_decay=0.0)
     plan = task.plan(data)
-    private = assemble(
+    private = build_private_training(
         model, optimizer, rows, UnitIndex(len(rows), None), plan=plan, key=SecretKey.for_tests(task.seed),
         ledger=Ledger.create(None, plan), rule=rule, grad_sample_mode="auto",
         physical_batch_size=128 if torch.cuda.is_available() else 32, rows_per_unit=1, examples=(),
@@ -153,10 +154,10 @@ def run(task: Task, data: Path, rule: ClippingRule) -> list[float]:
     losses = [math.log(language.evaluate(model, held_out))]
 
     class Watcher:
-        def begins(self, step: int, generation: int) -> None:
+        def on_step_begin(self, step: int, generation: int) -> None:
             optimizer.param_groups[0]["lr"] = peak * (1 - step / task.steps)
 
-        def took(self, step: int, released: Released[StepRelease]) -> None:
+        def on_step_end(self, step: int, released: Released[StepRelease]) -> None:
             if (step + 1) % INTERVAL == 0:
                 losses.append(math.log(language.evaluate(model, held_out)))
 
@@ -169,9 +170,9 @@ def run(task: Task, data: Path, rule: ClippingRule) -> list[float]:
     return losses
 
 
-def ruled(task: Task, controller: str) -> Controlled:
+def ruled(task: Task, controller: str) -> ControlledClipping:
     """The rule of a run."""
-    return Controlled(controller=controller, interval=INTERVAL, warmup=0.0, agent_seed=task.seed, policy="none")
+    return ControlledClipping(controller=controller, interval=INTERVAL, warmup=0.0, agent_seed=task.seed, policy="none")
 
 
 def collect(data: Path, folder: Path, first: int, last: int, surface: str) -> None:

@@ -18,8 +18,8 @@ from typing import Any
 import torch
 from grid import Quiet, settings_of
 
-from dpclip import training
-from dpclip.assembly import trainable
+from dpclip.engine.setup import trainable_parameters
+from dpclip.train import run as training
 
 KINDS = ("wte", "wpe", "ln", "bias", "w")
 
@@ -35,19 +35,19 @@ class Rates:
     def __init__(self, spec: str) -> None:
         parts = (part.split("=") for part in spec.split(",") if "=" in part)
         self.times = {name: float(value) for name, value in parts}
-        self.assemble = training._assemble
+        self.build_private_training = training._assemble
 
     def assembled(self, job: Any, *rest: Any) -> Any:
         """In place of `training._assemble`."""
-        made = self.assemble(job, *rest)
-        optimizer, named = made.engine.optimizer, trainable(job.loaded.model)
+        made = self.build_private_training(job, *rest)
+        optimizer, named = made.engine.optimizer, trainable_parameters(job.loaded.model)
         whole = optimizer.param_groups[0]
         held = {k: [p for name, p in named.items() if kind(name) == k] for k in KINDS}
         optimizer.param_groups[:] = [{**whole, "params": ps, "kind": k} for k, ps in held.items() if ps]
         return made
 
-    def begins(self, run: Any, step: int, generation: int) -> None:
-        """In place of `_Run.begins`."""
+    def on_step_begin(self, run: Any, step: int, generation: int) -> None:
+        """In place of `_Run.on_step_begin`."""
         torch.manual_seed(run.job.key.integer("dropout", step, generation))
         rise = min(1.0, (step + 1) / self.times.get("warm", 1.0)) * self.times.get("all", 1.0)
         for group in run.training.engine.optimizer.param_groups:
@@ -56,15 +56,15 @@ class Rates:
 
 def main(prepared: Path, setting: str, rule: str, output: Path, specs: list[str]) -> None:
     """Each spec in turn; results are added to the file."""
-    plain = training._assemble, training._Run.begins
+    plain = training._assemble, training._Run.on_step_begin
     for spec in specs:
         rates, listener = Rates(spec), Quiet()
         training._assemble = rates.assembled  # type: ignore[assignment]
-        training._Run.begins = lambda run, step, generation, r=rates: r.begins(run, step, generation)  # type: ignore[assignment, method-assign, misc]
+        training._Run.on_step_begin = lambda run, step, generation, r=rates: r.on_step_begin(run, step, generation)  # type: ignore[assignment, method-assign, misc]
         with tempfile.TemporaryDirectory() as folder:
             settings = settings_of(prepared, setting, rule, 2.0, 1).changed(eval_every=8)
             outcome = training.start(settings, Path(folder) / "run", listener)
-        training._assemble, training._Run.begins = plain  # type: ignore[method-assign]
+        training._assemble, training._Run.on_step_begin = plain  # type: ignore[method-assign]
         found = json.loads(output.read_text()) if output.exists() else []
         found.append({"setting": setting, "rule": rule, "rates": spec, "perplexity": outcome.after})
         output.write_text(json.dumps(found, indent=1) + "\n")

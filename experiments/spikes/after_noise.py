@@ -26,8 +26,8 @@ from torch.nn import functional
 
 import dpclip
 from dpclip.clipping import Flat, StepRelease
+from dpclip.noise.keystream import SecretKey
 from dpclip.postprocess import make_postprocessors
-from dpclip.randomness import SecretKey
 from dpclip.released import Released
 
 HERE = Path(__file__).parent
@@ -66,10 +66,10 @@ class Norms:
 
     values: list[float] = field(default_factory=list)
 
-    def begins(self, step: int, generation: int) -> None:
+    def on_step_begin(self, step: int, generation: int) -> None:
         """Nothing to do."""
 
-    def took(self, step: int, released: Released[StepRelease]) -> None:
+    def on_step_end(self, step: int, released: Released[StepRelease]) -> None:
         """One logical step."""
         self.values.append(math.sqrt(sum(float(g.square().sum()) for g in released.value.gradient)))
 

@@ -18,10 +18,10 @@ import torch
 from tiny import loss_of, text, tiny_gpt, validation, windows
 from torch import nn
 
+from dpclip.diagnosis.smoothness import SmoothnessProbe
 from dpclip.optim import SPAM, StableSPAM
 from dpclip.postprocess import GradientClipper, make_postprocessors
 from dpclip.postprocess import StableSPAM as Transform
-from dpclip.smoothness import SmoothnessProbe
 
 STEPS, BATCH, WARM_UP, EVERY = 360, 8, 20, 20
 SMALL = "transformer.ln_f.weight"  # the tensor of card C

@@ -3,7 +3,7 @@
 usage: python cards.py    runs all six cards, writes results.json and figure.svg
 
 After Zhang, He, Sra, Jadbabaie 2020 (arXiv 1905.11881) and Chezhegov et al. 2025 (arXiv 2406.04443), with
-`dpclip.optim` and `dpclip.smoothness`. Chains of one dimension are vectorised (chains.py) and held to the classes.
+`dpclip.optim` and `dpclip.diagnosis.smoothness`. Chains of one dimension are vectorised (chains.py) and held to the classes.
 """
 
 from __future__ import annotations

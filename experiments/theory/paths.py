@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from dpclip.diagnosis.smoothness import SmoothnessProbe, SmoothnessRecord
 from dpclip.optim import ClippedSGD, NormalizedSGD
-from dpclip.smoothness import SmoothnessProbe, SmoothnessRecord
 
 STARTS, STOP = (3.0, 5.0, 7.0, 9.0), 1e-3
 GRID = np.logspace(-6, 0, 40)

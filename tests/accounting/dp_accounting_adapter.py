@@ -11,7 +11,7 @@ import math
 from dp_accounting import dp_event
 from dp_accounting.privacy_accountant import NeighboringRelation, PrivacyAccountant
 
-from accounting import Event, Gaussian, InvalidInput, NonPrivate, PoissonGaussian, make_accountant
+from accounting import Event, Gaussian, InputError, NonPrivate, PoissonGaussian, make_accountant
 
 ADJACENCY = {
     NeighboringRelation.ADD_OR_REMOVE_ONE: "add-remove",
@@ -40,7 +40,7 @@ class AccountantAdapter(PrivacyAccountant):
             return next((refusal for refusal in refusals if refusal is not None), None)
         try:
             ours = translated(event)
-        except InvalidInput as refusal:
+        except InputError as refusal:
             return self.CompositionErrorDetails(invalid_event=event, error_message=str(refusal))
         if ours is None:
             return self.CompositionErrorDetails(invalid_event=event, error_message="Unsupported event.")
@@ -60,7 +60,7 @@ class AccountantAdapter(PrivacyAccountant):
 
 
 def translated(event: dp_event.DpEvent) -> Event | None:
-    """Our primitive event for one of theirs, or None; raises InvalidInput for parameters out of range."""
+    """Our primitive event for one of theirs, or None; raises InputError for parameters out of range."""
     if isinstance(event, dp_event.NonPrivateDpEvent):
         return NonPrivate("dp-accounting's NonPrivateDpEvent")
     if isinstance(event, dp_event.GaussianDpEvent):

@@ -6,9 +6,14 @@ import math
 import numpy as np
 import pytest
 
-from accounting import BallsInBinsGaussian, Gaussian, InvalidInput, PoissonGaussian, make_accountant
-from accounting.random_allocation import _add_moment, _remove_moments, allocation_renyi, simulated_epsilon
-from accounting.renyi import renyi_divergence
+from accounting import BallsInBinsGaussian, Gaussian, InputError, PoissonGaussian, make_accountant
+from accounting.mechanisms.balls_in_bins import (
+    _add_moment,
+    _remove_moments,
+    allocation_renyi,
+    simulated_epsilon,
+)
+from accounting.rdp.curve import renyi_divergence
 
 
 def ratios(bins: int, sigma: float, samples: int) -> np.ndarray:
@@ -87,5 +92,5 @@ def test_what_has_no_theorem_costs_everything():
     answer = mixed.epsilon(1e-5)
     assert 0 < answer.upper < math.inf
     assert "Rényi bound" in answer.note
-    with pytest.raises(InvalidInput, match="bins"):
+    with pytest.raises(InputError, match="bins"):
         BallsInBinsGaussian(0, 1.0)

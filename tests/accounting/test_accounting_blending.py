@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from accounting import PoissonGaussian, make_accountant
-from accounting.blending import blended, corners_on_lattice
-from accounting.poisson_gaussian import poisson_delta, poisson_renyi
+from accounting.mechanisms.poisson_gaussian import poisson_delta, poisson_renyi
+from accounting.schedules import blended, corners_on_lattice
 
 rates = st.floats(1e-4, 0.5)
 sigmas = st.floats(0.4, 8.0)

@@ -5,14 +5,14 @@ import math
 import pytest
 
 from accounting import (
-    InvalidInput,
+    InputError,
     PoissonGaussian,
     calibrate_noise_multiplier,
     make_accountant,
     most_steps,
 )
 from accounting.accountant import booked
-from accounting.calibration import (
+from accounting.calibration.calibration import (
     Advantage,
     TruePositiveRate,
     calibrate_noise_multiplier_for,
@@ -104,7 +104,7 @@ def test_most_steps_by_the_renyi_bound_meets_a_published_count():
 
 
 def test_steps_without_end_are_refused():
-    with pytest.raises(InvalidInput, match="set the number of steps yourself"):
+    with pytest.raises(InputError, match="set the number of steps yourself"):
         most_steps(5.0, 1e-5, 1e-9, 1e5, adjacency="add-remove", accountant="rdp")
 
 
@@ -189,7 +189,7 @@ def test_impossible_requests_are_refused_in_one_line(change):
     request = {
         "epsilon": 8.0, "delta": 1e-5, "sample_rate": 0.01, "steps": 100, "adjacency": "add-remove", **change,
     }  # fmt: skip
-    with pytest.raises(InvalidInput) as refusal:
+    with pytest.raises(InputError) as refusal:
         calibrate_noise_multiplier(**request)
     assert "\n" not in str(refusal.value)
 
@@ -215,6 +215,6 @@ def test_impossible_requests_are_refused_in_one_line(change):
     ],
 )
 def test_impossible_targets_are_refused_in_one_line(attempt):
-    with pytest.raises(InvalidInput) as refusal:
+    with pytest.raises(InputError) as refusal:
         attempt()
     assert "\n" not in str(refusal.value)

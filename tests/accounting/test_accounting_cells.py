@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import ndtr
 
-from accounting.cells import LossPmf, Mixture, cells_from_atoms
-from accounting.poisson_gaussian import poisson_cells
+from accounting.mechanisms.loss_grid import LossPmf, Mixture, loss_grid_from_atoms
+from accounting.mechanisms.poisson_gaussian import poisson_loss_grid
 
 EPSILONS = (-3.0, -0.7, -0.05, 0.0, 0.003, 0.1, 0.4, 1.0, 2.5, 6.0)
 
@@ -18,7 +18,7 @@ def divergence(pmf: LossPmf, epsilon: float) -> float:
     """E[(1 - e^(eps - L))+] of a distribution on the grid, less what must be taken off."""
     losses = pmf.offset + (pmf.first + np.arange(pmf.masses.size)) * pmf.interval
     above = losses > epsilon
-    return pmf.infinite - float(pmf.masses[above] @ np.expm1(epsilon - losses[above])) - pmf.taken
+    return pmf.infinite - float(pmf.masses[above] @ np.expm1(epsilon - losses[above])) - pmf.lowered_by
 
 
 def threshold_divergence(p, q, sigma: float, epsilon: float, ascending: bool) -> float:
@@ -44,14 +44,14 @@ def test_one_release_is_bounded_from_both_sides_in_every_direction(rate, sigma, 
     pairs = [(mixture, nothing, True), (nothing, mixture, False)]
     if adjacency == "replace-one":
         pairs = [(mixture, mirrored, True)]
-    directions = poisson_cells(rate, sigma, adjacency, width, 1e-15)
+    directions = poisson_loss_grid(rate, sigma, adjacency, width, 1e-15)
     assert len(directions) == len(pairs)
     for cells, (p, q, ascending) in zip(directions, pairs, strict=True):
         above, below = cells.pessimistic(), cells.optimistic()
         assert above.masses.min() >= 0
         assert below.masses.min() >= 0
         assert above.masses.sum() + above.infinite == pytest.approx(1.0, abs=1e-12)
-        assert below.masses.sum() - below.taken <= 1.0
+        assert below.masses.sum() - below.lowered_by <= 1.0
         for epsilon in EPSILONS:
             exact = threshold_divergence(p, q, sigma, epsilon, ascending)
             assert divergence(above, epsilon) >= exact * (1 - 1e-9) - 1e-13
@@ -64,7 +64,7 @@ def test_one_release_is_bounded_from_both_sides_in_every_direction(rate, sigma, 
 def test_both_bounds_close_in_quadratically(rate, sigma, adjacency):
     gaps = []
     for width in (0.02, 0.01, 0.005):
-        cells = poisson_cells(rate, sigma, adjacency, width * min(1.0, 50 * rate), 1e-15)[0]
+        cells = poisson_loss_grid(rate, sigma, adjacency, width * min(1.0, 50 * rate), 1e-15)[0]
         above, below = cells.pessimistic(), cells.optimistic()
         gaps.append(max(divergence(above, e) - divergence(below, e) for e in (0.05, 0.2, 0.5, 1.0)))
     assert gaps[1] <= 0.4 * gaps[0]
@@ -80,7 +80,7 @@ def test_both_bounds_close_in_quadratically(rate, sigma, adjacency):
 def test_atoms_are_bounded_from_both_sides(atoms, width, infinite):
     total = sum(mass for _, mass in atoms) / (1 - infinite)
     losses, masses = [loss for loss, _ in atoms], [mass / total for _, mass in atoms]
-    cells = cells_from_atoms(losses, masses, infinite, width, 1e-15)
+    cells = loss_grid_from_atoms(losses, masses, infinite, width, 1e-15)
     for epsilon in EPSILONS:
         exact = infinite + sum(
             m * max(0.0, -math.expm1(epsilon - loss)) for loss, m in zip(losses, masses, strict=True)
@@ -90,7 +90,7 @@ def test_atoms_are_bounded_from_both_sides(atoms, width, infinite):
 
 
 def test_a_mixture_is_bounded_by_the_mixture_of_the_bounds():
-    parts = [poisson_cells(rate, 0.7, "add-remove", 0.01, 1e-15)[0] for rate in (0.02, 0.3)]
+    parts = [poisson_loss_grid(rate, 0.7, "add-remove", 0.01, 1e-15)[0] for rate in (0.02, 0.3)]
     mixture = Mixture(((0.25, parts[0]), (0.75, parts[1])))
     for epsilon in EPSILONS:
         above = 0.25 * divergence(parts[0].pessimistic(), epsilon) + 0.75 * divergence(parts[1].pessimistic(), epsilon)

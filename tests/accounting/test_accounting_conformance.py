@@ -13,7 +13,7 @@ from dp_accounting import dp_event, privacy_accountant_test
 from dp_accounting.privacy_accountant import NeighboringRelation, UnsupportedEventError
 from dp_accounting_adapter import AccountantAdapter
 
-from accounting.gaussian import gaussian_epsilon
+from accounting.mechanisms.gaussian import gaussian_epsilon
 
 NAMES = ("prv", "rdp")
 

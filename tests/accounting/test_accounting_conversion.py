@@ -12,7 +12,7 @@ from accounting import (
     ApproximateDP,
     Composed,
     Gaussian,
-    InvalidInput,
+    InputError,
     Laplace,
     MixtureGaussian,
     NonPrivate,
@@ -23,7 +23,7 @@ from accounting import (
     WithoutReplacementGaussian,
     make_accountant,
 )
-from accounting.conversion import (
+from accounting.meaning.conversion import (
     delta_from_points,
     epsilon_from_points,
     epsilon_from_zcdp,
@@ -39,7 +39,7 @@ from accounting.conversion import (
     trade_off_corners,
     zcdp_from_mu,
 )
-from accounting.gaussian import gaussian_delta, gaussian_epsilon
+from accounting.mechanisms.gaussian import gaussian_delta, gaussian_epsilon
 
 QUIET = settings(max_examples=50, derandomize=True, deadline=None, database=None)
 
@@ -67,7 +67,7 @@ def test_mu_of_known_guarantees():
     assert mu_from_epsilon_delta(4.377178, 1e-5) == pytest.approx(1.0, rel=1e-6)
     assert mu_from_epsilon_delta(0.0, 0.3829249225480262) == pytest.approx(1.0, rel=1e-9)
     for epsilon, delta in [(-1.0, 1e-5), (math.inf, 1e-5), (1.0, 0.0), (1.0, 1.0), (math.nan, 1e-5)]:
-        with pytest.raises(InvalidInput, match="give a guarantee's"):
+        with pytest.raises(InputError, match="give a guarantee's"):
             mu_from_epsilon_delta(epsilon, delta)
 
 
@@ -78,7 +78,7 @@ def test_concentrated_privacy():
     assert 4.728 < epsilon_from_zcdp(0.5, 1e-5) <= 4.72855
     assert epsilon_from_zcdp(1e-4, 1e-5) < 1e-4 + 2 * math.sqrt(1e-4 * math.log(1e5))
     assert epsilon_from_zcdp(0.0, 1e-5) == 0.0
-    with pytest.raises(InvalidInput, match="rho=-1"):
+    with pytest.raises(InputError, match="rho=-1"):
         epsilon_from_zcdp(-1, 1e-5)
 
 
@@ -131,7 +131,7 @@ def test_group_privacy_at_the_extremes():
     assert group_privacy(600.0, 1e-300, 2) == (pytest.approx(1200.0), 1.0)
     assert group_privacy(math.inf, 0.1, 2) == (math.inf, 0.1)
     for units in (0, -1, 1.5, True):
-        with pytest.raises(InvalidInput, match="size of the group"):
+        with pytest.raises(InputError, match="size of the group"):
             group_privacy(1.0, 1e-5, units)
 
 
@@ -147,7 +147,7 @@ def test_a_group_of_a_gaussian_is_a_gaussian_of_k_mu(mu, units):
 def test_a_group_under_pure_privacy_costs_k_epsilon_and_no_more():
     group = group_points([(0.4, 0.0)], 3)
     assert delta_from_points(group, 1.2) == pytest.approx(0.0, abs=1e-10)
-    # Randomised response three times in a row attains it: its power curve is the chain of one's.
+    # Randomized response three times in a row attains it: its power curve is the chain of one's.
     once = (math.exp(0.4) * np.asarray([1e-4])).item()
     assert np.interp(1e-4, *power_curve(group)) == pytest.approx(math.exp(0.8) * once, rel=1e-9)
 
@@ -237,7 +237,7 @@ def test_stated_guarantees_of_groups():
 
 @pytest.mark.parametrize("point", [(-0.1, 0.5), (1.0, -1e-9), (1.0, 1.1), (math.nan, 0.1), (1.0, math.nan)])
 def test_points_that_are_no_guarantees_are_refused(point):
-    with pytest.raises(InvalidInput, match="no \\(epsilon, delta\\) guarantee"):
+    with pytest.raises(InputError, match="no \\(epsilon, delta\\) guarantee"):
         delta_from_points([(0.0, 0.5), point], 1.0)
 
 

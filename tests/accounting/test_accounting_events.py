@@ -8,7 +8,7 @@ import pytest
 from accounting import (
     Composed,
     Gaussian,
-    InvalidInput,
+    InputError,
     NonPrivate,
     PoissonGaussian,
     SelfComposed,
@@ -59,7 +59,7 @@ def test_a_kind_of_the_future_is_unsupported_with_a_reason():
     ],
 )
 def test_bad_values_are_refused_in_one_line(build):
-    with pytest.raises(InvalidInput) as refusal:
+    with pytest.raises(InputError) as refusal:
         build()
     assert "\n" not in str(refusal.value)
     assert ";" in str(refusal.value), "the remedy follows the reason"

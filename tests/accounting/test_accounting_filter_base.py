@@ -8,11 +8,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from accounting import Composed, Gaussian, Guarantee, Interval, InvalidInput, NonPrivate, PoissonGaussian
+from accounting import (
+    Composed,
+    EpsilonGuarantee,
+    Gaussian,
+    InputError,
+    Interval,
+    NonPrivate,
+    PoissonGaussian,
+)
 from accounting.accountant import make_accountant
-from accounting.filter_base import BudgetSpent, PlugInFigure, _digest
-from accounting.filters import RenyiFilter
-from accounting.renyi import renyi_divergence
+from accounting.errors import BudgetExceededError
+from accounting.filters.base import PlugInFigure, _digest
+from accounting.filters.renyi import RenyiFilter
+from accounting.rdp.curve import renyi_divergence
 
 AR = "add-remove"
 STEP = PoissonGaussian(0.01, 1.0)
@@ -30,16 +39,16 @@ def test_what_overflows_is_refused_and_books_nothing():
     book = three()
     book.charge(STEP, 100)
     before = book.state()
-    with pytest.raises(BudgetSpent, match=r"times the budget; take more noise") as refused:
+    with pytest.raises(BudgetExceededError, match=r"times the budget; take more noise") as refused:
         book.charge(PoissonGaussian(0.01, 0.05), 3)
     assert "\n" not in str(refused.value)
     assert book.state() == before
     assert book.charge(STEP) == 101  # something cheaper still fits
-    with pytest.raises(BudgetSpent):
+    with pytest.raises(BudgetExceededError):
         book.charge(PoissonGaussian(0.01, 0.0))
-    with pytest.raises(InvalidInput, match="a non-private release: logits"):
+    with pytest.raises(InputError, match="a non-private release: logits"):
         book.charge(NonPrivate("logits"))
-    with pytest.raises(InvalidInput, match="str is not an event"):
+    with pytest.raises(InputError, match="str is not an event"):
         book.can_afford("noise")
     assert book.releases == 101
 
@@ -47,7 +56,7 @@ def test_what_overflows_is_refused_and_books_nothing():
 def test_the_preset_number_of_releases_binds():
     book = RenyiFilter(8.0, 1e-5, AR, {4.0: 1.0}, 3)
     assert book.charge(STEP, 2) == 2
-    with pytest.raises(BudgetSpent, match="1 of max_releases=3 are left and 2 were asked for"):
+    with pytest.raises(BudgetExceededError, match="1 of max_releases=3 are left and 2 were asked for"):
         book.charge(STEP, 2)
     assert book.charge(STEP) == 3
     assert not book.can_afford(STEP)
@@ -55,7 +64,7 @@ def test_the_preset_number_of_releases_binds():
 
 @pytest.mark.parametrize("count", [0, -1, 1.5, True])
 def test_a_charge_is_of_at_least_one_release(count):
-    with pytest.raises(InvalidInput, match="count="):
+    with pytest.raises(InputError, match="count="):
         three().charge(STEP, count)
 
 
@@ -67,7 +76,7 @@ def test_the_plug_in_figure_cannot_be_mistaken():
     assert shown.kind == "NOT_A_GUARANTEE"
     assert shown.note.startswith("NOT_A_GUARANTEE")
     assert isinstance(shown, PlugInFigure)
-    assert not isinstance(shown, Guarantee | Interval)
+    assert not isinstance(shown, EpsilonGuarantee | Interval)
     assert not any(hasattr(shown, name) for name in ("epsilon", "upper", "evidence"))
     ordinary = make_accountant("prv", AR)
     for event, count in book.events:
@@ -111,12 +120,12 @@ def test_the_reserve_refuses_what_would_otherwise_fit():
     loud = PoissonGaussian(0.01, 0.6)
     assert free.can_afford(loud, 100)
     assert not kept.can_afford(loud, 100)
-    with pytest.raises(BudgetSpent, match="and what is reserved"):
+    with pytest.raises(BudgetExceededError, match="and what is reserved"):
         kept.charge(loud, 100)
     assert kept.can_afford(PoissonGaussian(0.01, 1.0), 10000)
-    with pytest.raises(InvalidInput, match="overflows the budget from the start"):
+    with pytest.raises(InputError, match="overflows the budget from the start"):
         three(reserve=(loud, 10000))
-    with pytest.raises(InvalidInput, match="exceeds max_releases"):
+    with pytest.raises(InputError, match="exceeds max_releases"):
         three(reserve=(STEP, 10**7))
 
 
@@ -205,7 +214,7 @@ def test_a_changed_state_is_refused(change, reseal):
     if undetectable:
         assert RenyiFilter.from_state(resealed(state)).releases == 0
         return
-    with pytest.raises(InvalidInput) as refused:
+    with pytest.raises(InputError) as refused:
         RenyiFilter.from_state(resealed(state) if reseal else state, contract=book.contract)
     assert "\n" not in str(refused.value)
 
@@ -213,7 +222,7 @@ def test_a_changed_state_is_refused(change, reseal):
 def test_a_contract_other_than_the_configured_one_is_refused():
     state = used().state()
     for other in (three(), RenyiFilter(4.0, 1e-5, AR, {4.0: 1.0}, 10**6)):
-        with pytest.raises(InvalidInput, match="the contract was changed in"):
+        with pytest.raises(InputError, match="the contract was changed in"):
             RenyiFilter.from_state(state, contract=other.contract)
-    with pytest.raises(InvalidInput, match="is no record"):
+    with pytest.raises(InputError, match="is no record"):
         RenyiFilter.from_state("state")

@@ -10,9 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from accounting import Composed, Gaussian, InvalidInput, NonPrivate, PoissonGaussian, SelfComposed
-from accounting.filters import BudgetSpent, GdpFilter, RenyiFilter
-from accounting.gaussian import gaussian_delta, gaussian_epsilon
+from accounting import Composed, Gaussian, InputError, NonPrivate, PoissonGaussian, SelfComposed
+from accounting.errors import BudgetExceededError
+from accounting.filters.renyi import GdpFilter, RenyiFilter
+from accounting.mechanisms.gaussian import gaussian_delta, gaussian_epsilon
 
 AR = "add-remove"
 some = settings(max_examples=60, derandomize=True, deadline=None, database=None)
@@ -26,7 +27,7 @@ def test_the_sum_of_squares_never_exceeds_the_budget(asked):
         affordable = book.can_afford(Gaussian(noise), count)
         try:
             book.charge(Gaussian(noise), count)
-        except BudgetSpent:
+        except BudgetExceededError:
             assert not affordable
             assert total + count / noise**2 > 1 - 1e-12
         else:
@@ -55,15 +56,15 @@ def test_replacing_a_unit_costs_four_times_the_square():
 def test_anything_else_is_refused_with_the_reason(event, reason):
     book = GdpFilter(AR, 10, mu=5.0)
     for ask in (book.charge, book.can_afford, book.quote):
-        with pytest.raises(InvalidInput, match=reason):
+        with pytest.raises(InputError, match=reason):
             ask(event)
-    with pytest.raises(InvalidInput, match=reason):
+    with pytest.raises(InputError, match=reason):
         GdpFilter(AR, 10, mu=5.0, reserve=(event, 2))
     assert book.releases == 0
 
 
 def test_no_noise_overflows_any_budget():
-    with pytest.raises(BudgetSpent):
+    with pytest.raises(BudgetExceededError):
         GdpFilter(AR, 10, mu=1e9).charge(Gaussian(0.0))
 
 
@@ -82,7 +83,7 @@ def test_mu_gives_an_epsilon_at_every_delta():
     book = GdpFilter(AR, 1000, mu=1.0)
     assert book.guarantee(1e-5).epsilon == pytest.approx(4.37718, abs=1e-5)
     assert book.guarantee(1e-5).epsilon >= 4.37717
-    with pytest.raises(InvalidInput, match="name a delta"):
+    with pytest.raises(InputError, match="name a delta"):
         book.guarantee()
 
 
@@ -133,10 +134,10 @@ def test_state_round_trip_and_refusals():
         book.charge(Gaussian(20.0), 3)
         state = json.loads(json.dumps(book.state()))
         assert GdpFilter.from_state(state, contract=book.contract).state() == book.state()
-        with pytest.raises(InvalidInput, match="is of a 'gdp-filter'"):
+        with pytest.raises(InputError, match="is of a 'gdp-filter'"):
             RenyiFilter.from_state(state)
         state["spent"] = [0.0]
-        with pytest.raises(InvalidInput, match="edited"):
+        with pytest.raises(InputError, match="edited"):
             GdpFilter.from_state(state)
 
 
@@ -155,6 +156,6 @@ def test_state_round_trip_and_refusals():
     ],
 )
 def test_nonsense_is_refused_in_one_line(budget):
-    with pytest.raises(InvalidInput) as refused:
+    with pytest.raises(InputError) as refused:
         GdpFilter(AR, 10, **budget)
     assert "\n" not in str(refused.value)

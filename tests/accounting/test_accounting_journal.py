@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from accounting import InvalidInput, Journal, JournalBusy, JournalCorrupt
+from accounting import InputError, Journal, JournalBusyError, JournalCorruptError
 
 
 def write(path, records=3):
@@ -44,9 +44,9 @@ def test_an_append_is_on_disk_before_it_returns(tmp_path, monkeypatch):
 
 def test_a_journal_is_never_overwritten_nor_invented(tmp_path):
     write(tmp_path / "j")
-    with pytest.raises(InvalidInput, match="exists"):
+    with pytest.raises(InputError, match="exists"):
         Journal.create(tmp_path / "j", {})
-    with pytest.raises(InvalidInput, match="does not exist"):
+    with pytest.raises(InputError, match="does not exist"):
         Journal.open(tmp_path / "other")
 
 
@@ -80,7 +80,7 @@ def test_any_edit_is_found_and_its_line_named(tmp_path, line):
     entry["body"]["sigma"] = 99.0
     lines[line] = json.dumps(entry, sort_keys=True, separators=(",", ":")).encode() + b"\n"
     (tmp_path / "j").write_bytes(b"".join(lines))
-    with pytest.raises(JournalCorrupt, match=f"line {line + 1}:"):
+    with pytest.raises(JournalCorruptError, match=f"line {line + 1}:"):
         Journal.open(tmp_path / "j")
 
 
@@ -99,19 +99,19 @@ def test_dropped_reordered_or_garbled_lines_are_found(tmp_path, damage):
     else:
         lines[1] = lines[1].replace(b'"seq"', b'"note":1,"seq"')
     (tmp_path / "j").write_bytes(b"".join(lines))
-    with pytest.raises(JournalCorrupt, match=r"line [23]:"):
+    with pytest.raises(JournalCorruptError, match=r"line [23]:"):
         Journal.open(tmp_path / "j")
 
 
 def test_an_empty_file_is_no_journal(tmp_path):
     (tmp_path / "j").write_bytes(b"")
-    with pytest.raises(JournalCorrupt, match="header"):
+    with pytest.raises(JournalCorruptError, match="header"):
         Journal.open(tmp_path / "j")
 
 
 def test_two_writers_cannot_share_a_journal(tmp_path):
     with Journal.create(tmp_path / "j", {}) as first:
-        with pytest.raises(JournalBusy, match="another writer"):
+        with pytest.raises(JournalBusyError, match="another writer"):
             Journal.open(tmp_path / "j")
         first.append({"step": 0})
     Journal.open(tmp_path / "j").close()
@@ -121,10 +121,10 @@ def test_two_writers_cannot_share_a_journal(tmp_path):
 def test_what_json_cannot_hold_is_refused_and_not_written(tmp_path, record):
     with Journal.create(tmp_path / "j", {}) as journal:
         before = (tmp_path / "j").read_bytes()
-        with pytest.raises(InvalidInput):
+        with pytest.raises(InputError):
             journal.append(record)
         assert (tmp_path / "j").read_bytes() == before
-    with pytest.raises(InvalidInput):
+    with pytest.raises(InputError):
         Journal.create(tmp_path / "k", record)
     assert not (tmp_path / "k").exists()
 
@@ -133,7 +133,7 @@ def test_a_closed_journal_charges_nothing(tmp_path):
     journal = Journal.create(tmp_path / "j", {})
     journal.close()
     journal.close()
-    with pytest.raises(InvalidInput, match="closed"):
+    with pytest.raises(InputError, match="closed"):
         journal.append({"step": 0})
 
 
@@ -186,20 +186,20 @@ def test_reading_writes_nothing_and_leaves_a_torn_line_out(tmp_path):
     assert journal.recovered_torn_line
     assert (journal.head, len(journal.records)) == (head, 3)
     assert (tmp_path / "j").read_bytes() == torn
-    with pytest.raises(InvalidInput, match="closed"):
+    with pytest.raises(InputError, match="closed"):
         journal.append({"step": 3})
 
 
 def test_reading_refuses_what_opening_refuses(tmp_path):
-    with pytest.raises(InvalidInput, match="does not exist"):
+    with pytest.raises(InputError, match="does not exist"):
         Journal.read(tmp_path / "other")
     (tmp_path / "empty").write_bytes(b"")
-    with pytest.raises(JournalCorrupt, match="header"):
+    with pytest.raises(JournalCorruptError, match="header"):
         Journal.read(tmp_path / "empty")
-    with Journal.create(tmp_path / "j", {}), pytest.raises(JournalBusy):
+    with Journal.create(tmp_path / "j", {}), pytest.raises(JournalBusyError):
         Journal.read(tmp_path / "j")
     write(tmp_path / "edited")
     edited = (tmp_path / "edited").read_bytes().replace(b"1.1", b"9.1", 1)
     (tmp_path / "edited").write_bytes(edited)
-    with pytest.raises(JournalCorrupt, match="line 2:"):
+    with pytest.raises(JournalCorruptError, match="line 2:"):
         Journal.read(tmp_path / "edited")

@@ -6,8 +6,16 @@ import shutil
 
 import pytest
 
-from accounting import InvalidInput, Journal, JournalBusy, JournalCorrupt, NonPrivate, PoissonGaussian, make_accountant
-from accounting.journal_merge import merged, write_merged
+from accounting import (
+    InputError,
+    Journal,
+    JournalBusyError,
+    JournalCorruptError,
+    NonPrivate,
+    PoissonGaussian,
+    make_accountant,
+)
+from accounting.journal.merge import merged, write_merged
 
 A, B, C = (PoissonGaussian(0.01, sigma) for sigma in (1.0, 1.5, 2.0))
 
@@ -90,7 +98,7 @@ def test_journals_may_be_open_and_only_one_may_be_given(tmp_path):
     path = write(tmp_path / "j", [step(0), step(1, count=3)])
     with Journal.open(path) as journal:
         assert merged([journal]) == [(A, 4)]
-        with pytest.raises(JournalBusy):
+        with pytest.raises(JournalBusyError):
             merged([path])
     assert merged([path]) == merged([str(path)]) == [(A, 4)]
 
@@ -111,9 +119,9 @@ def test_a_merged_journal_holds_its_sources_heads_and_counts_the_same(tmp_path, 
     assert [source["head"] for source in journal.header["sources"]] == [Journal.read(path).head for path in sources]
     assert journal.header["plan"] == {"adjacency": "add-remove", "unit": "one row"}
     assert merged([journal]) == merged([tmp_path / "m"]) == merged(sources)
-    with pytest.raises(InvalidInput, match="closed"):
+    with pytest.raises(InputError, match="closed"):
         journal.append(step(9))
-    with pytest.raises(InvalidInput, match="exists"):
+    with pytest.raises(InputError, match="exists"):
         write_merged(tmp_path / "m", sources)
 
 
@@ -140,10 +148,10 @@ def test_what_was_merged_already_is_refused(tmp_path, run):
     other = write(tmp_path / "other", [step(0, B)], plan_header("r2"))
     whole = write_merged(tmp_path / "m", [path, other])
     for again in ([whole, path], [path, whole], [other, whole]):
-        with pytest.raises(InvalidInput, match=r"merged into .* already"):
+        with pytest.raises(InputError, match=r"merged into .* already"):
             merged(again)
     overlapping = write_merged(tmp_path / "m2", [path])
-    with pytest.raises(InvalidInput, match=r"merged into .* already"):
+    with pytest.raises(InputError, match=r"merged into .* already"):
         merged([whole, overlapping])
 
 
@@ -152,7 +160,7 @@ def test_an_older_copy_of_a_merged_source_is_refused(tmp_path):
     shutil.copy(path, tmp_path / "old")
     extend(path, [step(1)])
     whole = write_merged(tmp_path / "m", [path])
-    with pytest.raises(InvalidInput, match=r"merged into .* already"):
+    with pytest.raises(InputError, match=r"merged into .* already"):
         merged([whole, tmp_path / "old"])
 
 
@@ -160,13 +168,13 @@ def test_the_same_file_twice_is_refused(tmp_path):
     path = write(tmp_path / "j", [step(0)])
     (tmp_path / "link").symlink_to(path)
     for pair in ([path, path], [path, tmp_path / "link"], [path, Journal.read(path)]):
-        with pytest.raises(InvalidInput, match="given twice"):
+        with pytest.raises(InputError, match="given twice"):
             merged(pair)
 
 
 @pytest.mark.parametrize("none", [[], "j"])
 def test_a_merge_needs_a_list_of_journals(none):
-    with pytest.raises(InvalidInput, match="give a list"):
+    with pytest.raises(InputError, match="give a list"):
         merged(none)
 
 
@@ -174,10 +182,10 @@ def test_a_merge_needs_a_list_of_journals(none):
 def test_another_adjacency_or_unit_is_refused(tmp_path, field, value):
     one = write(tmp_path / "one", [step(0)])
     two = write(tmp_path / "two", [step(0)], plan_header(**{field: value}))
-    with pytest.raises(InvalidInput, match=f"their {field} differs .*{value}") as refusal:
+    with pytest.raises(InputError, match=f"their {field} differs .*{value}") as refusal:
         merged([one, two])
     assert "\n" not in str(refusal.value)
-    with pytest.raises(InvalidInput, match=field):
+    with pytest.raises(InputError, match=field):
         write_merged(tmp_path / "m", [one, two])
     assert not (tmp_path / "m").exists()
 
@@ -187,17 +195,17 @@ def test_a_changed_plan_is_refused(tmp_path):
     changed["plan"]["unit"] = "one patient"
     path = write(tmp_path / "j", [step(0)], changed)  # the chain is whole: the digest alone gives it away
     assert Journal.read(path).header == changed
-    with pytest.raises(InvalidInput, match="does not match its digest"):
+    with pytest.raises(InputError, match="does not match its digest"):
         merged([path])
     one = write(tmp_path / "one", [step(0)], plan_header("r1"))
     two = write(tmp_path / "two", [step(0)], plan_header("r1", delta=1e-6))
-    with pytest.raises(InvalidInput, match="same run but have different plans"):
+    with pytest.raises(InputError, match="same run but have different plans"):
         merged([one, two])
 
 
 @pytest.mark.parametrize("header", [{}, {"plan": {}}, {"plan": {"unit": "x"}}, {"plan": {"adjacency": "add-remove"}}])
 def test_without_unit_or_adjacency_nothing_is_claimed(tmp_path, header):
-    with pytest.raises(InvalidInput, match="nothing can be"):
+    with pytest.raises(InputError, match="nothing can be"):
         merged([write(tmp_path / "j", [step(0)], header)])
 
 
@@ -207,14 +215,14 @@ def test_the_same_randomness_in_two_histories_is_refused(tmp_path):
     shutil.copy(first, second)
     extend(first, [step(1, A)])
     extend(second, [step(1, B)])
-    with pytest.raises(InvalidInput, match="step 1 of generation 0 is charged twice"):
+    with pytest.raises(InputError, match="step 1 of generation 0 is charged twice"):
         merged([first, second])
     fresh = tmp_path / "third"
     shutil.copy(first, fresh)
     for path, reason in ((first, "crash"), (fresh, "moved")):
         note = {"kind": "fresh-randomness", "from_step": 2, "generation": 1, "reason": reason}
         extend(path, [note, step(2, A, 1)])
-    with pytest.raises(InvalidInput, match="step 2 of generation 1 is charged twice"):
+    with pytest.raises(InputError, match="step 2 of generation 1 is charged twice"):
         merged([first, fresh])
 
 
@@ -235,9 +243,9 @@ def test_the_same_randomness_in_two_histories_is_refused(tmp_path):
 )
 def test_no_charge_is_lost_because_it_was_not_understood(tmp_path, record):
     path = write(tmp_path / "j", [record])
-    with pytest.raises(InvalidInput):
+    with pytest.raises(InputError):
         merged([path])
-    with pytest.raises(InvalidInput):
+    with pytest.raises(InputError):
         write_merged(tmp_path / "m", [path])
     assert not (tmp_path / "m").exists()
 
@@ -246,7 +254,7 @@ def test_a_broken_chain_is_refused(tmp_path):
     good, bad = write(tmp_path / "good", [step(0)]), write(tmp_path / "bad", [step(0), step(1)])
     lines = bad.read_bytes().splitlines(keepends=True)
     bad.write_bytes(b"".join([lines[0], lines[2]]))
-    with pytest.raises(JournalCorrupt, match="bad line 2"):
+    with pytest.raises(JournalCorruptError, match="bad line 2"):
         merged([good, bad])
 
 
@@ -284,7 +292,7 @@ def test_a_merged_journal_that_was_rewritten_is_found_out(tmp_path, forked, chan
     write_merged(tmp_path / "m", forked)
     assert merged([rebuilt(tmp_path / "m", lambda bodies: None)]) == merged(forked)
     rebuilt(tmp_path / "m", change)
-    with pytest.raises(JournalCorrupt, match="merge"):
+    with pytest.raises(JournalCorruptError, match="merge"):
         merged([tmp_path / "m"])
 
 
@@ -293,14 +301,14 @@ def test_a_merge_that_was_cut_short_is_found_out(tmp_path, forked):
     lines = (tmp_path / "m").read_bytes().splitlines(keepends=True)
     for kept in range(1, len(lines)):
         (tmp_path / "m").write_bytes(b"".join(lines[:kept]))
-        with pytest.raises(JournalCorrupt, match="lacks line"):
+        with pytest.raises(JournalCorruptError, match="lacks line"):
             merged([tmp_path / "m"])
 
 
 def test_the_ledgers_of_training_runs_can_be_merged(tmp_path):
     pytest.importorskip("torch")
-    from dpclip.ledger import Ledger
-    from dpclip.plan import Plan
+    from dpclip.budget.ledger import Ledger
+    from dpclip.budget.plan import Plan
 
     plan = Plan(1000, 10, 5, 1.0, 1e-5, 8.0)
     for name, steps in (("one", 3), ("two", 2)):
@@ -330,5 +338,5 @@ def test_copies_that_gave_one_noise_to_two_sums_are_refused(tmp_path):
         extend(tmp_path / name, [release(0, commitment)])
     extend(first, [release(0, "aa"), step(1)])
     assert merged([first, tmp_path / "same"]) == [(A, 2)]
-    with pytest.raises(InvalidInput, match=r"step 0 of generation 0 hid two different sums.*no bound"):
+    with pytest.raises(InputError, match=r"step 0 of generation 0 hid two different sums.*no bound"):
         merged([first, tmp_path / "other"])

@@ -10,10 +10,10 @@ from dp_accounting.rdp import RdpAccountant
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from accounting import Refused, make_accountant
-from accounting.cells import LossPmf
+from accounting import CannotComputeError, make_accountant
 from accounting.events import Laplace
-from accounting.laplace import laplace_cells, laplace_delta, laplace_renyi
+from accounting.mechanisms.laplace import laplace_delta, laplace_loss_grid, laplace_renyi
+from accounting.mechanisms.loss_grid import LossPmf
 
 few = settings(max_examples=40, derandomize=True, deadline=None, database=None)
 reaches = st.floats(-6.0, 2.0).map(lambda log: 10.0**log)
@@ -22,7 +22,7 @@ reaches = st.floats(-6.0, 2.0).map(lambda log: 10.0**log)
 def divergence(pmf: LossPmf, epsilon: float) -> float:
     losses = pmf.offset + (pmf.first + np.arange(pmf.masses.size)) * pmf.interval
     above = losses > epsilon
-    return pmf.infinite - float(pmf.masses[above] @ np.expm1(epsilon - losses[above])) - pmf.taken
+    return pmf.infinite - float(pmf.masses[above] @ np.expm1(epsilon - losses[above])) - pmf.lowered_by
 
 
 def profile(reach: float, epsilon: float) -> float:
@@ -46,7 +46,7 @@ def test_the_profile_is_an_integral_of_two_densities(reach, epsilon):
 @few
 @given(reach=st.floats(0.01, 6.0), width=st.sampled_from([0.001, 0.03, 0.7, 5.0]), share=st.floats(-1.3, 1.3))
 def test_the_grid_bounds_the_profile_from_both_sides(reach, width, share):
-    cells = laplace_cells(reach, width, 1e-15)
+    cells = laplace_loss_grid(reach, width, 1e-15)
     above, below = cells.pessimistic(), cells.optimistic()
     assert above.masses.sum() + above.infinite == pytest.approx(1.0, abs=1e-12)
     exact = profile(reach, share * reach)
@@ -56,7 +56,7 @@ def test_the_grid_bounds_the_profile_from_both_sides(reach, width, share):
 
 
 def test_both_ends_of_the_loss_are_kept():
-    pmf = laplace_cells(0.3, 0.1, 1e-15).pessimistic()
+    pmf = laplace_loss_grid(0.3, 0.1, 1e-15).pessimistic()
     losses = pmf.offset + (pmf.first + np.arange(pmf.masses.size)) * pmf.interval
     assert losses[-1] == 0.3
     assert pmf.masses[-1] == pytest.approx(0.5 + 0.5 * -math.expm1(-0.05) * 0.5, rel=0.05)
@@ -116,12 +116,12 @@ def test_spreading_a_vector_over_coordinates_reveals_less():
     """The product of two pairs, by its exact loss distribution on a fine grid, stays below the one-coordinate pair."""
     for first, second in ((0.5, 0.5), (0.1, 0.9), (2.0, 1.0), (0.02, 3.0)):
         width = (first + second) / 2**12
-        one, two = (laplace_cells(reach, width, 1e-15).optimistic() for reach in (first, second))
+        one, two = (laplace_loss_grid(reach, width, 1e-15).optimistic() for reach in (first, second))
         masses = np.convolve(one.masses, two.masses)
         losses = one.offset + two.offset + (one.first + two.first + np.arange(masses.size)) * width
         for epsilon in np.linspace(-1.1, 1.0, 22) * (first + second):
             above = losses > epsilon
-            spread = -float(masses[above] @ np.expm1(epsilon - losses[above])) - one.taken - two.taken
+            spread = -float(masses[above] @ np.expm1(epsilon - losses[above])) - one.lowered_by - two.lowered_by
             assert spread <= profile(first + second, epsilon) + 1e-12
 
 
@@ -135,5 +135,5 @@ def test_no_noise_hides_nothing():
     assert Laplace(0.0).renyi(2.0, "add-remove") == math.inf
     assert Laplace(0.0).delta(1.0, "add-remove") is None
     assert make_accountant("prv", "add-remove").quote(Laplace(0.0), 1, 1e-5).upper == math.inf
-    with pytest.raises(Refused, match="grid points"):
-        Laplace(1e-9).loss_cells("add-remove", 1e-3, 1e-15)
+    with pytest.raises(CannotComputeError, match="grid points"):
+        Laplace(1e-9).loss_grid("add-remove", 1e-3, 1e-15)

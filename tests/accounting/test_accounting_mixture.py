@@ -9,10 +9,10 @@ from dp_accounting.pld import PLDAccountant
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from accounting import Gaussian, InvalidInput, MixtureGaussian, PoissonGaussian, make_accountant
-from accounting.mixture_gaussian import mixture_cells
-from accounting.pld import pld_epsilon
-from accounting.renyi import renyi_divergence
+from accounting import Gaussian, InputError, MixtureGaussian, PoissonGaussian, make_accountant
+from accounting.mechanisms.mixture_gaussian import mixture_loss_grid
+from accounting.pld.bounds import pld_epsilon
+from accounting.rdp.curve import renyi_divergence
 
 
 @pytest.mark.parametrize("adjacency", ["add-remove", "zero-out", "replace-one"])
@@ -78,13 +78,13 @@ def test_no_directions_in_the_plane_are_worse_than_opposite_ones(angles, shares,
     norms = (1.0, 2.0, 1.0, 2.0)
     points = [(n * s * math.cos(a), n * s * math.sin(a)) for n, s, a in zip(norms, shares, angles, strict=True)]
     found = divergence(chances, [(0, 0), *points[:2]], chances, [(0, 0), *points[2:]], sigma, threshold)
-    pmf = mixture_cells(sizes, chances, sigma, "replace-one", 0.01, 1e-15)[0].pessimistic()
+    pmf = mixture_loss_grid(sizes, chances, sigma, "replace-one", 0.01, 1e-15)[0].pessimistic()
     losses = pmf.offset + (pmf.first + np.arange(pmf.masses.size)) * pmf.interval
     above = losses > math.log(threshold)
     bound = pmf.infinite - float(pmf.masses[above] @ np.expm1(math.log(threshold) - losses[above]))
     assert found <= bound + 1e-6
     alone = divergence(chances, [(0, 0), *points[:2]], [1.0], [(0, 0)], sigma, threshold)
-    pmf = mixture_cells(sizes, chances, sigma, "add-remove", 0.01, 1e-15)[0].pessimistic()
+    pmf = mixture_loss_grid(sizes, chances, sigma, "add-remove", 0.01, 1e-15)[0].pessimistic()
     losses = pmf.offset + (pmf.first + np.arange(pmf.masses.size)) * pmf.interval
     above = losses > math.log(threshold)
     assert alone <= pmf.infinite - float(pmf.masses[above] @ np.expm1(math.log(threshold) - losses[above])) + 1e-6
@@ -112,5 +112,5 @@ def test_renyi_is_above_the_interval_and_grows_with_the_order(adjacency):
     ],
 )
 def test_impossible_mixtures_are_refused_in_one_line(build):
-    with pytest.raises(InvalidInput, match=";"):
+    with pytest.raises(InputError, match=";"):
         build()

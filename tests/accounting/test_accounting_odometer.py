@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from accounting import Composed, Gaussian, InvalidInput, NonPrivate, PoissonGaussian, SelfComposed
-from accounting.odometer import ODOMETER_ORDERS, Odometer
-from accounting.renyi import renyi_divergence, renyi_epsilon
+from accounting import Composed, Gaussian, InputError, NonPrivate, PoissonGaussian, SelfComposed
+from accounting.filters.odometer import ODOMETER_ORDERS, Odometer
+from accounting.rdp.curve import renyi_divergence, renyi_epsilon
 
 AR = "add-remove"
 some = settings(max_examples=15, derandomize=True, deadline=None, database=None)
@@ -121,7 +121,7 @@ def test_an_unaccountable_event_is_booked_as_infinite():
     ],
 )
 def test_nonsense_is_refused_in_one_line(delta, adjacency, orders):
-    with pytest.raises(InvalidInput) as refused:
+    with pytest.raises(InputError) as refused:
         Odometer(delta, adjacency, orders)
     assert "\n" not in str(refused.value)
 
@@ -129,6 +129,6 @@ def test_nonsense_is_refused_in_one_line(delta, adjacency, orders):
 def test_a_refused_charge_books_nothing():
     book = Odometer(1e-5, AR)
     for event, count in (("noise", 1), (PoissonGaussian(0.01, 1.0), 0)):
-        with pytest.raises(InvalidInput):
+        with pytest.raises(InputError):
             book.charge(event, count)
     assert (book.releases, book.epsilon()) == (0, 0.0)

@@ -18,8 +18,8 @@ from prv_accountant import PRVAccountant as LibraryAccountant
 from prv_accountant.privacy_random_variables import PoissonSubsampledGaussianMechanism
 
 from accounting import Gaussian, PoissonGaussian, SelfComposed
-from accounting.pld import pld_delta, pld_epsilon
-from accounting.renyi import renyi_curve, renyi_epsilon
+from accounting.pld.bounds import pld_delta, pld_epsilon
+from accounting.rdp.curve import renyi_curve, renyi_epsilon
 
 ADJACENCIES = ("add-remove", "zero-out", "replace-one")
 # No shrinking: a failing example would be tried a hundred times, seconds each.

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from accounting import Composed, Gaussian, InvalidInput, NonPrivate, PoissonGaussian, SelfComposed
-from accounting.gaussian_moments import _binomial, _quadrature
-from accounting.renyi import (
+from accounting import Composed, Gaussian, InputError, NonPrivate, PoissonGaussian, SelfComposed
+from accounting.mechanisms.poisson_gaussian_moments import _binomial, _quadrature
+from accounting.rdp.curve import (
     DEFAULT_ORDERS,
     delta_from_curve,
     epsilon_from_curve,
@@ -61,7 +61,7 @@ def test_special_cases():
 
 @pytest.mark.parametrize("order", [1.0, 0.5, math.nan, math.inf])
 def test_an_order_outside_its_range_is_refused(order):
-    with pytest.raises(InvalidInput, match="order"):
+    with pytest.raises(InputError, match="order"):
         renyi_divergence(Gaussian(1.0), order, "add-remove")
 
 
@@ -90,7 +90,7 @@ def test_conversion_at_the_edges():
     assert epsilon_from_curve(orders, np.full(2, math.inf), 1e-5)[0] == math.inf
     assert delta_from_curve(orders, np.full(2, math.inf), 1.0) == 1.0
     for bad in (-0.1, 1.0, math.nan):
-        with pytest.raises(InvalidInput, match="delta"):
+        with pytest.raises(InputError, match="delta"):
             epsilon_from_curve(orders, np.zeros(2), bad)
 
 

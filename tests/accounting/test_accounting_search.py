@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from accounting.errors import InvalidInput
-from accounting.search import Search
+from accounting.calibration.bracketing import Search
+from accounting.errors import InputError
 
 QUIET = settings(max_examples=60, derandomize=True, deadline=None, database=None)
 
@@ -48,7 +48,7 @@ def test_a_figure_that_drops_to_zero_or_rises_to_infinity_has_an_edge_too(root, 
 def test_limits_of_the_values_allowed():
     assert Search(1, 1e-3, 1e3).edge(lambda value: 1.0, 2.0, 1.0, 1.3) == (1e-3, 1.0)
     assert Search(-1, 1e-3, 1.0).edge(lambda value: 1.0, 2.0, 0.1, 1.3) == (1.0, 1.0)
-    with pytest.raises(InvalidInput, match="not even 1000 meets"):
+    with pytest.raises(InputError, match="not even 1000 meets"):
         Search(1, 1e-3, 1e3).edge(lambda value: 1e9 / value, 2.0, 1.0, 1.3)
 
 
@@ -75,5 +75,5 @@ def test_the_last_count_that_fits(last, power, start, noise):
 
 
 def test_a_count_without_end_is_refused():
-    with pytest.raises(InvalidInput, match="set the number of steps yourself"):
+    with pytest.raises(InputError, match="set the number of steps yourself"):
         Search(-1, 1.0, 2.0**20).last_count(lambda count: 0.0, 1.0, 16.0, 1.0)

@@ -8,15 +8,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import gammaln
 
-from accounting import Gaussian, InvalidInput, PoissonGaussian, SelfComposed
-from accounting.renyi import delta_from_curve, epsilon_from_curve, renyi_curve
-from accounting.selection import (
+from accounting import Gaussian, InputError, PoissonGaussian, SelfComposed
+from accounting.meaning.selection import (
     FixedRuns,
     PoissonRuns,
     TruncatedNegativeBinomial,
     selection_curve,
     selection_epsilon,
 )
+from accounting.rdp.curve import delta_from_curve, epsilon_from_curve, renyi_curve
 
 QUIET = settings(max_examples=40, derandomize=True, deadline=None, database=None)
 ORDERS, RHO = renyi_curve(SelfComposed(PoissonGaussian(0.01, 1.0), 1000), "add-remove")
@@ -155,6 +155,6 @@ def test_the_curve_never_falls_and_takes_orders_in_any_sequence(shape):
     ],
 )
 def test_impossible_requests_are_refused_in_one_line(attempt):
-    with pytest.raises(InvalidInput) as refusal:
+    with pytest.raises(InputError) as refusal:
         attempt()
     assert "\n" not in str(refusal.value)

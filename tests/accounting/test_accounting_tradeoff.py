@@ -1,4 +1,4 @@
-"""What a guesser can achieve: closed forms of the Gaussian mechanism and randomised response, and brute force."""
+"""What a guesser can achieve: closed forms of the Gaussian mechanism and randomized response, and brute force."""
 
 import math
 from statistics import NormalDist
@@ -13,25 +13,24 @@ from accounting import (
     ApproximateDP,
     FixedBatchesGaussian,
     Gaussian,
-    InvalidInput,
+    InputError,
     NonPrivate,
     PoissonGaussian,
     PureDP,
     make_accountant,
 )
-from accounting.gaussian import gaussian_delta
-from accounting.pld import pld_delta
-from accounting.tradeoff import (
+from accounting.meaning.tradeoff import (
     SMALLEST_RATE,
     advantage,
-    best_guess,
     gaussian_fit,
     gdp_mu,
     largest_true_positive_rate,
     profile_points,
     trade_off_curve,
-    true_positive_rate,
 )
+from accounting.mechanisms.gaussian import gaussian_delta
+from accounting.odds import best_guess, true_positive_rate
+from accounting.pld.bounds import pld_delta
 
 QUIET = settings(max_examples=50, derandomize=True, deadline=None, database=None)
 NORMAL = NormalDist()
@@ -94,9 +93,9 @@ def test_true_positive_rates_at_the_extremes():
     assert true_positive_rate(1.0, [(1.0, 0.0)]) == 1.0
     assert trade_off_curve([(math.inf, 1e-5)], [0.0, 1e-6]).tolist() == [pytest.approx(1 - 1e-5), 0.0]
     for rate in (-0.1, 1.1, math.nan):
-        with pytest.raises(InvalidInput, match="give shares of non-members"):
+        with pytest.raises(InputError, match="give shares of non-members"):
             true_positive_rate(rate, [(1.0, 0.0)])
-    with pytest.raises(InvalidInput, match="guarantee"):
+    with pytest.raises(InputError, match="guarantee"):
         true_positive_rate(0.1, [(1e-5, 1.8)])  # (delta, epsilon), as a profile lists them
 
 
@@ -174,7 +173,7 @@ def test_mu_of_a_gaussian_profile(mu):
 
 
 @pytest.mark.parametrize("epsilon", [0.5, 1.0, 2.0])
-def test_mu_of_randomised_response(epsilon):
+def test_mu_of_randomized_response(epsilon):
     # Gomez et al. 2025, arXiv 2503.10945, Proposition 6.1; a poor fit by their measure, too.
     fit = gdp_mu([(epsilon, 0.0)])
     assert fit.mu == pytest.approx(-2 * ndtri(1 / (math.exp(epsilon) + 1)), rel=1e-9)
@@ -197,7 +196,7 @@ def shift_by_bisection(points, mu):
 @pytest.mark.parametrize(
     "points",
     [[(1.0, 0.0)], [(0.0, 0.3), (1.0, 0.1), (3.0, 1e-3)], gaussian_points(1.0, 9), [(0.0, 0.004), (3.0, 1e-13)]],
-    ids=["randomised response", "few", "coarse", "rare"],
+    ids=["randomized response", "few", "coarse", "rare"],
 )
 def test_regret_is_the_smallest_shift(points):
     fit = gdp_mu(points)
@@ -220,7 +219,7 @@ def test_mu_where_nothing_or_everything_is_revealed():
     assert gdp_mu([(0.0, 0.0)]).mu == pytest.approx(0.0, abs=1e-12)
     assert gdp_mu([(0.0, 0.0)]).note == ""
     assert gdp_mu([(5e5, 1e-5)]).mu == gdp_mu([(0.0, 1.0)]).mu == math.inf
-    with pytest.raises(InvalidInput, match="leave it at 1e-12"):
+    with pytest.raises(InputError, match="leave it at 1e-12"):
         gdp_mu([(1.0, 0.0)], smallest_rate=0.0)
 
 

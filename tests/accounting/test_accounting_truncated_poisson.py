@@ -12,13 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from accounting import PoissonGaussian, SelfComposed, make_accountant
-from accounting.blending import Term
-from accounting.cells import LossPmf, Mixture
-from accounting.composition import Composition
 from accounting.events import TruncatedPoissonGaussian, WithoutReplacementGaussian
-from accounting.poisson_gaussian import poisson_cells
-from accounting.renyi import renyi_epsilon
-from accounting.truncated_poisson import truncated_loss, truncated_renyi, truncation
+from accounting.mechanisms.loss_grid import LossPmf, Mixture
+from accounting.mechanisms.poisson_gaussian import poisson_loss_grid
+from accounting.mechanisms.truncated_poisson import truncated_loss, truncated_renyi, truncation
+from accounting.pld.composition import Composition
+from accounting.rdp.curve import renyi_epsilon
+from accounting.schedules import Term
 
 EPSILONS = (-3.0, -0.7, -0.05, 0.0, 0.02, 0.1, 0.4, 1.0, 2.5)
 ORDERS = (1.3, 2.0, 6.0)
@@ -27,7 +27,7 @@ ORDERS = (1.3, 2.0, 6.0)
 def divergence(pmf: LossPmf, epsilon: float) -> float:
     losses = pmf.offset + (pmf.first + np.arange(pmf.masses.size)) * pmf.interval
     above = losses > epsilon
-    return pmf.infinite - float(pmf.masses[above] @ np.expm1(epsilon - losses[above])) - pmf.taken
+    return pmf.infinite - float(pmf.masses[above] @ np.expm1(epsilon - losses[above])) - pmf.lowered_by
 
 
 def density(values: tuple[float, ...], rate: float, largest: int, sigma: float, x: np.ndarray) -> np.ndarray:
@@ -84,7 +84,7 @@ def test_no_data_set_reveals_more(units, rate, largest, sigma, adjacency):
     # All other units at 0 show a plain Poisson sample, drawn as often as the unit survives.
     parts = truncation(units, rate, largest)
     takes_part = parts.uncut * rate + math.exp(parts.log_cut) * parts.survival
-    attained = poisson_cells(takes_part * (1 - 1e-9), sigma, adjacency, 0.005, 1e-15)
+    attained = poisson_loss_grid(takes_part * (1 - 1e-9), sigma, adjacency, 0.005, 1e-15)
     for cells, found in zip(attained, worst, strict=True):
         least = cells.optimistic()
         for epsilon, largest_seen in zip(EPSILONS, found, strict=True):
@@ -135,7 +135,7 @@ def test_known_values(row):
     event = TruncatedPoissonGaussian(units, rate, largest, sigma)
     order = renyi_epsilon(SelfComposed(event, count), delta, "zero-out")[1]
     least, most = [], []
-    for bound in event.loss_cells("zero-out", 2.0**-12, 1e-15):
+    for bound in event.loss_grid("zero-out", 2.0**-12, 1e-15):
         term = Term(((0, 1.0),), count)
         most.append(Composition([bound.pessimistic()], [term], order - 1, delta).epsilon(delta))
         least.append(Composition([bound.optimistic()], [term], order - 1, delta, False).epsilon(delta))
@@ -158,10 +158,10 @@ def test_route_by_cases_with_the_larger_pair_is_another_implementations(monkeypa
     assert theirs * 0.9 <= ours.upper <= theirs * (1 + 1e-4)
 
     def larger(rate: float, sigma: float, interval: float, tail: float) -> Mixture:
-        return Mixture(((1.0, poisson_cells(rate, sigma / 2, "replace-one", interval, tail)[0]),))
+        return Mixture(((1.0, poisson_loss_grid(rate, sigma / 2, "replace-one", interval, tail)[0]),))
 
-    monkeypatch.setattr("accounting.truncated_poisson.fixed_size_cells", larger)
-    monkeypatch.setattr("accounting.truncated_poisson.truncated_renyi", lambda *_: math.inf)
+    monkeypatch.setattr("accounting.mechanisms.truncated_poisson.fixed_size_loss_grid", larger)
+    monkeypatch.setattr("accounting.mechanisms.truncated_poisson.truncated_renyi", lambda *_: math.inf)
     same = make_accountant("prv", adjacency).quote(event, count, 1e-5)
     assert same.upper == pytest.approx(theirs, rel=1e-3)
     assert same.upper >= ours.upper

@@ -12,13 +12,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from accounting import PoissonGaussian, SelfComposed, make_accountant
-from accounting.blending import Term
-from accounting.cells import LossPmf
-from accounting.composition import Composition
 from accounting.events import FixedBatchesGaussian, WithoutReplacementGaussian
-from accounting.pld import pld_epsilon
-from accounting.renyi import renyi_epsilon
-from accounting.without_replacement import fixed_size_cells, fixed_size_delta, fixed_size_renyi
+from accounting.mechanisms.loss_grid import LossPmf
+from accounting.mechanisms.without_replacement import (
+    fixed_size_delta,
+    fixed_size_loss_grid,
+    fixed_size_renyi,
+)
+from accounting.pld.bounds import pld_epsilon
+from accounting.pld.composition import Composition
+from accounting.rdp.curve import renyi_epsilon
+from accounting.schedules import Term
 
 few = settings(max_examples=25, derandomize=True, deadline=None, database=None)
 EPSILONS = (-3.0, -0.7, -0.05, 0.0, 0.003, 0.1, 0.4, 1.0, 2.5, 6.0)
@@ -27,7 +31,7 @@ EPSILONS = (-3.0, -0.7, -0.05, 0.0, 0.003, 0.1, 0.4, 1.0, 2.5, 6.0)
 def divergence(pmf: LossPmf, epsilon: float) -> float:
     losses = pmf.offset + (pmf.first + np.arange(pmf.masses.size)) * pmf.interval
     above = losses > epsilon
-    return pmf.infinite - float(pmf.masses[above] @ np.expm1(epsilon - losses[above])) - pmf.taken
+    return pmf.infinite - float(pmf.masses[above] @ np.expm1(epsilon - losses[above])) - pmf.lowered_by
 
 
 def profile(rate: float, sigma: float, epsilon: float) -> float:
@@ -44,7 +48,7 @@ def profile(rate: float, sigma: float, epsilon: float) -> float:
     width=st.sampled_from([0.001, 0.01, 0.05, 0.7]),
 )
 def test_the_grid_bounds_the_dominating_pair_from_both_sides(rate, sigma, width):
-    cells = fixed_size_cells(rate, sigma, width, 1e-15)
+    cells = fixed_size_loss_grid(rate, sigma, width, 1e-15)
     above, below = cells.pessimistic(), cells.optimistic()
     assert above.masses.min() >= 0
     assert below.masses.min() >= 0
@@ -58,10 +62,10 @@ def test_the_grid_bounds_the_dominating_pair_from_both_sides(rate, sigma, width)
 
 def test_what_is_beyond_the_grid_is_kept():
     for rate, sigma in ((0.1, 1.0), (0.7, 2.0)):
-        cells = fixed_size_cells(rate, sigma, 0.01, 1e-3)
+        cells = fixed_size_loss_grid(rate, sigma, 0.01, 1e-3)
         pmf = cells.pessimistic()
         assert cells.below > 1e-8
-        assert pmf.masses.sum() + pmf.infinite - cells.spare == pytest.approx(1.0, abs=1e-12)
+        assert pmf.masses.sum() + pmf.infinite - cells.rounding_mass == pytest.approx(1.0, abs=1e-12)
         for epsilon in EPSILONS:
             assert divergence(pmf, epsilon) >= profile(rate, sigma, epsilon) * (1 - 1e-9)
             assert divergence(cells.optimistic(), epsilon) <= profile(rate, sigma, epsilon) * (1 + 1e-9) + 1e-13
@@ -70,7 +74,7 @@ def test_what_is_beyond_the_grid_is_kept():
 def test_both_bounds_close_in_quadratically():
     gaps = []
     for width in (0.02, 0.01, 0.005):
-        cells = fixed_size_cells(0.1, 1.5, width, 1e-15)
+        cells = fixed_size_loss_grid(0.1, 1.5, width, 1e-15)
         above, below = cells.pessimistic(), cells.optimistic()
         gaps.append(max(divergence(above, e) - divergence(below, e) for e in (0.05, 0.2, 0.5, 1.0)))
     assert gaps[1] <= 0.4 * gaps[0]
@@ -89,7 +93,7 @@ def test_no_data_set_reveals_more_and_one_reveals_as_much(units, size, sigma):
     x = np.linspace(-size - 10 * sigma, size + 10 * sigma, 30001)
     step = x[1] - x[0]
     rate = size / units
-    cells = fixed_size_cells(rate, sigma, 0.005, 1e-15)
+    cells = fixed_size_loss_grid(rate, sigma, 0.005, 1e-15)
     above, below = cells.pessimistic(), cells.optimistic()
     worst = dict.fromkeys(EPSILONS, 0.0)
     worst_renyi = dict.fromkeys((1.3, 2.0, 6.0), 0.0)
@@ -181,7 +185,7 @@ GOLDEN = [
 def test_known_values(row):
     units, size, sigma, count, theirs, renyi = row
     event = WithoutReplacementGaussian(units, size, sigma)
-    (cells,) = event.loss_cells("replace-one", 2.0**-12 if sigma < 4 else 2.0**-14, 1e-15)
+    (cells,) = event.loss_grid("replace-one", 2.0**-12 if sigma < 4 else 2.0**-14, 1e-15)
     loose, order = renyi_epsilon(SelfComposed(event, count), 1e-5, "replace-one")
     ends = [
         Composition([pmf], [Term(((0, 1.0),), count)], order - 1, 1e-5, upper).epsilon(1e-5)

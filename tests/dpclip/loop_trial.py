@@ -12,10 +12,11 @@ import torch
 from torch import Tensor, nn
 
 import dpclip
-from dpclip import assembly, noise
+from dpclip.budget.plan import make_plan
 from dpclip.clipping import Flat
-from dpclip.plan import make_plan
-from dpclip.private import PrivateTraining
+from dpclip.engine import make_private as assembly
+from dpclip.engine.private_training import PrivateTraining
+from dpclip.noise import release as noise
 
 Losses = Callable[[Any, Any], Tensor]
 Sum = list[Tensor]

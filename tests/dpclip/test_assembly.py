@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import reference
 
-from dpclip.assembly import kinds, trainable
+from dpclip.engine.setup import parameter_kinds, trainable_parameters
 
 
 @pytest.mark.parametrize(
@@ -14,9 +14,9 @@ from dpclip.assembly import kinds, trainable
 )
 def test_each_parameter_is_known_for_what_it_is(name: str, expected: set[str]) -> None:
     model = reference.MODELS[name]()
-    told = dict(zip(trainable(model), kinds(model), strict=True))
+    told = dict(zip(trainable_parameters(model), parameter_kinds(model), strict=True))
     assert set(told.values()) == expected
     for parameter, kind in told.items():
         if kind != "adapter":
             assert kind == ("embedding" if ".wt" in parameter or ".wp" in parameter else kind)
-            assert (kind == "vector") == (trainable(model)[parameter].dim() == 1)
+            assert (kind == "vector") == (trainable_parameters(model)[parameter].dim() == 1)

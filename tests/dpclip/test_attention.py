@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from dpclip.errors import BatchDimensionError
 from dpclip.gradient_sum import GradientSum
-from dpclip.per_sample import BatchDimensionError, make_backend
+from dpclip.per_sample import make_backend
 
 B, T, S, D = 4, 5, 3, 6
 

@@ -16,12 +16,12 @@ from torch import nn
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 from typer.testing import CliRunner, Result
 
-from dpclip import training
 from dpclip.cli.app import app
-from dpclip.cli.progress import Silent
-from dpclip.config import Settings
+from dpclip.cli.progress import NoProgress
 from dpclip.models import loading
-from dpclip.run_folder import RunFolder
+from dpclip.record.run_folder import RunFolder
+from dpclip.train import run as training
+from dpclip.train.settings import Settings
 
 
 @pytest.fixture(scope="module")
@@ -157,7 +157,7 @@ def test_the_resolved_configuration_repeats_the_run(place: Path) -> None:
     again = dpclip("train", "--config", file, "--output", place / "again")
     assert again.exit_code == 0, again.output
     key, _ = RunFolder(place / "first").secret()
-    training.start(Settings.from_toml(file), place / "same key", Silent(), key=key)
+    training.start(Settings.from_toml(file), place / "same key", NoProgress(), key=key)
     runs = [place / name for name in ("first", "again", "same key")]
     first, other, same = ((run / "public" / "model" / "model.safetensors").read_bytes() for run in runs)
     assert first == same
@@ -343,7 +343,7 @@ def test_a_model_with_batch_norm_is_refused_by_the_name_of_the_module(
         loaded.model.transformer.h[0].ln_1 = nn.BatchNorm1d(16)  # type: ignore[union-attr, index]
         return loaded
 
-    monkeypatch.setattr("dpclip.job.load_model", with_batch_norm)
+    monkeypatch.setattr("dpclip.train.job.load_model", with_batch_norm)
     one_line(train(place, "bad"), "transformer.h.0.ln_1", "BatchNorm1d", "GroupNorm or LayerNorm")
 
 
@@ -359,7 +359,7 @@ def test_a_hidden_coupling_of_rows_is_found_by_trying(place: Path, monkeypatch: 
         loaded.model.transformer.h[0].mlp.act = Centred()  # type: ignore[union-attr, index]
         return loaded
 
-    monkeypatch.setattr("dpclip.job.load_model", coupled)
+    monkeypatch.setattr("dpclip.train.job.load_model", coupled)
     one_line(train(place, "bad"), "other rows of its batch")
 
 

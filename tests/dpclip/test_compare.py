@@ -11,7 +11,7 @@ import tiny
 from typer.testing import CliRunner, Result
 
 from dpclip.cli.app import app
-from dpclip.comparison import markdown, split_rules, table
+from dpclip.train.comparison import markdown, split_rules, table
 
 
 @pytest.fixture(scope="module")

@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from dpclip.clipping import ClippingRule, PerLayer, PerTensor
-from dpclip.engine import Engine
-from dpclip.noise import PrivacyError
-from dpclip.per_sample import BatchDimensionError, BookkeepingBackend, PerSampleView
-from dpclip.private import PrivateTraining
+from dpclip.engine.engine import Engine
+from dpclip.engine.private_training import PrivateTraining
+from dpclip.errors import BatchDimensionError
+from dpclip.noise.release import PrivacyError
+from dpclip.per_sample import BookkeepingBackend, PerSampleView
 
 __all__ = ["without_noise"]  # a fixture
 

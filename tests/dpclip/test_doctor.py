@@ -12,13 +12,13 @@ import torch
 from torch import Tensor, nn
 from typer.testing import CliRunner
 
-from dpclip import job as jobs
 from dpclip.cli.app import app
-from dpclip.config import Settings
-from dpclip.doctor import examine
-from dpclip.errors import BadInput
-from dpclip.per_sample.footprint import Footprint, footprint
-from dpclip.randomness import SecretKey
+from dpclip.diagnosis.doctor import examine
+from dpclip.diagnosis.footprint import Footprint, footprint
+from dpclip.errors import InputError
+from dpclip.noise.keystream import SecretKey
+from dpclip.train import job as jobs
+from dpclip.train.settings import Settings
 
 runner = CliRunner()
 
@@ -88,7 +88,7 @@ def test_physical_batch_size_follows_the_free_memory(
     settings = Settings(8.0, data=str(tiny.write_csv(tmp_path / "n.csv")), text_column="text",
                         model=str(tiny.gpt2_folder(tmp_path / "model")), steps=2)  # fmt: skip
     if expected is None:
-        with pytest.raises(BadInput, match="shorten --max-length"):
+        with pytest.raises(InputError, match="shorten --max-length"):
             jobs.prepare(settings, SecretKey(bytes(32)))
         return
     assert jobs.prepare(settings, SecretKey(bytes(32))).physical_batch_size == expected

@@ -11,13 +11,12 @@ import torch
 from torch import Tensor, nn
 
 import dpclip
-from dpclip import noise
 from dpclip.clipping import ClippingRule, Flat, SideQuery, StepRelease
-from dpclip.engine import ReplayDiverged
-from dpclip.errors import BadInput
-from dpclip.per_sample.factored import Dense
-from dpclip.private import PrivateTraining
-from dpclip.randomness import SecretKey
+from dpclip.engine.private_training import PrivateTraining
+from dpclip.errors import InputError, ReplayError
+from dpclip.noise import release as noise
+from dpclip.noise.keystream import SecretKey
+from dpclip.per_sample.forms.factored import Dense
 from dpclip.released import Released
 
 ROWS = 40
@@ -64,9 +63,9 @@ class Recorder:
         self.releases: list[StepRelease] = []
         private.observers.append(self)
 
-    def begins(self, step: int, generation: int) -> None: ...
+    def on_step_begin(self, step: int, generation: int) -> None: ...
 
-    def took(self, step: int, released: Released[StepRelease]) -> None:
+    def on_step_end(self, step: int, released: Released[StepRelease]) -> None:
         self.releases.append(released.value)
 
 
@@ -145,7 +144,7 @@ def test_a_refused_step_draws_nothing() -> None:
     run(private)
     drawn: list[int] = []
     object.__setattr__(private.engine.sampler, "draw", lambda *a: drawn.append(1))
-    with pytest.raises(dpclip.BudgetExhausted):
+    with pytest.raises(dpclip.BudgetExceededError):
         private.engine.begin()
     assert drawn == []
     assert private.engine.ledger.charges == 6
@@ -207,7 +206,7 @@ def test_the_same_noise_never_meets_two_gradients() -> None:
     step.sums = engine._empty_sums()
     form = Dense(torch.full((1, *engine.parameters[0].shape), 1e-6))
     step.sums["release"].take(0, form, torch.ones(1, dtype=torch.float64), None)
-    with pytest.raises(ReplayDiverged):
+    with pytest.raises(ReplayError):
         engine.finish()
     assert engine.ledger.charges == 1
 
@@ -252,7 +251,7 @@ class _TwoGroups(ClippingRule):
     def shares(self) -> list[float]:
         return [0.8, 0.2]
 
-    def weightings(self, norms: Tensor) -> dict[str, Tensor]:
+    def clip_factors(self, norms: Tensor) -> dict[str, Tensor]:
         return {"release": (torch.tensor(self.bounds()).unsqueeze(1) / norms).clamp(max=1.0)}
 
 
@@ -298,7 +297,7 @@ def test_a_unit_moves_the_sum_by_at_most_the_threshold_however_many_rows_it_has(
 
 def test_optimizer_of_other_parameters_is_refused() -> None:
     model, other = nn.Linear(4, 1), nn.Linear(4, 1)
-    with pytest.raises(BadInput, match="0 in common"):
+    with pytest.raises(InputError, match="0 in common"):
         dpclip.make_private(
             model, torch.optim.SGD(other.parameters(), lr=0.1), data(), target_epsilon=1, steps=1,
             expected_batch_size=4, accountant="rdp",
@@ -306,13 +305,13 @@ def test_optimizer_of_other_parameters_is_refused() -> None:
 
 
 def test_batch_norm_is_refused_by_the_name_of_the_module() -> None:
-    with pytest.raises(BadInput, match="'1' is a BatchNorm1d"):
+    with pytest.raises(InputError, match="'1' is a BatchNorm1d"):
         make(model=nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5), nn.Linear(5, 1)))
 
 
 @pytest.mark.parametrize("name", ["seed", "loss_reduction", "row_cost"])
 def test_arguments_of_earlier_versions_are_refused_with_the_remedy(name: str) -> None:
-    with pytest.raises(BadInput, match=f"no argument '{name}' any more: "):
+    with pytest.raises(InputError, match=f"no argument '{name}' any more: "):
         make(**{name: 1})
     with pytest.raises(TypeError, match="unexpected keyword argument 'sed'"):
         make(sed=1)

@@ -11,8 +11,8 @@ from scipy.stats import norm
 from torch import Tensor
 
 from accounting import Gaussian, PoissonGaussian, make_accountant
-from accounting.gaussian import gaussian_delta
-from accounting.poisson_gaussian import poisson_delta
+from accounting.mechanisms.gaussian import gaussian_delta
+from accounting.mechanisms.poisson_gaussian import poisson_delta
 from dpclip.clipping import ErrorFeedback, RunShape
 from dpclip.clipping.error_feedback import shortened
 from dpclip.gradient_sum import GradientSum
@@ -99,7 +99,7 @@ def late_shift(rule: ErrorFeedback, steps: int, drawn_at: int, gradient: float) 
     for index in range(steps):
         total = {name: GradientSum.zeros([torch.zeros(1)], [0]) for name in ("release", "capped")}
         if index == drawn_at:
-            factors = rule.weightings(torch.tensor([[gradient]]))
+            factors = rule.clip_factors(torch.tensor([[gradient]]))
             for name, value in factors.items():
                 total[name].tensors[0] += value[0] * gradient
         moved.append(float(rule.combine(total).tensors[0]))
@@ -122,7 +122,7 @@ def test_the_published_calibration_of_the_literal_algorithm_is_refuted(
 ) -> None:
     batch, rate, delta = 1000, 0.02, 1e-5
     rule = ErrorFeedback(mode="literal", calibration="published")
-    rule.settle(RunShape(steps, batch, None))
+    rule.set_run(RunShape(steps, batch, None))
     noise = sigma * rule.bounds()[0]
     shifts = late_shift(rule, steps, 0, 1e4)
     assert shifts[1:] == pytest.approx(np.full(steps - 1, rule.thresholds[1]), rel=1e-4)
@@ -142,13 +142,13 @@ def test_no_canary_exceeds_the_proved_sensitivity(mode: str, gradient: float) ->
     """The exact energy of a canary's trace through the rule, drawn once in each of three passes."""
     steps, batch = 90, 30
     rule = ErrorFeedback(mode=mode)
-    rule.settle(RunShape(steps, batch, 3))
+    rule.set_run(RunShape(steps, batch, 3))
     energy = 0.0
     moved = np.zeros(steps)
     for index in range(steps):
         total = {name: GradientSum.zeros([torch.zeros(1)], [0]) for name in ("release", "capped")}
         if index in (3, 33, 63):
-            for name, value in rule.weightings(torch.tensor([[gradient]])).items():
+            for name, value in rule.clip_factors(torch.tensor([[gradient]])).items():
                 total[name].tensors[0] += value[0] * gradient
         moved[index] = float(rule.combine(total).tensors[0])
         rule.observe(None)  # type: ignore[arg-type]
@@ -164,7 +164,7 @@ def test_no_canary_exceeds_the_proved_sensitivity(mode: str, gradient: float) ->
 
 def test_one_step_leaves_no_trace_after_the_next_release() -> None:
     rule = ErrorFeedback(mode="one-step", cap=3.0)
-    rule.settle(RunShape(20, 30, None))
+    rule.set_run(RunShape(20, 30, None))
     moved = late_shift(rule, 20, 4, 1e4)
     assert moved[4] == pytest.approx(1.0)
     assert moved[5] == pytest.approx(2.0, rel=1e-5)

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from dpclip import exact_gaussian, gaussian
-from dpclip.exact_gaussian import decided, normals64
-from dpclip.gaussian import BLOCK, HALF, Sampler, grid, released
-from dpclip.randomness import NoiseStream, SecretKey
+from dpclip.noise import exact_gaussian, gaussian
+from dpclip.noise.exact_gaussian import decided, normals64
+from dpclip.noise.gaussian import BLOCK, HALF, GaussianSampler, grid, released
+from dpclip.noise.keystream import NoiseStream, SecretKey
 
 KEY = SecretKey(bytes(range(32)))
 FULL = (1 << 32) - 1
@@ -52,7 +52,7 @@ def test_every_value_is_the_ideal_one_rounded(std: float, size: float) -> None:
     count, tensor, stream = 3 * BLOCK + 40_000, 9, KEY.noise(12, 3)
     sums = torch.from_numpy(np.random.default_rng(5).uniform(-1, 1, count)) * size * std
     found = released([(sums, 1.0)], std, stream, tensor, 1.0, torch.float64).numpy() / grid(std)
-    sampler, ratio = Sampler(), std / grid(std)
+    sampler, ratio = GaussianSampler(), std / grid(std)
     values = np.concatenate([sampler.approximate(stream, tensor, b, BLOCK, ratio)[0].copy() for b in range(4)])[:count]
     whole = values + sums.numpy() / grid(std)
     distance = np.abs(np.abs(whole - np.rint(whole)) - 0.5)
@@ -95,7 +95,7 @@ class Given(NoiseStream):
 
 
 def both(stream: NoiseStream, ratio: float, total: float = 0.0) -> tuple[float, float]:
-    found = Sampler().rounded(stream, 0, 0, np.full(HALF + 1, total), ratio)
+    found = GaussianSampler().rounded(stream, 0, 0, np.full(HALF + 1, total), ratio)
     return float(found[0]), float(found[HALF])
 
 
@@ -142,7 +142,7 @@ def hard_words(count: int) -> np.ndarray:
 
 
 def test_error_in_float32_is_within_the_tolerance() -> None:
-    worst, sampler, words = 0.0, Sampler(), hard_words(1 << 20)
+    worst, sampler, words = 0.0, GaussianSampler(), hard_words(1 << 20)
     for block in np.split(words, (1 << 20) // HALF, axis=1):
         for ratio in (256.0, 300.1, 511.9):
             found, ends = sampler.approximate(Given(block), 0, 0, BLOCK, ratio)

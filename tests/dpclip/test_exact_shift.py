@@ -15,9 +15,10 @@ from shift_cases import Case, Forms, absorbed_column
 from torch import Tensor
 
 from dpclip.clipping import Flat
-from dpclip.exact_sum import ExactSum, rounded_down
-from dpclip.per_sample.factored import Dense, Factored
-from dpclip.per_sample.forms import Lookups, OuterProducts
+from dpclip.engine.exact_sum import ExactSum, rounded_down
+from dpclip.per_sample.forms.factored import Dense, Factored
+from dpclip.per_sample.forms.lookups import Lookups
+from dpclip.per_sample.forms.outer_products import OuterProducts
 
 FAMILIES = ("outer", "tied", "lookups", "dense", "convolved")
 DTYPES = (torch.float32, torch.bfloat16)

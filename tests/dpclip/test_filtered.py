@@ -13,13 +13,13 @@ from torch import nn
 
 import dpclip
 from accounting import ApproximateDP
-from accounting.journal_merge import merged
-from dpclip.clipping import Controlled, Flat
-from dpclip.errors import BadInput, BudgetExhausted
-from dpclip.ledger import Ledger
-from dpclip.plan import Plan, make_plan
-from dpclip.randomness import SecretKey
-from dpclip.schemes import NOISE_RANGE
+from accounting.journal.merge import merged
+from dpclip.budget.ledger import Ledger
+from dpclip.budget.plan import Plan, make_plan
+from dpclip.clipping import ControlledClipping, Flat
+from dpclip.errors import BudgetExceededError, InputError
+from dpclip.noise.keystream import SecretKey
+from dpclip.sampling.filtered import NOISE_RANGE
 
 
 def plan(epsilon: float = 2.0, steps: int = 60) -> Plan:
@@ -35,7 +35,7 @@ def test_the_planned_noise_is_what_the_filter_affords(epsilon: float) -> None:
     assert fixed.noise_multiplier < filtered.noise_multiplier < 1.2 * fixed.noise_multiplier
     ledger = Ledger.create(None, filtered)
     for step in range(60):
-        assert ledger.admissible(step, 0, 0.0) == pytest.approx(filtered.noise_multiplier, rel=1e-5)
+        assert ledger.admitted_noise(step, 0, 0.0) == pytest.approx(filtered.noise_multiplier, rel=1e-5)
         ledger.charge(step, 0, filtered.noise_multiplier)
 
 
@@ -46,29 +46,29 @@ def test_a_greedy_controller_overshoots_by_nothing_and_can_finish(wishes: tuple[
     low, high = (by * filtered.noise_multiplier for by in NOISE_RANGE)
     left = 1.0
     for step in range(filtered.steps):
-        sigma = ledger.admissible(step, 0, wishes[step % len(wishes)])
+        sigma = ledger.admitted_noise(step, 0, wishes[step % len(wishes)])
         assert low * (1 - 1e-9) <= sigma <= high * (1 + 1e-5)
         receipt = ledger.charge(step, 0, sigma)
         assert 0 <= receipt.budget_left < left
         left = receipt.budget_left
     beyond = 0
-    with suppress(BudgetExhausted):
+    with suppress(BudgetExceededError):
         for beyond in range(10 * filtered.steps):
-            left = ledger.charge(filtered.steps + beyond, 0, ledger.admissible(beyond + 99, 0, -1.0)).budget_left
+            left = ledger.charge(filtered.steps + beyond, 0, ledger.admitted_noise(beyond + 99, 0, -1.0)).budget_left
     assert left >= 0
     assert beyond < filtered.steps
     assert ledger.compare().epsilon == filtered.target_epsilon
 
 
 def test_a_budget_too_small_for_a_filter_is_refused() -> None:
-    with pytest.raises(BadInput, match="leaves a privacy filter no budget at any of its orders"):
+    with pytest.raises(InputError, match="leaves a privacy filter no budget at any of its orders"):
         plan(1e-5)
 
 
 def test_nothing_is_written_of_a_step_that_is_refused(tmp_path: Path) -> None:
     filtered = plan(steps=3)
     ledger = Ledger.create(tmp_path / "ledger.jsonl", filtered)
-    with pytest.raises(BudgetExhausted, match="does not fit into what the privacy filter has left"):
+    with pytest.raises(BudgetExceededError, match="does not fit into what the privacy filter has left"):
         ledger.charge(0, 0, filtered.noise_multiplier / 10)
     assert ledger.charges == 0
     ledger.close()
@@ -77,12 +77,12 @@ def test_nothing_is_written_of_a_step_that_is_refused(tmp_path: Path) -> None:
 def test_a_reopened_ledger_admits_what_it_would_have_admitted(tmp_path: Path) -> None:
     filtered = plan()
     ledger = Ledger.create(tmp_path / "ledger.jsonl", filtered)
-    receipts = [ledger.charge(step, 0, ledger.admissible(step, 0, -1.0)) for step in range(40)]
-    expected = [ledger.admissible(40, 0, wish) for wish in (-1.0, 0.0, 1.0)]
+    receipts = [ledger.charge(step, 0, ledger.admitted_noise(step, 0, -1.0)) for step in range(40)]
+    expected = [ledger.admitted_noise(40, 0, wish) for wish in (-1.0, 0.0, 1.0)]
     ledger.close()
     again = Ledger.open(tmp_path / "ledger.jsonl", filtered)
-    assert [again.admissible(40, 0, wish) for wish in (-1.0, 0.0, 1.0)] == expected
-    assert again.admissible(7, 0, 1.0) == receipts[7].noise_multiplier, "a replay has the noise that was charged"
+    assert [again.admitted_noise(40, 0, wish) for wish in (-1.0, 0.0, 1.0)] == expected
+    assert again.admitted_noise(7, 0, 1.0) == receipts[7].noise_multiplier, "a replay has the noise that was charged"
     assert again.charge(7, 0, receipts[7].noise_multiplier) == receipts[7]
     assert again.charges == 40
     again.close()
@@ -94,11 +94,11 @@ class _Greedy(Flat):
 
     name: ClassVar[str] = "greedy"
 
-    def noise_wish(self) -> float:
+    def noise_preference(self) -> float:
         return -1.0
 
 
-def run(rule: Flat | Controlled, *, key: SecretKey | None = None) -> dpclip.PrivateTraining:
+def run(rule: Flat | ControlledClipping, *, key: SecretKey | None = None) -> dpclip.PrivateTraining:
     net = nn.Linear(3, 2)
     rows = [(row, int(row[0] > 0)) for row in torch.randn(60, 3)]
     private = dpclip.make_private(
@@ -134,7 +134,7 @@ def test_a_filtered_run_promises_its_budget() -> None:
 
 
 def test_a_controller_in_mode_c_chooses_the_noise() -> None:
-    private = run(Controlled(mode="C", controller="random", interval=1, warmup=0.0))
+    private = run(ControlledClipping(mode="C", controller="random", interval=1, warmup=0.0))
     assert len(set(noises(private))) > 5
     assert private.guarantee().kind == "filter budget"
     assert private.engine.ledger.compare().opinions[1].note.startswith("NOT_A_GUARANTEE")
@@ -142,7 +142,7 @@ def test_a_controller_in_mode_c_chooses_the_noise() -> None:
 
 
 def test_the_agent_is_told_what_is_left() -> None:
-    rule = Controlled(mode="C", interval=2)
+    rule = ControlledClipping(mode="C", interval=2)
     private = run(rule, key=SecretKey.for_tests(1))
     left = rule.agent.tensor_state()["memory.observations"][:, 0, 16]
     assert len(left) == 10
@@ -158,7 +158,7 @@ def test_merged_journals_count_the_budget_of_a_filtered_run(tmp_path: Path) -> N
     for name, each in {"filtered": filtered, "ordinary": ordinary, "unused": filtered}.items():
         ledger = Ledger.create(tmp_path / name, each)
         for step in range(0 if name == "unused" else 10):
-            ledger.charge(step, 0, ledger.admissible(step, 0, 1.0))
+            ledger.charge(step, 0, ledger.admitted_noise(step, 0, 1.0))
         ledger.close()
     found = merged([tmp_path / name for name in ("filtered", "ordinary", "unused")])
     assert found == [(ordinary.event(), 10), (ApproximateDP(2.0, 1e-5, "add-remove"), 1)]

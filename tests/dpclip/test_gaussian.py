@@ -11,9 +11,9 @@ from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from scipy import stats
 
 from dpclip.errors import PrivacyError
-from dpclip.gaussian import BLOCK, HALF, Sampler, grid, released
 from dpclip.gradient_sum import GradientSum
-from dpclip.randomness import NoiseStream, SecretKey
+from dpclip.noise.gaussian import BLOCK, HALF, GaussianSampler, grid, released
+from dpclip.noise.keystream import NoiseStream, SecretKey
 
 KEY = SecretKey(bytes(range(32)))
 COUNT = 4_000_000
@@ -116,7 +116,7 @@ def test_a_value_does_not_depend_on_the_length_of_its_tensor(short: int) -> None
 
 def test_a_block_does_not_depend_on_what_was_drawn_before() -> None:
     whole = noise(2 * BLOCK + 77, 5, 4, std=2.0)
-    sampler = Sampler()
+    sampler = GaussianSampler()
     for block, count in ((2, 77), (0, 5), (1, BLOCK)):
         found = sampler.rounded(KEY.noise(5, 0), 4, block, np.zeros(count), 256.0)
         assert np.array_equal(found * grid(2.0), whole[block * BLOCK :][:count])

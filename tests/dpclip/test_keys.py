@@ -22,16 +22,17 @@ from torch import Tensor, nn
 from typer.testing import CliRunner, Result
 
 import dpclip
-from accounting.journal import ORIGIN, JournalCorrupt, sealed
-from dpclip import training
+from accounting.errors import JournalCorruptError
+from accounting.journal.journal import ORIGIN, sealed
+from dpclip.budget.ledger import Ledger
+from dpclip.budget.plan import Plan
 from dpclip.cli.app import app
-from dpclip.cli.progress import Silent
-from dpclip.config import Settings
-from dpclip.errors import BadInput, PrivacyError
-from dpclip.ledger import Ledger
-from dpclip.plan import Plan
-from dpclip.randomness import SecretKey
-from dpclip.run_folder import RunFolder
+from dpclip.cli.progress import NoProgress
+from dpclip.errors import InputError, PrivacyError
+from dpclip.noise.keystream import SecretKey
+from dpclip.record.run_folder import RunFolder
+from dpclip.train import run as training
+from dpclip.train.settings import Settings
 
 STEPS = 8
 KEPT = 3  # steps between checkpoints
@@ -73,7 +74,7 @@ def copied(run: Path, name: str) -> Path:
 
 def resumed(run: Path) -> Path:
     folder = RunFolder.open(run)
-    training.resume(folder, folder.settings(), Silent())
+    training.resume(folder, folder.settings(), NoProgress())
     return run
 
 
@@ -129,7 +130,7 @@ def test_a_forked_child_cannot_use_the_key() -> None:
     code = (
         "import os\n"
         "from dpclip.errors import PrivacyError\n"
-        "from dpclip.randomness import SecretKey\n"
+        "from dpclip.noise.keystream import SecretKey\n"
         "key = SecretKey.generate()\n"
         "uses = [lambda: key.subkey('a'), lambda: key.stream('a', 0, 0), lambda: key.integer('a'),\n"
         "        lambda: key.noise(0, 0)]\n"
@@ -220,7 +221,7 @@ def test_fast_arithmetic_is_part_of_the_run_and_of_its_guarantee(place: Path) ->
 
 def test_the_statement_says_where_the_key_came_from(whole: Path, place: Path) -> None:
     secret = tiny.statement(whole)
-    training.start(settings(place, steps=2), place / "known", Silent(), key=SecretKey.for_tests(1))
+    training.start(settings(place, steps=2), place / "known", NoProgress(), key=SecretKey.for_tests(1))
     known = tiny.statement(place / "known")
     assert secret["randomness"]["source"] == "operating system"
     assert known["randomness"]["source"] == "known key (for tests)"
@@ -237,7 +238,7 @@ def test_a_seed_chooses_the_initial_weights_and_nothing_else(place: Path) -> Non
     runs = [place / name for name in ("seed-1", "seed-1-again", "seed-2")]
     for run, seed in zip(runs, (1, 1, 2), strict=True):
         changes: dict[str, object] = {"seed": seed, "from_scratch": True, "steps": 2, "epsilon": 8.0}
-        training.start(settings(place, eval_data=str(place / "notes.csv"), **changes), run, Silent())
+        training.start(settings(place, eval_data=str(place / "notes.csv"), **changes), run, NoProgress())
     one, again, two = (tiny.statement(run) for run in runs)
     assert one["evaluation"]["before"] == again["evaluation"]["before"] != two["evaluation"]["before"]
     assert one["settings"]["seed"] == 1
@@ -307,7 +308,7 @@ def test_settings_that_change_no_result_may_be_edited(stopped: Path, whole: Path
 def test_an_edited_header_is_found(stopped: Path) -> None:
     run = copied(stopped, "header")
     edit(run / "ledger.jsonl", f'"steps":{STEPS},', f'"steps":{STEPS + 1},')
-    with pytest.raises(JournalCorrupt, match="line 1: does not match its hash"):
+    with pytest.raises(JournalCorruptError, match="line 1: does not match its hash"):
         resumed(run)
     one_line(command("train", "--resume", run), "line 1", "restore it from a copy")
 
@@ -326,11 +327,11 @@ def test_a_header_that_was_edited_along_with_its_chain_is_found(stopped: Path) -
     run = copied(stopped, "rechained")
     (run / "private" / "config.toml").write_text(changed.to_toml())
     rewrite(run, other_settings)
-    with pytest.raises(BadInput, match="--lr changed since the run"):
+    with pytest.raises(InputError, match="--lr changed since the run"):
         resumed(run)
     run = copied(stopped, "rechained-plan")
     rewrite(run, less_noise)
-    with pytest.raises(BadInput, match="belongs to another plan"):
+    with pytest.raises(InputError, match="belongs to another plan"):
         resumed(run)
 
 
@@ -391,7 +392,7 @@ def test_a_lost_checkpoint_and_another_gradient_never_meet_the_same_noise(place:
 
 def resumed_outcome(run: Path) -> training.Outcome:
     folder = RunFolder.open(run)
-    return training.resume(folder, folder.settings(), Silent())
+    return training.resume(folder, folder.settings(), NoProgress())
 
 
 def cut(run: Path, lines: int) -> None:
@@ -407,7 +408,7 @@ def test_a_ledger_cut_just_before_the_last_release_that_the_checkpoint_knows_is_
     (state,) = (run / "private" / "checkpoint").glob("step-*/state.json")
     assert json.loads(state.read_text())["ledger_head"] in (run / "ledger.jsonl").read_text().splitlines()[-1]
     cut(run, 1)
-    with pytest.raises(BadInput, match="shortened or replaced"):
+    with pytest.raises(InputError, match="shortened or replaced"):
         resumed(run)
 
 
@@ -441,5 +442,5 @@ def test_a_run_of_an_earlier_version_is_reported_and_not_continued(stopped: Path
         assert (old / "ledger.jsonl").read_bytes() == before
     report = command("report", old)
     assert report.exit_code == 0, report.output
-    with pytest.raises(BadInput, match="begun by an earlier version"):
+    with pytest.raises(InputError, match="begun by an earlier version"):
         Ledger.open(old / "ledger.jsonl", RunFolder(whole).plan())

@@ -252,7 +252,7 @@ def captured(
         with backend.capture(size) as view:
             model(x[start : start + size]).mean().backward()
         norm = view.squared_norms().sqrt()
-        view.weighted_sum(Flat(bound).weightings(norm)["release"], into=total)
+        view.weighted_sum(Flat(bound).clip_factors(norm)["release"], into=total)
         norms += norm[0].tolist()
         start += size
     backend.close()

@@ -7,12 +7,24 @@ from typing import Any
 
 import pytest
 import torch
-from loop_trial import COUNT, Losses, Net, Releases, hidden, releases, rows, squared, train, weighed, within
+from loop_trial import (
+    COUNT,
+    Losses,
+    Net,
+    Releases,
+    hidden,
+    releases,
+    rows,
+    squared,
+    train,
+    weighed,
+    within,
+)
 from torch import Tensor
 from torch.nn import functional as F
 
-from dpclip.errors import BadInput
-from dpclip.private import PrivateTraining
+from dpclip.engine.private_training import PrivateTraining
+from dpclip.errors import InputError
 
 __all__ = ["releases"]
 
@@ -94,7 +106,7 @@ COUPLED: dict[str, tuple[Losses, str]] = {
     "a detached mean put straight through": (hidden(lambda x: x + (m := x.mean(0)) - m.detach()), NEIGHBOURS),
     "gradients mixed": (backwards(lambda g: g + g.mean(0)), NEIGHBOURS),
     "gradients moved on": (backwards(lambda g: g.roll(1, 0)), NEIGHBOURS),
-    "gradients normalised together": (backwards(lambda g: g / g.norm()), NEIGHBOURS),
+    "gradients normalized together": (backwards(lambda g: g / g.norm()), NEIGHBOURS),
     "weights of losses set by a hook": (weighed(lambda x: hooked(x, torch.ones_like)), "gradient in other rows"),
     "weights of losses shared by a hook": (weighed(lambda x: hooked(x, lambda g: g / g.sum())), NEIGHBOURS),
     "targets from elsewhere": (lambda m, b: squared(m, (b[0], fixed(1)(b[0]))), PLACE),
@@ -110,7 +122,7 @@ COUPLED: dict[str, tuple[Losses, str]] = {
 def test_coupled_rows_are_refused(name: str, releases: Releases) -> None:
     losses, message = COUPLED[name]
     model = Net()
-    releases.refused(BadInput, message, model, lambda private: train(private, model, losses))
+    releases.refused(InputError, message, model, lambda private: train(private, model, losses))
 
 
 class Remembers(Net):
@@ -160,7 +172,7 @@ class Bank(Net):
 def test_what_a_model_keeps_between_batches_is_found(kind: type[Net], size: int, releases: Releases) -> None:
     model = kind()
     message = NEIGHBOURS if size > 1 else "something is kept from one batch to the next"
-    releases.refused(BadInput, message, model, lambda p: train(p, model, squared), physical_batch_size=size)
+    releases.refused(InputError, message, model, lambda p: train(p, model, squared), physical_batch_size=size)
 
 
 def test_what_a_loop_keeps_between_batches_is_found(releases: Releases) -> None:
@@ -178,7 +190,7 @@ def test_what_a_loop_keeps_between_batches_is_found(releases: Releases) -> None:
 
     for losses in (scaled, late):
         model = Net()
-        releases.refused(BadInput, NEIGHBOURS, model, lambda p, m=model, f=losses: train(p, m, f))  # type: ignore[misc]
+        releases.refused(InputError, NEIGHBOURS, model, lambda p, m=model, f=losses: train(p, m, f))  # type: ignore[misc]
 
 
 def test_random_numbers_from_outside_the_block_are_refused(releases: Releases) -> None:
@@ -190,12 +202,12 @@ def test_random_numbers_from_outside_the_block_are_refused(releases: Releases) -
             with private.microbatch(batch):
                 private.backward(squared(model, (inputs, batch[1])))
 
-    releases.refused(BadInput, NEIGHBOURS, model, noisy)
+    releases.refused(InputError, NEIGHBOURS, model, noisy)
     drawn = within(lambda x: x + torch.randn(x.shape, generator=own))
-    releases.refused(BadInput, NEIGHBOURS, model, lambda private: train(private, model, drawn))
+    releases.refused(InputError, NEIGHBOURS, model, lambda private: train(private, model, drawn))
 
 
-def normalised(batch: list[Any]) -> list[Tensor]:
+def normalized(batch: list[Any]) -> list[Tensor]:
     inputs = torch.stack([row[0] for row in batch])
     return [inputs - inputs.mean(0) * (len(batch) > 1), torch.stack([row[1] for row in batch])]
 
@@ -208,7 +220,7 @@ def in_order(batch: list[Any]) -> list[Tensor]:
     return list(torch.utils.data.default_collate(sorted(batch, key=lambda row: float(row[1]))))
 
 
-@pytest.mark.parametrize("collate", [normalised, turned, in_order])
+@pytest.mark.parametrize("collate", [normalized, turned, in_order])
 def test_a_collate_function_that_couples_rows_is_refused(collate: Callable[..., Any], releases: Releases) -> None:
     model = Net()
-    releases.refused(BadInput, NEIGHBOURS, model, lambda p: train(p, model, squared), collate_fn=collate)
+    releases.refused(InputError, NEIGHBOURS, model, lambda p: train(p, model, squared), collate_fn=collate)

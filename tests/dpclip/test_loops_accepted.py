@@ -7,12 +7,25 @@ from typing import Any
 
 import pytest
 import torch
-from loop_trial import WITHIN, Net, Releases, begin, distance, hidden, releases, rows, squared, train, weighed, within
+from loop_trial import (
+    WITHIN,
+    Net,
+    Releases,
+    begin,
+    distance,
+    hidden,
+    releases,
+    rows,
+    squared,
+    train,
+    weighed,
+    within,
+)
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from dpclip.errors import BadInput
+from dpclip.errors import InputError
 
 __all__ = ["releases"]
 
@@ -86,10 +99,10 @@ def test_rows_that_are_all_alike(releases: Releases) -> None:
     releases.sums.clear()
     model = Net()
     mean = weighed(lambda x: x / x.detach().mean())
-    releases.refused(BadInput, "changes with the other rows", model, lambda p: train(p, model, mean), same)
+    releases.refused(InputError, "changes with the other rows", model, lambda p: train(p, model, mean), same)
 
     table, words = nn.Embedding(9, 1), [torch.tensor([3, 3])] * 12
-    releases.refused(BadInput, "give public rows that differ", table, lambda p: train(p, table, sizes), words)
+    releases.refused(InputError, "give public rows that differ", table, lambda p: train(p, table, sizes), words)
     private = begin(table, words, accept_conditional=True)
     train(private, table, sizes)
     assert private.guarantee().kind == "conditional"

@@ -14,8 +14,8 @@ import torch
 from loop_trial import Net, Releases, begin, releases, rows, squared, train, values
 from torch import Tensor, nn
 
-from dpclip.errors import BadInput, PrivacyError
-from dpclip.private import PrivateTraining
+from dpclip.engine.private_training import PrivateTraining
+from dpclip.errors import InputError, PrivacyError
 
 __all__ = ["releases"]
 
@@ -118,7 +118,7 @@ def deaf(private: PrivateTraining, model: Any) -> None:
             with private.microbatch(batch):
                 losses = squared(model, batch)
                 private.backward(losses / losses.max())
-        except BadInput:
+        except InputError:
             pass
         private.step()
 

@@ -25,7 +25,7 @@ from transformers import (
 )
 
 from dpclip import losses as row_losses
-from dpclip.errors import BadInput
+from dpclip.errors import InputError
 
 __all__ = ["releases"]
 
@@ -185,7 +185,7 @@ def test_a_model_is_accepted(name: str, releases: Releases) -> None:
 )
 def test_the_loss_of_a_hugging_face_model_is_refused(losses: Losses, message: str, releases: Releases) -> None:
     model = gpt2(resid_pdrop=0, embd_pdrop=0, attn_pdrop=0)
-    releases.refused(BadInput, message, model, lambda private: train(private, model, losses), texts(same))
+    releases.refused(InputError, message, model, lambda private: train(private, model, losses), texts(same))
 
 
 def named(found: list[Any]) -> dict[str, Tensor]:

@@ -7,12 +7,24 @@ from typing import Any
 
 import pytest
 import torch
-from loop_trial import Losses, Net, Releases, begin, hidden, releases, rows, squared, train, weighed, within
+from loop_trial import (
+    Losses,
+    Net,
+    Releases,
+    begin,
+    hidden,
+    releases,
+    rows,
+    squared,
+    train,
+    weighed,
+    within,
+)
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
-from dpclip.errors import BadInput, PrivacyError
+from dpclip.errors import InputError, PrivacyError
 
 __all__ = ["releases"]
 
@@ -38,9 +50,9 @@ def half_away(values: Tensor) -> Tensor:
 
 
 def test_a_coupling_that_only_an_extreme_row_causes(releases: Releases) -> None:
-    with pytest.raises(BadInput, match="other rows"):
+    with pytest.raises(InputError, match="other rows"):
         releases.movement(weighed(moderate), Net, rows, examples=rows())
-    with pytest.raises(BadInput, match="other rows"):
+    with pytest.raises(InputError, match="other rows"):
         releases.movement(weighed(all_or_none), Net, spoilt, examples=rows())
 
 
@@ -48,7 +60,7 @@ def test_the_maximum_of_rows_that_are_all_alike(releases: Releases) -> None:
     model, same = nn.Linear(4, 1), [(torch.ones(4), torch.zeros(1))] * 12
     nn.init.ones_(model.weight)
     coupled = weighed(lambda x: x / x.detach().max())
-    releases.refused(BadInput, "other rows", model, lambda private: train(private, model, coupled), same)
+    releases.refused(InputError, "other rows", model, lambda private: train(private, model, coupled), same)
 
 
 def test_a_coupling_in_the_second_shape(releases: Releases) -> None:
@@ -56,7 +68,7 @@ def test_a_coupling_in_the_second_shape(releases: Releases) -> None:
 
     names = [0] * 8 + list(range(1, 33))
     model = Net()
-    releases.refused(BadInput, "other rows", model, lambda p: train(p, model, hidden(half_away)), DATA, units=names)
+    releases.refused(InputError, "other rows", model, lambda p: train(p, model, hidden(half_away)), DATA, units=names)
 
 
 def test_two_shapes_with_as_many_rows(releases: Releases) -> None:
@@ -122,7 +134,7 @@ def test_a_seed_of_ones_own(releases: Releases) -> None:
         return squared(model, (F.dropout(batch[0], 0.5), batch[1]))
 
     model = Net()
-    releases.refused((PrivacyError, BadInput), "seed", model, lambda p: train(p, model, losses))  # type: ignore[arg-type]
+    releases.refused((PrivacyError, InputError), "seed", model, lambda p: train(p, model, losses))  # type: ignore[arg-type]
 
 
 def test_two_iterators_of_one_run(releases: Releases) -> None:
@@ -181,5 +193,5 @@ def test_one_draw_for_a_whole_micro_batch(releases: Releases) -> None:
     losses: Losses = within(lambda x: x * (torch.rand(()) > 0.5))
     model = Net()
     private = begin(model, DATA)
-    with pytest.raises(BadInput, match="one random number decides for all rows"):
+    with pytest.raises(InputError, match="one random number decides for all rows"):
         train(private, model, losses)

@@ -34,7 +34,7 @@ from transformers import (
 
 import dpclip
 from dpclip import losses
-from dpclip.errors import BadInput
+from dpclip.errors import InputError
 
 ROWS, LENGTH = 4, 12
 MASK = (torch.arange(LENGTH) < torch.tensor([3, 12, 7, 5])[:, None]).long()
@@ -188,7 +188,7 @@ def test_label_smoothing(name: str) -> None:
     case = CASES[name]
     model = case.make().eval()
     if name in ("bert multi label", "bert answers"):
-        with pytest.raises(BadInput, match=r"label_smoothing 0\.1 is not for"):
+        with pytest.raises(InputError, match=r"label_smoothing 0\.1 is not for"):
             losses.of(model, case.batch, label_smoothing=0.1)
         return
     labels = case.batch["labels"]
@@ -214,7 +214,7 @@ def test_a_mean_looks_at_counted_tokens_only() -> None:
     counted = torch.tensor([[1, 1, 0], [0, 1, 0], [0, 0, 0]])
     assert losses.per_row(values.bfloat16(), counted).tolist() == [2, 4, 0]
     assert losses.per_row(values, counted).dtype == torch.float32
-    with pytest.raises(BadInput, match=r"shapes \[3, 3\] and \[3, 2\]: give both"):
+    with pytest.raises(InputError, match=r"shapes \[3, 3\] and \[3, 2\]: give both"):
         losses.per_row(values, counted[:, :2])
 
 
@@ -229,7 +229,7 @@ class Flattening(GPT2LMHeadModel):
 
 def test_a_class_of_ones_own_has_its_base_class_s_head() -> None:
     model = Flattening(reference.gpt2().config)
-    with pytest.raises(BadInput, match=r"Flattening gives logits of shape \[48, 61\] for 4 rows"):
+    with pytest.raises(InputError, match=r"Flattening gives logits of shape \[48, 61\] for 4 rows"):
         losses.of(model, batch())
 
 
@@ -259,14 +259,14 @@ def test_a_class_of_ones_own_has_its_base_class_s_head() -> None:
     ],
 )
 def test_what_cannot_be_used_is_refused_in_one_line(make: Callable[[], nn.Module], given: Any, message: str) -> None:
-    with pytest.raises(BadInput, match=message) as caught:
+    with pytest.raises(InputError, match=message) as caught:
         dpclip.losses.of(make(), given)
     assert "\n" not in str(caught.value)
     assert ": " in str(caught.value)
 
 
 def test_a_smoothing_that_is_no_share_and_an_output_without_logits_are_refused() -> None:
-    with pytest.raises(BadInput, match=r"label_smoothing 1\.5 is no share"):
+    with pytest.raises(InputError, match=r"label_smoothing 1\.5 is no share"):
         losses.causal_lm(reference.gpt2(), batch(), label_smoothing=1.5)
-    with pytest.raises(BadInput, match="BertModel gives no logits for 4 rows"):
+    with pytest.raises(InputError, match="BertModel gives no logits for 4 rows"):
         losses.masked_lm(bert(BertModel), batch(labels=TOKENS))

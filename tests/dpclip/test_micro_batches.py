@@ -16,7 +16,7 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import default_collate
 from transformers import BatchEncoding
 
-from dpclip.micro_batches import MicroBatch, Packer, changed, tensors_in, with_last
+from dpclip.sampling.micro_batches import MicroBatch, Packer, changed, tensors_in, with_last
 
 Pair = namedtuple("Pair", "x y")
 

@@ -7,8 +7,8 @@ import math
 import pytest
 import torch
 
-from dpclip import coordinates
-from dpclip.movement import Movement
+from dpclip.clipping.control import coordinates
+from dpclip.engine.movement import Movement
 
 
 def test_a_length_is_the_root_mean_square_of_the_change_times_that_of_the_smaller_dimension() -> None:

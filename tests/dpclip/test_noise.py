@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from dpclip.clipping import SideQuery, StepRelease
-from dpclip.gaussian import grid
 from dpclip.gradient_sum import GradientSum
-from dpclip.noise import FLOAT_SLACK, SIDES, PrivacyError, release, scale_noise, sigma_eff
-from dpclip.randomness import SecretKey
+from dpclip.noise.gaussian import grid
+from dpclip.noise.keystream import SecretKey
+from dpclip.noise.release import SIDES, PrivacyError, release
+from dpclip.noise.scale import FLOAT_SLACK, scale_noise, sigma_eff
 from dpclip.released import Receipt
 
 KEY = SecretKey(bytes(range(32)))

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import distributed, nn
 
-from dpclip.errors import BadInput
-from dpclip.one_process import check_one_process
+from dpclip.errors import InputError
+from dpclip.guards.one_process import check_one_process
 
 
 @pytest.fixture
@@ -42,14 +42,14 @@ def test_a_group_of_one_process_is_accepted() -> None:
 @pytest.mark.usefixtures("alone")
 def test_a_wrapped_model_is_refused() -> None:
     wrapped = nn.parallel.DistributedDataParallel(nn.Linear(2, 2))
-    with pytest.raises(BadInput, match=r"the model is wrapped in DistributedDataParallel: several .*its \.module"):
+    with pytest.raises(InputError, match=r"the model is wrapped in DistributedDataParallel: several .*its \.module"):
         check_one_process(wrapped)
-    with pytest.raises(BadInput, match="module '0' is wrapped in DistributedDataParallel"):
+    with pytest.raises(InputError, match="module '0' is wrapped in DistributedDataParallel"):
         check_one_process(nn.Sequential(wrapped))
 
 
 def test_data_parallel_is_refused() -> None:
-    with pytest.raises(BadInput, match="the model is wrapped in DataParallel"):
+    with pytest.raises(InputError, match="the model is wrapped in DataParallel"):
         check_one_process(nn.DataParallel(nn.Linear(2, 2)))
 
 
@@ -64,7 +64,7 @@ def test_data_parallel_is_refused() -> None:
 def test_a_sharded_module_is_refused(package: str, name: str) -> None:
     model = nn.Sequential(nn.Linear(2, 2))
     model[0].__class__ = type("ShardedLinear", (like(package, name), nn.Linear), {})  # as fully_shard does it
-    with pytest.raises(BadInput, match=rf"module '0' is sharded or replicated \({name}\): several processes"):
+    with pytest.raises(InputError, match=rf"module '0' is sharded or replicated \({name}\): several processes"):
         check_one_process(model)
 
 
@@ -74,20 +74,20 @@ def test_a_distributed_tensor_is_refused() -> None:
     mesh = tensor.init_device_mesh("cpu", (1,))
     model = nn.Linear(2, 2)
     model.weight = nn.Parameter(tensor.distribute_tensor(torch.zeros(2, 2), mesh))
-    with pytest.raises(BadInput, match="parameter 'weight' is a DTensor: several processes"):
+    with pytest.raises(InputError, match="parameter 'weight' is a DTensor: several processes"):
         check_one_process(model)
 
 
 def test_the_environment_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(BadInput, match=r"WORLD_SIZE is 2 in the environment: several .* without torchrun"):
+    with pytest.raises(InputError, match=r"WORLD_SIZE is 2 in the environment: several .* without torchrun"):
         check_one_process(nn.Linear(2, 2))
 
 
 def test_the_process_group_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(distributed, "is_initialized", lambda: True)
     monkeypatch.setattr(distributed, "get_world_size", lambda: 4)
-    with pytest.raises(BadInput, match=r"torch\.distributed runs 4 processes: several"):
+    with pytest.raises(InputError, match=r"torch\.distributed runs 4 processes: several"):
         check_one_process(nn.Linear(2, 2))
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dpclip.errors import BadInput
+from dpclip.errors import InputError
 from dpclip.optim import SPAM, StableSPAM
 
 KINDS = {
@@ -38,10 +38,10 @@ SPAM_ROWS = [
 ]
 
 
-@pytest.mark.parametrize("quirks", [False, True])
-def test_spam(quirks: bool) -> None:
+@pytest.mark.parametrize("match_published", [False, True])
+def test_spam(match_published: bool) -> None:
     parameter = pair()
-    optimizer = KINDS["spam"]([parameter], quirks=quirks)
+    optimizer = KINDS["spam"]([parameter], match_published=match_published)
     for t, (m0, m1, v0, v1, p0, p1) in enumerate(SPAM_ROWS, start=1):
         parameter.grad = torch.tensor([1.0, 100.0 if t == 3 else 1.0], dtype=torch.float64)
         optimizer.step()
@@ -62,9 +62,9 @@ STABLE = [
 ]
 
 
-def stable_run(quirks: bool, steps: int = 7) -> list[tuple[list[float], dict[str, Any]]]:
+def stable_run(match_published: bool, steps: int = 7) -> list[tuple[list[float], dict[str, Any]]]:
     parameter = pair()
-    optimizer = KINDS["stable"]([parameter], quirks=quirks)
+    optimizer = KINDS["stable"]([parameter], match_published=match_published)
     found = []
     for t in range(1, steps + 1):
         parameter.grad = torch.tensor([0.3, 40.0] if t == 3 else [3.0, 4.0], dtype=torch.float64)
@@ -74,14 +74,14 @@ def stable_run(quirks: bool, steps: int = 7) -> list[tuple[list[float], dict[str
 
 
 def test_stable_spam_as_published() -> None:
-    found = stable_run(quirks=True)
+    found = stable_run(match_published=True)
     for (p, _), expected in zip(found, STABLE, strict=True):
         assert p == pytest.approx(expected, abs=1e-7)
     assert found[4][1]["exp_avg"].tolist() == [0.0, 0.0], "the reset step is not remembered"
 
 
 def test_stable_spam_as_mended() -> None:
-    found, published = stable_run(quirks=False), stable_run(quirks=True)
+    found, published = stable_run(match_published=False), stable_run(match_published=True)
     for index in range(4):
         assert found[index][0] == pytest.approx(published[index][0], rel=1e-12)
     assert found[4][1]["exp_avg"].abs().min() > 0.01, "the reset step is remembered"
@@ -94,15 +94,15 @@ def test_stable_spam_as_mended() -> None:
 def test_a_constant_gradient_after_the_published_reset() -> None:
     """Old moments with the corrections of a first step: too short, the more so the older they are."""
     moved = {}
-    for quirks in (True, False):
+    for match_published in (True, False):
         parameter = pair()
-        optimizer = StableSPAM([parameter], lr=1.0, reset_interval=200, quirks=quirks)
+        optimizer = StableSPAM([parameter], lr=1.0, reset_interval=200, match_published=match_published)
         before = parameter.detach().clone()
         for _ in range(200):
             before = parameter.detach().clone()
             parameter.grad = torch.ones(2, dtype=torch.float64)
             optimizer.step()
-        moved[quirks] = float((parameter.detach() - before).abs()[0])
+        moved[match_published] = float((parameter.detach() - before).abs()[0])
     assert moved[False] == pytest.approx(1.0, rel=1e-3)
     assert moved[True] == pytest.approx(10 / math.sqrt((1 - 0.999**200) / 0.001), rel=1e-6)
 
@@ -110,13 +110,13 @@ def test_a_constant_gradient_after_the_published_reset() -> None:
 def test_an_element_that_never_had_a_gradient_is_not_held_down() -> None:
     """An embedding's rare row; the published code keeps it at 0 until the next reset."""
     ends = {}
-    for quirks in (True, False):
+    for match_published in (True, False):
         parameter = pair()
-        optimizer = KINDS["spam"]([parameter], quirks=quirks, reset_interval=0)
+        optimizer = KINDS["spam"]([parameter], match_published=match_published, reset_interval=0)
         for t in range(8):
             parameter.grad = torch.tensor([1.0, float(t >= 4)], dtype=torch.float64)
             optimizer.step()
-        ends[quirks] = float(parameter[1].detach())
+        ends[match_published] = float(parameter[1].detach())
     assert ends[True] == -1.0
     assert ends[False] < -1.1
 
@@ -207,5 +207,5 @@ def test_both_learn(kind: str) -> None:
      lambda p: StableSPAM(p, reset_interval=0.5)],
 )  # fmt: skip
 def test_bad_settings_are_refused(make: Any) -> None:
-    with pytest.raises(BadInput):
+    with pytest.raises(InputError):
         make(parameters())

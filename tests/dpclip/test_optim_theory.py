@@ -13,8 +13,15 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
-from dpclip.errors import BadInput
-from dpclip.optim import ClipAdaGrad, ClipAdaGradNorm, ClipAdam, ClipAdamNorm, ClippedSGD, NormalizedSGD
+from dpclip.errors import InputError
+from dpclip.optim import (
+    ClipAdaGrad,
+    ClipAdaGradNorm,
+    ClipAdam,
+    ClipAdamNorm,
+    ClippedSGD,
+    NormalizedSGD,
+)
 
 SHAPES = ((3, 2), (4,), (1,))
 LR, LIMIT, B0, ETA, BETA1, BETA2 = 0.3, 1.5, 0.7, 0.4, 0.8, 0.95
@@ -431,13 +438,13 @@ def test_a_large_but_finite_float32_gradient_is_clipped_not_skipped() -> None:
     ],
 )
 def test_settings_that_cannot_be_used_say_so(make: Make, message: str) -> None:
-    with pytest.raises(BadInput, match=message):
+    with pytest.raises(InputError, match=message):
         make(parameters())
 
 
 def test_a_refused_group_is_not_added() -> None:
     optimizer = ClippedSGD(parameters(), 0.1)
-    with pytest.raises(BadInput):
+    with pytest.raises(InputError):
         optimizer.add_param_group({"params": parameters(), "lr": -1.0})
     assert len(optimizer.param_groups) == 1
 
@@ -445,5 +452,5 @@ def test_a_refused_group_is_not_added() -> None:
 def test_sparse_gradients_are_refused() -> None:
     table = nn.Embedding(5, 2, sparse=True)
     table(torch.tensor([1])).sum().backward()
-    with pytest.raises(BadInput, match="sparse"):
+    with pytest.raises(InputError, match="sparse"):
         ClippedSGD(table.parameters(), 0.1).step()

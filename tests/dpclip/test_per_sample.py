@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from dpclip.clipping import Flat
-from dpclip.errors import BadInput
+from dpclip.errors import BatchDimensionError, InputError
 from dpclip.gradient_sum import GradientSum
-from dpclip.per_sample import BatchDimensionError, make_backend
+from dpclip.per_sample import make_backend
 
 MODES = ["bookkeeping", "ghost", "hooks", "functorch"]
 
@@ -29,7 +29,7 @@ def captured(
         with backend.capture(size) as view:
             reference.losses(model, chunk).mean().backward()
         norm = view.squared_norms().sqrt()
-        chosen = Flat(1.0).weightings(norm)["release"] if factors is None else factors[:, start : start + size].to(norm)
+        chosen = Flat(1.0).clip_factors(norm)["release"] if factors is None else factors[:, start : start + size].to(norm)
         view.weighted_sum(chosen, into=total)
         norms.append(norm[0])
         start += size
@@ -178,5 +178,5 @@ def test_closing_leaves_no_trace_on_the_model() -> None:
 
 
 def test_unknown_mode_lists_the_known_ones() -> None:
-    with pytest.raises(BadInput, match=r"'magic'.*auto, bookkeeping, functorch, ghost, hooks"):
+    with pytest.raises(InputError, match=r"'magic'.*auto, bookkeeping, functorch, ghost, hooks"):
         make_backend("magic", nn.Linear(1, 1), [], [])

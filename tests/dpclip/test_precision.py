@@ -12,19 +12,19 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from dpclip.clipping import Flat
-from dpclip.engine import _norms
+from dpclip.diagnosis.footprint import footprint
+from dpclip.engine.engine import _norms
 from dpclip.gradient_sum import GradientSum
 from dpclip.per_sample import make_backend
-from dpclip.per_sample.factored import Dense, Factored, sums_of_squares
-from dpclip.per_sample.footprint import footprint
-from dpclip.per_sample.forms import Lookups as Table
-from dpclip.per_sample.forms import OuterProducts, Tied
+from dpclip.per_sample.forms.factored import Dense, Factored, sums_of_squares
+from dpclip.per_sample.forms.lookups import Lookups as Table
+from dpclip.per_sample.forms.outer_products import OuterProducts, Tied
 
 
 def clipped_length(use: Factored, bound: float) -> float:
     """The exact length of one clipped sample, with the engine's norms and factors and the float32 sum."""
     norms, finite = _norms(use.squared_norms().unsqueeze(0))
-    factors = (Flat(bound).weightings(norms)["release"] * finite)[0]
+    factors = (Flat(bound).clip_factors(norms)["release"] * finite)[0]
     total = torch.zeros(use.shape)
     use.add_weighted(factors, total)
     return math.sqrt(float(sum(part.double().square().sum() for part in total.reshape(-1).split(1 << 22))))

@@ -9,8 +9,8 @@ import reference
 import torch
 from torch import Tensor, nn
 
-from dpclip.errors import BadInput
-from dpclip.preflight import check_model
+from dpclip.diagnosis.model_check import check_model
+from dpclip.errors import InputError
 
 
 def collate(rows: list[dict[str, Tensor]]) -> dict[str, Tensor]:
@@ -50,7 +50,7 @@ def coupled_in_eval(model: nn.Module, rows: dict[str, Tensor]) -> Tensor:
 
 @pytest.mark.parametrize("losses", [token_mean, coupled_in_eval])
 def test_losses_that_mix_rows_are_refused(losses: Any) -> None:
-    with pytest.raises(BadInput, match="other records of its batch"):
+    with pytest.raises(InputError, match="other records of its batch"):
         check_model(reference.gpt2().train(), losses, collate, examples())
 
 
@@ -83,7 +83,7 @@ class _Statistics(nn.Module):
 
 def test_statistics_that_would_be_saved_with_the_model_are_refused() -> None:
     rows = [torch.randn(1, 5, 4) for _ in range(4)]
-    with pytest.raises(BadInput, match=r"'norm.running_mean'.*track_running_stats=False"):
+    with pytest.raises(InputError, match=r"'norm.running_mean'.*track_running_stats=False"):
         check_model(_Statistics(True), lambda m, x: m(x), torch.cat, rows)
     check_model(_Statistics(False), lambda m, x: m(x), torch.cat, rows)
 
@@ -105,5 +105,5 @@ def test_activations_merged_the_other_way_round_are_fine() -> None:
 
 
 def test_a_loss_without_one_value_a_row_is_refused() -> None:
-    with pytest.raises(BadInput, match="one loss a row"):
+    with pytest.raises(InputError, match="one loss a row"):
         check_model(reference.gpt2().train(), lambda m, b: reference.losses(m, b).mean(), collate, examples())

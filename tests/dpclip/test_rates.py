@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
+from dpclip.engine.learning_rates import multiplied_learning_rates
 from dpclip.optim import SPAM
-from dpclip.rates import multiplied_rates
 
 
 def held() -> list[nn.Parameter]:
@@ -22,7 +22,7 @@ def test_each_parameter_moves_at_its_own_rate() -> None:
     for parameter in parameters:
         parameter.grad = torch.ones(2)
     groups = optimizer.param_groups
-    with multiplied_rates(optimizer, {id(parameters[0]): 4.0, id(parameters[2]): 0.5}):
+    with multiplied_learning_rates(optimizer, {id(parameters[0]): 4.0, id(parameters[2]): 0.5}):
         optimizer.step()
     assert optimizer.param_groups is groups
     assert [g["lr"] for g in groups] == [0.1, 0.01]
@@ -43,7 +43,7 @@ def test_state_is_that_of_an_optimizer_with_such_groups(kind: Any) -> None:
         for parameters in (one, other):
             for index, parameter in enumerate(parameters):
                 parameter.grad = torch.tensor([1.0 + step, -2.0]) * (index + 1)
-        with multiplied_rates(split, {id(one[0]): 2.0, id(one[2]): 0.5}):
+        with multiplied_learning_rates(split, {id(one[0]): 2.0, id(one[2]): 0.5}):
             split.step()
         apart.step()
     for mine, theirs in zip(one, other, strict=True):
@@ -55,7 +55,7 @@ def test_state_is_that_of_an_optimizer_with_such_groups(kind: Any) -> None:
 def test_the_rate_is_back_after_a_step_that_failed() -> None:
     parameters = held()
     optimizer = torch.optim.SGD(parameters, lr=0.1)
-    with pytest.raises(RuntimeError), multiplied_rates(optimizer, {id(parameters[0]): 2.0}):
+    with pytest.raises(RuntimeError), multiplied_learning_rates(optimizer, {id(parameters[0]): 2.0}):
         raise RuntimeError("broken")
     assert [len(g["params"]) for g in optimizer.param_groups] == [3]
     assert optimizer.param_groups[0]["lr"] == 0.1
@@ -64,6 +64,6 @@ def test_the_rate_is_back_after_a_step_that_failed() -> None:
 def test_nothing_is_split_where_nothing_differs() -> None:
     parameters = held()
     optimizer = torch.optim.SGD(parameters, lr=0.1)
-    with multiplied_rates(optimizer, {id(p): 1.0 for p in parameters}):
+    with multiplied_learning_rates(optimizer, {id(p): 1.0 for p in parameters}):
         assert len(optimizer.param_groups) == 1
         assert optimizer.param_groups[0]["lr"] == 0.1

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from dpclip.errors import BadInput
+from dpclip.errors import InputError
 from dpclip.tasks.clinic_notes import clinic_notes, public_clinic_notes
 from dpclip.tasks.records import Records, read_records
 
@@ -73,7 +73,7 @@ def write(folder: Path, name: str, content: bytes | str) -> str:
 
 def refusal(data: str | None, **columns: Any) -> str:
     """The one line with which `data` is refused."""
-    with pytest.raises(BadInput) as caught:
+    with pytest.raises(InputError) as caught:
         read_records(data, **columns)
     message = str(caught.value)
     assert "\n" not in message

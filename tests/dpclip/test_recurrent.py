@@ -10,7 +10,8 @@ from test_layers import captured, clipped_sum, one_at_a_time, relative_gap
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from dpclip.per_sample import BatchDimensionError, make_backend
+from dpclip.errors import BatchDimensionError
+from dpclip.per_sample import make_backend
 
 B, T, D, H = 4, 5, 3, 4
 KINDS: dict[str, type[nn.RNNBase]] = {"RNN": nn.RNN, "GRU": nn.GRU, "LSTM": nn.LSTM}

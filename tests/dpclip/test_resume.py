@@ -17,12 +17,13 @@ import tiny
 import torch
 from runs import StopAfter, Stopped
 
-from dpclip import environment, training
-from dpclip.cli.progress import Silent
-from dpclip.config import Settings
-from dpclip.errors import BadInput
-from dpclip.randomness import SecretKey
-from dpclip.run_folder import RunFolder
+from dpclip.cli.progress import NoProgress
+from dpclip.errors import InputError
+from dpclip.noise.keystream import SecretKey
+from dpclip.record import environment
+from dpclip.record.run_folder import RunFolder
+from dpclip.train import run as training
+from dpclip.train.settings import Settings
 
 STEPS = 24
 NUMBER = 11  # of the key that all these runs share, so that they can be compared
@@ -46,12 +47,12 @@ def settings(place: Path, **changes: object) -> Settings:
 
 
 def start(place: Path, name: str, **changes: object) -> training.Outcome:
-    return training.start(settings(place, **changes), place / name, Silent(), key=SecretKey.for_tests(NUMBER))
+    return training.start(settings(place, **changes), place / name, NoProgress(), key=SecretKey.for_tests(NUMBER))
 
 
 def resume(run: Path, **changes: object) -> training.Outcome:
     folder = RunFolder.open(run)
-    return training.resume(folder, folder.settings().changed(**changes), Silent())
+    return training.resume(folder, folder.settings().changed(**changes), NoProgress())
 
 
 def interrupted(place: Path, name: str, after: int, **changes: object) -> Path:
@@ -247,7 +248,7 @@ def test_a_shortened_ledger_is_refused(place: Path) -> None:
     run = interrupted(place, "shortened", 13)
     lines = (run / "ledger.jsonl").read_text().splitlines(keepends=True)
     (run / "ledger.jsonl").write_text("".join(lines[:6]))
-    with pytest.raises(BadInput, match="shortened or replaced"):
+    with pytest.raises(InputError, match="shortened or replaced"):
         resume(run)
 
 
@@ -255,15 +256,15 @@ def test_changed_data_settings_or_plan_are_refused_and_nothing_is_written(place:
     own = tiny.write_csv(place / "own.csv", 60)
     run = interrupted(place, "changed", 6, data=str(own))
     before = {p: p.read_bytes() for p in run.rglob("*") if p.is_file()}
-    with pytest.raises(BadInput, match="--data changed since the run"):
+    with pytest.raises(InputError, match="--data changed since the run"):
         resume(run, data=str(place / "notes.csv"))
-    with pytest.raises(BadInput, match="--steps changed since the run"):
+    with pytest.raises(InputError, match="--steps changed since the run"):
         resume(run, steps=STEPS + 1)
     own.write_text(own.read_text().replace("fever", "chill"))
-    with pytest.raises(BadInput, match="not what the run began with"):
+    with pytest.raises(InputError, match="not what the run began with"):
         resume(run)
     tiny.write_csv(own, 59)
-    with pytest.raises(BadInput, match=r"plan has changed.*units"):
+    with pytest.raises(InputError, match=r"plan has changed.*units"):
         resume(run)
     assert {p: p.read_bytes() for p in run.rglob("*") if p.is_file()} == before
 

@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import default_collate
 
-from dpclip.errors import BadInput
-from dpclip.micro_batches import Packer, Unit
+from dpclip.errors import InputError
+from dpclip.guards.row_check import RowCheck, Turn
+from dpclip.guards.row_prints import loud, stilled
+from dpclip.guards.seeding import seeded
 from dpclip.per_sample import make_backend
-from dpclip.row_check import RowCheck, Turn
-from dpclip.row_prints import loud, stilled
-from dpclip.seeding import seeded
+from dpclip.sampling.micro_batches import Packer, Unit
 
 Losses = Callable[[Any, Tensor], Tensor]
 WIDTH = 32  # of every layer: vector kernels then leave nothing over, however many rows there are
@@ -173,7 +173,7 @@ def test_a_coupling_that_one_row_alone_has_is_found(size: int) -> None:
         return losses
 
     for reads, read in ((0, 5), (5, 0), (2, 3), (4, 0), (1, 5)):
-        with pytest.raises(BadInput, match="loss changes with the other rows"):
+        with pytest.raises(InputError, match="loss changes with the other rows"):
             checked(looks(reads, read, 1e-6), of(size))
 
 
@@ -184,7 +184,7 @@ def test_a_gradient_in_another_row_is_found_whatever_the_values() -> None:
         found = alone(model, inputs)
         return found + (found.mean() - found.mean().detach())
 
-    with pytest.raises(BadInput, match=r"row's gradient changes|gradient in other rows"):
+    with pytest.raises(InputError, match=r"row's gradient changes|gradient in other rows"):
         checked(losses, of(8))
 
 
@@ -205,7 +205,7 @@ class Keeping(Net):
 @pytest.mark.parametrize("counts", [False, True])
 @pytest.mark.parametrize("size", [1, 4])
 def test_what_is_carried_from_one_turn_to_the_next_is_found(counts: bool, size: int) -> None:
-    with pytest.raises(BadInput, match=r"kept from one batch to the next|with the other rows"):
+    with pytest.raises(InputError, match=r"kept from one batch to the next|with the other rows"):
         checked(alone, of(size, 1), Keeping(counts))
 
 
@@ -214,7 +214,7 @@ def test_rows_from_elsewhere_are_found() -> None:
     check = of(8)
     checked(lambda model, inputs: alone(model, own[: len(inputs)]), check)
     assert check.place_matters
-    with pytest.raises(BadInput, match="do not change with the rows that were handed out"):
+    with pytest.raises(InputError, match="do not change with the rows that were handed out"):
         checked(lambda model, inputs: alone(model, own[:1].expand(len(inputs), -1)), of(8))
 
 
@@ -269,7 +269,7 @@ def test_units_of_several_rows_may_couple_their_own() -> None:
         return alone(model, inputs.roll(1, 0) if len(inputs) > 4 else inputs)
 
     checked(within, RowCheck(pack, members))
-    with pytest.raises(BadInput, match="with the other rows"):
+    with pytest.raises(InputError, match="with the other rows"):
         checked(across, RowCheck(pack, members))
 
 

@@ -19,8 +19,9 @@ from test_layers import (
 )
 from torch import Tensor, nn
 
+from dpclip.errors import BatchDimensionError
 from dpclip.gradient_sum import GradientSum
-from dpclip.per_sample import BatchDimensionError, make_backend
+from dpclip.per_sample import make_backend
 
 
 @pytest.mark.parametrize("mode", MODES)

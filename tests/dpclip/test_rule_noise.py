@@ -10,8 +10,8 @@ from typer.testing import CliRunner
 
 from dpclip.cli.app import app
 from dpclip.clipping import ErrorFeedback
-from dpclip.errors import BadInput
-from dpclip.rule_noise import best_thresholds, calibrate_rule, plan_of
+from dpclip.errors import InputError
+from dpclip.tuning.rule_noise import best_thresholds, calibrate_rule, plan_of
 
 SCHEDULE = {"epsilon": 2.0, "delta": 1e-5, "sample_rate": 0.02, "steps": 150, "batch_size": 1000, "accountant": "prv"}
 
@@ -62,5 +62,5 @@ def test_the_command_line_prints_both_forms() -> None:
 
 
 def test_a_rate_that_is_none_is_refused() -> None:
-    with pytest.raises(BadInput, match="--sample-rate 0"):
+    with pytest.raises(InputError, match="--sample-rate 0"):
         calibrate_rule("flat", **{**SCHEDULE, "sample_rate": 0.0})

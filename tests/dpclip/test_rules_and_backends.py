@@ -9,12 +9,12 @@ import torch
 from test_engine import Recorder, data, make, row_losses, run, without_noise
 from torch import nn
 
-from dpclip.checkpoint import Checkpoints
-from dpclip.clipping import make_rule, rule_names
-from dpclip.per_sample import backend_names
+from dpclip.clipping import RULES, make_rule
+from dpclip.per_sample import BACKENDS
+from dpclip.record.checkpoint import Checkpoints
 
 __all__ = ["without_noise"]  # a fixture
-RULES = [name for name in rule_names() if name != "none"]
+NAMES = [name for name in RULES.names() if name != "none"]
 
 
 def model() -> nn.Module:
@@ -23,11 +23,11 @@ def model() -> nn.Module:
 
 
 @pytest.mark.usefixtures("without_noise")
-@pytest.mark.parametrize("name", RULES)
+@pytest.mark.parametrize("name", NAMES)
 def test_no_backend_and_no_split_changes_what_is_released(name: str) -> None:
     settings = {"steps": 3, "expected_batch_size": 20}
     reference = run(make(model=model(), clipping=make_rule(name), physical_batch_size=40, **settings))
-    for mode in sorted({*backend_names()} - {"ghost"}):  # which is for runs without privacy
+    for mode in sorted({*BACKENDS.names()} - {"ghost"}):  # which is for runs without privacy
         for size in (1, 3, 40):
             private = make(
                 model=model(), clipping=make_rule(name), grad_sample_mode=mode, physical_batch_size=size, **settings
@@ -36,7 +36,7 @@ def test_no_backend_and_no_split_changes_what_is_released(name: str) -> None:
                 assert torch.allclose(a, b, rtol=2e-4, atol=2e-6), (mode, size)
 
 
-@pytest.mark.parametrize("name", RULES)
+@pytest.mark.parametrize("name", NAMES)
 def test_a_model_in_bfloat16_is_clipped_and_summed_in_float32(name: str) -> None:
     private = make(
         [(x.bfloat16(), y.bfloat16()) for x, y in data()], model=model().bfloat16(), clipping=make_rule(name), steps=2
@@ -48,7 +48,7 @@ def test_a_model_in_bfloat16_is_clipped_and_summed_in_float32(name: str) -> None
     assert {t.dtype for t in recorder.releases[-1].gradient} == {torch.float32}
 
 
-@pytest.mark.parametrize("name", RULES)
+@pytest.mark.parametrize("name", NAMES)
 def test_what_a_rule_has_learned_survives_a_checkpoint(name: str, tmp_path: Path) -> None:
     expected = run(make(model=model(), clipping=make_rule(name), steps=6))
     first = make(model=model(), clipping=make_rule(name), steps=6)

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from dpclip.plan import Plan
-from dpclip.randomness import SecretKey
+from dpclip.budget.plan import Plan
+from dpclip.noise.keystream import SecretKey
 from dpclip.sampling import PoissonSampler
 
 KEY = SecretKey(bytes(32))
@@ -28,7 +28,7 @@ def test_realised_rate_is_never_above_the_accounted_one(units: int, data: st.Dat
     sampler = PoissonSampler(plan(units, batch), 1, KEY)
     realised = Fraction(sampler.threshold, 2**64)
     exact = Fraction(batch, units)
-    assert realised <= exact <= Fraction(sampler.plan.sample_rate)
+    assert realised <= exact <= Fraction(sampler.schedule.sample_rate)
     assert float(exact - realised) <= 2.0**-63
 
 

@@ -11,13 +11,18 @@ import pytest
 from scipy import stats
 
 from accounting import Gaussian, PoissonGaussian, calibrate_noise_multiplier, compare
-from dpclip.errors import BadInput, BudgetExhausted
-from dpclip.ledger import Ledger
-from dpclip.plan import Plan, make_plan
-from dpclip.randomness import SecretKey
-from dpclip.sampling import HalvesSampler, PassesSampler, make_sampler
+from dpclip.budget.ledger import Ledger
+from dpclip.budget.plan import Plan, make_plan
+from dpclip.errors import BudgetExceededError, InputError
+from dpclip.noise.keystream import SecretKey
+from dpclip.sampling import HalvesSampler, PassesSampler, Sampler
 
 KEY = SecretKey(bytes(32))
+
+
+def drawn(made: Plan, population: int) -> Sampler:
+    """What draws the batches of a plan."""
+    return made.scheme.sampler(made, population, KEY)
 
 
 def plan(sampling: str, steps: int = 10, units: int = 1000, batch: int = 50, epsilon: float = 8.0) -> Plan:
@@ -31,7 +36,7 @@ def plan(sampling: str, steps: int = 10, units: int = 1000, batch: int = 50, eps
 
 
 def test_halves_are_disjoint_even_coins_and_drawn_in_turn_at_twice_the_rate() -> None:
-    sampler = make_sampler(plan("halves"), 1000, KEY)
+    sampler = drawn(plan("halves"), 1000)
     assert isinstance(sampler, HalvesSampler)
     even = [set(sampler.draw(step, 0).tolist()) for step in range(0, 400, 2)]
     odd = [set(sampler.draw(step, 0).tolist()) for step in range(1, 400, 2)]
@@ -45,13 +50,13 @@ def test_halves_are_disjoint_even_coins_and_drawn_in_turn_at_twice_the_rate() ->
 
 
 def test_a_half_does_not_depend_on_the_generation_and_coins_do() -> None:
-    sampler = make_sampler(plan("halves"), 1000, KEY)
+    sampler = drawn(plan("halves"), 1000)
     assert set(sampler.draw(0, 0)) != set(sampler.draw(0, 1))
     assert set(sampler.draw(0, 1)).isdisjoint(set(sampler.draw(1, 0)))
 
 
 def test_a_pass_draws_every_slot_at_most_once_and_is_the_same_when_repeated() -> None:
-    sampler = make_sampler(plan("passes", units=103, batch=10), 101, KEY)
+    sampler = drawn(plan("passes", units=103, batch=10), 101)
     assert isinstance(sampler, PassesSampler)
     passes = [np.concatenate([sampler.draw(10 * turn + step, 0) for step in range(10)]) for turn in range(40)]
     for drawn in passes:
@@ -65,8 +70,8 @@ def test_a_pass_draws_every_slot_at_most_once_and_is_the_same_when_repeated() ->
 
 
 def test_more_units_than_slots_are_refused() -> None:
-    with pytest.raises(BadInput, match=r"101 units are present but N = 100.*public-units"):
-        make_sampler(plan("passes", units=100, batch=10), 101, KEY)
+    with pytest.raises(InputError, match=r"101 units are present but N = 100.*public-units"):
+        drawn(plan("passes", units=100, batch=10), 101)
 
 
 # --- planning --------------------------------------------------------------------------------------------------------
@@ -102,12 +107,12 @@ def test_noise_of_published_and_derived_settings(sampling: str, epochs: int, eps
 
 
 def test_plans_that_a_scheme_cannot_carry_out_are_refused() -> None:
-    with pytest.raises(BadInput, match=r"more than half of N = 60 units.*choose at most 30"):
+    with pytest.raises(InputError, match=r"more than half of N = 60 units.*choose at most 30"):
         plan("halves", units=60, batch=31)
     for sampling in ("halves", "passes"):
-        with pytest.raises(BadInput, match="adjacency replace-one has no proof"):
+        with pytest.raises(InputError, match="adjacency replace-one has no proof"):
             replace(plan(sampling), adjacency="replace-one")
-    with pytest.raises(BadInput, match="choose one of poisson, filtered, halves, passes"):
+    with pytest.raises(InputError, match="choose one of poisson, filtered, halves, passes"):
         plan("often")
 
 
@@ -149,7 +154,7 @@ def test_a_repeated_pass_spends_the_run_again_and_the_budget_says_no(tmp_path: P
     made = plan("passes")
     ledger = charged(made, [(t, 0) for t in range(4)], tmp_path / "ledger.jsonl")
     assert ledger.events == [(Gaussian(made.noise_multiplier), 1)]
-    with pytest.raises(BudgetExhausted):
+    with pytest.raises(BudgetExceededError):
         ledger.charge(3, 1, made.noise_multiplier)
     ledger.close()
     again = Ledger.open(tmp_path / "ledger.jsonl", made)
@@ -161,6 +166,6 @@ def test_a_repeated_pass_spends_the_run_again_and_the_budget_says_no(tmp_path: P
 def test_halves_stop_where_one_half_is_spent() -> None:
     made = plan("halves", steps=4)
     ledger = charged(made, [(0, 0), (1, 0), (0, 1)])
-    with pytest.raises(BudgetExhausted):
+    with pytest.raises(BudgetExceededError):
         ledger.charge(2, 1, made.noise_multiplier)
     ledger.charge(1, 1, made.noise_multiplier)

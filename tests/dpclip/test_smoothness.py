@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Adam
 
-from dpclip.errors import BadInput
+from dpclip.diagnosis.smoothness import SmoothnessProbe, SmoothnessRecord
+from dpclip.errors import InputError
 from dpclip.optim import ClippedSGD
-from dpclip.smoothness import SmoothnessProbe, SmoothnessRecord
 
 
 def descend(probe: SmoothnessProbe, x: nn.Parameter, loss: Callable[[], Tensor], steps: int, lr: float = 0.01) -> None:
@@ -151,7 +151,7 @@ def test_a_detached_probe_measures_no_more() -> None:
     optimizer.step()
     assert len(probe.records) == 3
     probe.attach(optimizer)
-    with pytest.raises(BadInput, match="attached already"):
+    with pytest.raises(InputError, match="attached already"):
         probe.attach(optimizer)
 
 
@@ -232,9 +232,9 @@ def test_figures_are_drawn_and_the_same_twice(tmp_path: Path) -> None:
     assert drawn == (tmp_path / "b.svg").read_text()
     assert "gradient norm" in drawn
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
-    with pytest.raises(BadInput, match=r"neither \.svg nor \.png"):
+    with pytest.raises(InputError, match=r"neither \.svg nor \.png"):
         probe.figure(tmp_path / "a.pdf")
-    with pytest.raises(BadInput, match="too few"):
+    with pytest.raises(InputError, match="too few"):
         with_records([(1.0, 1.0)]).figure(tmp_path / "c.svg")
 
 
@@ -249,5 +249,5 @@ def test_figures_are_drawn_and_the_same_twice(tmp_path: Path) -> None:
     ],
 )
 def test_settings_that_cannot_be_used_say_so(make: Callable[[], SmoothnessProbe], message: str) -> None:
-    with pytest.raises(BadInput, match=message):
+    with pytest.raises(InputError, match=message):
         make()

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from dpclip.errors import BadInput, PrivacyError
-from dpclip.model_state import StateWatch, check_stateful_layers
+from dpclip.errors import InputError, PrivacyError
+from dpclip.guards.model_state import StateWatch, check_stateful_layers
 
 
 @pytest.mark.parametrize(
@@ -25,7 +25,7 @@ from dpclip.model_state import StateWatch, check_stateful_layers
     ],
 )
 def test_layers_that_are_known_to_write_are_refused(layer: nn.Module, message: str) -> None:
-    with pytest.raises(BadInput, match=message):
+    with pytest.raises(InputError, match=message):
         check_stateful_layers(nn.Sequential(nn.Linear(2, 2), nn.Sequential(layer)))
 
 

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 from torch.optim.lr_scheduler import StepLR
 
-from dpclip.errors import BadInput, PrivacyError
-from dpclip.update_guard import UpdateGuard, check_optimizer_kind
+from dpclip.errors import InputError, PrivacyError
+from dpclip.guards.update_guard import UpdateGuard, check_optimizer_kind
 
 
 class Factored(Optimizer):
@@ -309,7 +309,7 @@ def test_after_the_end_of_the_run_the_optimizer_is_free_and_the_guard_updates_no
 
 def test_an_optimizer_has_one_run_at_a_time() -> None:
     run = Run("prepared")
-    with pytest.raises(BadInput, match=r"this AdamW belongs to a private run .*private\.close\(\), or build a new"):
+    with pytest.raises(InputError, match=r"this AdamW belongs to a private run .*private\.close\(\), or build a new"):
         UpdateGuard(run.optimizer.optimizer, [], [])
     run.guard.close()
     UpdateGuard(run.optimizer, [], [])
@@ -338,11 +338,11 @@ def test_optimizers_whose_updates_cannot_be_checked_are_refused() -> None:
     parameters = list(Net().parameters())
     for fine in KINDS.values():
         check_optimizer_kind(fine(parameters))
-    with pytest.raises(BadInput, match="LBFGS computes raw gradients itself, by a closure"):
+    with pytest.raises(InputError, match="LBFGS computes raw gradients itself, by a closure"):
         check_optimizer_kind(torch.optim.LBFGS(parameters))
-    with pytest.raises(BadInput, match=r"object is not a torch\.optim\.Optimizer"):
+    with pytest.raises(InputError, match=r"object is not a torch\.optim\.Optimizer"):
         check_optimizer_kind(object())
-    with pytest.raises(BadInput, match=r"StepLR is not a torch\.optim\.Optimizer"):
+    with pytest.raises(InputError, match=r"StepLR is not a torch\.optim\.Optimizer"):
         check_optimizer_kind(StepLR(SGD(parameters), 1))
 
 

@@ -9,45 +9,26 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from dpclip.clipping.control.observation import Summary
-from dpclip.clipping.rule import ParameterKind
+from dpclip.clipping.control.context import Context
+from dpclip.clipping.control.summary import Summary
 from dpclip.clipping.state import Stateful
+from dpclip.registry import Registry
 from dpclip.released import Released
-
-THRESHOLD, ALLOCATION, RATE, NOISE = 0, 1, 2, 3
-"""Columns of an action."""
 
 
 @dataclass(frozen=True)
-class Context:
-    """What a controller may know besides released values; all of it public.
+class ControllerSettings:
+    """What the rule's settings say to a controller.
 
     Attributes:
-        step: logical steps done.
-        steps: planned steps, 0 if not known.
-        budget_left: part of the budget that is not spent.
-        sizes: elements of each group, shape [K].
-        executed: the action in force, [K, A].
-        interval: steps from one decision to the next.
-        noise_level: norm that the noise of a released gradient has, over the joint threshold.
-        kinds: what most of each group's weights are.
-        moved: how far the last update moved each group (`Movement.lengths`); empty before there was one.
+        seed: of the controller's own random numbers, which protect nothing.
+        policy: file of networks to begin with.
+        reward: what it is rewarded for: "loss", "signal" or "both".
     """
 
-    step: int
-    steps: int
-    budget_left: float
-    sizes: tuple[int, ...]
-    executed: Tensor
-    interval: int
-    noise_level: float = 1.0
-    kinds: tuple[ParameterKind, ...] = ()
-    moved: tuple[float, ...] = ()
-
-    @property
-    def progress(self) -> float:
-        """Part of the run that is done."""
-        return min(1.0, self.step / self.steps) if self.steps else 0.0
+    seed: int = 0
+    policy: Path | None = None
+    reward: str = "both"
 
 
 class Controller(Stateful, ABC):
@@ -56,8 +37,7 @@ class Controller(Stateful, ABC):
     An action is a tensor [K, A] in [-1, 1]: for each of the K groups, how far its threshold lies from the rule's own
     (0: not at all; 1: as far up as may be), how much more than its share of the noise budget it gets, its learning
     rate and, in runs that choose their noise, a fourth column for that, whose mean over the groups counts. A new
-    controller is one file and one line in
-    `control/__init__.py`. All of its state follows from released values.
+    controller is one file and one line in `control/__init__.py`. All of its state follows from released values.
     """
 
     name: ClassVar[str]
@@ -88,3 +68,7 @@ class Controller(Stateful, ABC):
     def describe(self) -> dict[str, Any]:
         """For the statement."""
         return {"controller": self.name}
+
+
+CONTROLLERS: Registry[Controller] = Registry("controller", "dpclip.controllers")
+"""Makers of controllers of `ControllerSettings`."""

@@ -11,28 +11,29 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from dpclip.clipping.control import ControllerSettings, make_controller
-from dpclip.clipping.control.controller import ALLOCATION, NOISE, RATE, THRESHOLD, Context
-from dpclip.clipping.control.layout import GROUPINGS, Layout, chosen
-from dpclip.clipping.control.learner import policy_file, public_policy
-from dpclip.clipping.control.losses import LossWindow
-from dpclip.clipping.control.observation import Summariser, Summary
-from dpclip.clipping.control.sac import below
-from dpclip.clipping.flat import check_threshold
+from dpclip.checks import check_threshold, one_of
+from dpclip.clipping.control import make_controller
+from dpclip.clipping.control.context import ALLOCATION, NOISE, RATE, THRESHOLD, Context
+from dpclip.clipping.control.controller import ControllerSettings
+from dpclip.clipping.control.parameter_groups import GROUPINGS, Layout, resolve_grouping
+from dpclip.clipping.control.released_loss import LossWindow
+from dpclip.clipping.control.sac import state_below
+from dpclip.clipping.control.sac_controller import policy_file, public_policy
+from dpclip.clipping.control.summary import Summariser, Summary
 from dpclip.clipping.per_group import PerGroup
 from dpclip.clipping.quantile import Quantile
-from dpclip.clipping.rule import ParameterKind, RunShape, SideQuery, StepRelease
-from dpclip.errors import BadInput
-from dpclip.released import Released
-from dpclip.settings_text import one_of
+from dpclip.clipping.rule import RULES, ParameterKind, RunShape
+from dpclip.errors import InputError
+from dpclip.released import Released, SideQuery, StepRelease
 
 MODES = ("A", "B", "C")
 _MOST_CURVES = 24  # of groups, evenly chosen
 REWARDS = ("loss", "signal", "both")
 
 
+@RULES.register
 @dataclass
-class Controlled(PerGroup):
+class ControlledClipping(PerGroup):
     """factor_ik = min(1, C_k / ||g_ik||), with C_k and each group's share of the noise budget set by a controller.
 
     The analytic settings are the released quantile for C (of each group for C_k) and the minimum-variance allocation.
@@ -108,7 +109,7 @@ class Controlled(PerGroup):
         one_of("groups", self.groups, (*GROUPINGS, "auto"))
         one_of("reward", self.reward, REWARDS)
         one_of("rate_groups", self.rate_groups, tuple(GROUPINGS))
-        self.group_of = GROUPINGS[chosen(self.groups)]
+        self.group_of = GROUPINGS[resolve_grouping(self.groups)]
         super().__post_init__()
         self._check()
         settings = ControllerSettings(self.agent_seed, policy_file(self.policy, self.mode), self.reward)
@@ -125,27 +126,27 @@ class Controlled(PerGroup):
 
     def _check(self) -> None:
         if self.interval < 1:
-            raise BadInput(f"interval = {self.interval}: at least one step between decisions")
+            raise InputError(f"interval = {self.interval}: at least one step between decisions")
         if not 0 <= self.warmup < 1:
-            raise BadInput(f"warmup = {self.warmup}: a part of the run, from 0 to below 1")
+            raise InputError(f"warmup = {self.warmup}: a part of the run, from 0 to below 1")
         for setting in ("reach", "step_limit", "loss_width"):
             check_threshold(setting, getattr(self, setting))
         if not (self.count_share > 0 and self.loss_share > 0 and self.count_share + self.loss_share < 1):
-            raise BadInput(
+            raise InputError(
                 f"count_share = {self.count_share}, loss_share = {self.loss_share}: positive parts of the step's "
                 "budget, below 1 together"
             )
 
-    def settle(self, shape: RunShape) -> None:
+    def set_run(self, shape: RunShape) -> None:
         self._planned = shape.steps
 
-    def meet(self, kinds: Sequence[ParameterKind]) -> None:
+    def set_parameter_kinds(self, kinds: Sequence[ParameterKind]) -> None:
         self._kinds = list(kinds)
         if (file := public_policy(self.policy, self.mode, self._planned, kinds)) is not None:
             self.agent.begin_with(file)
 
     def partition(self, names: Sequence[str], sizes: Sequence[int]) -> list[int]:
-        groups = chosen(self.groups, names)
+        groups = resolve_grouping(self.groups, names)
         self.group_of = self._analytic.group_of = GROUPINGS[groups]
         owners = super().partition(names, sizes)
         self._analytic.partition(names, sizes)
@@ -183,17 +184,17 @@ class Controlled(PerGroup):
         weights = [share * by for share, by in zip(super().shares(), self._departures(ALLOCATION), strict=True)]
         return [weight / math.fsum(weights) for weight in weights]
 
-    def noise_wish(self) -> float:
+    def noise_preference(self) -> float:
         return float(self._action[:, NOISE].mean()) if self.mode == "C" else 0.0
 
-    def rate_multipliers(self) -> list[float]:
+    def learning_rate_multipliers(self) -> list[float]:
         each = self._group_rates()
         return [each[group] for group in self._layout.seen]
 
     def _group_rates(self) -> list[float]:
         return (2 * self.reach * self._action[:, RATE].double()).exp().tolist()
 
-    def restored(self, step: StepRelease) -> StepRelease:
+    def inverted(self, step: StepRelease) -> StepRelease:
         """In units of the thresholds at the start: what optimizers average over steps has one scale, wherever the
         thresholds go. Post-processing."""
         scales = [first / now for first, now in zip(self._first_bounds, self.bounds(), strict=True)]
@@ -283,8 +284,8 @@ class Controlled(PerGroup):
 
     def load_tensor_state(self, state: Mapping[str, Tensor]) -> None:
         aligned = {name: value.clone() for name, value in state.items()}  # inner products depend on it, in the last bit
-        self._summariser.load_tensor_state(below(aligned, "summary"))
-        self.agent.load_tensor_state(below(aligned, "agent"))
+        self._summariser.load_tensor_state(state_below(aligned, "summary"))
+        self.agent.load_tensor_state(state_below(aligned, "agent"))
 
     def describe(self) -> dict[str, Any]:
         observed = [] if self.mode == "A" else ["share below each analytic threshold", "mean clipped loss"]

@@ -219,7 +219,7 @@ class SoftActorCritic:
             RuntimeError: other layers than ours.
         """
         for part, net in {"actor": self.actor, "critics": self.critics, "targets": self.targets}.items():
-            net.load_state_dict(below(state, part))
+            net.load_state_dict(state_below(state, part))
         self.begun.load_state_dict(self.actor.state_dict())
         with torch.no_grad():
             self.log_temperature.copy_(state["log_temperature"])
@@ -238,10 +238,10 @@ class SoftActorCritic:
     def load_tensor_state(self, state: Mapping[str, Tensor]) -> None:
         """Restore `tensor_state`."""
         self.load_policy(state)
-        self.begun.load_state_dict(below(state, "begun"))
+        self.begun.load_state_dict(state_below(state, "begun"))
         for name, optimizer in self.optimizers.items():
             moments: dict[int, dict[str, Tensor]] = {}
-            for key, value in below(state, f"optimizer.{name}").items():
+            for key, value in state_below(state, f"optimizer.{name}").items():
                 index, _, what = key.partition(".")
                 moments.setdefault(int(index), {})[what] = value.clone()
             groups = optimizer.state_dict()["param_groups"]
@@ -249,6 +249,6 @@ class SoftActorCritic:
         self.generator.set_state(state["random"])
 
 
-def below(state: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
+def state_below(state: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
     """The entries `name.…`, without that."""
     return {key[len(name) + 1 :]: value for key, value in state.items() if key.startswith(f"{name}.")}

@@ -11,8 +11,8 @@ from collections.abc import Callable
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from dpclip.per_sample.factored import Factored
-from dpclip.per_sample.layers import convolution, linear, normalisation
+from dpclip.per_sample.forms.factored import Factored
+from dpclip.per_sample.layers import convolution, linear, normalization
 
 Factoring = Callable[..., dict[nn.Parameter, Factored]]
 
@@ -20,12 +20,12 @@ _FACTORINGS: dict[type[nn.Module], Factoring] = {
     nn.Linear: linear.linear,
     Conv1D: linear.conv1d,
     nn.Embedding: linear.embedding,
-    nn.LayerNorm: normalisation.layer_norm,
-    nn.RMSNorm: normalisation.rms_norm,
-    nn.GroupNorm: normalisation.group_norm,
-    nn.InstanceNorm1d: normalisation.instance_norm,
-    nn.InstanceNorm2d: normalisation.instance_norm,
-    nn.InstanceNorm3d: normalisation.instance_norm,
+    nn.LayerNorm: normalization.layer_norm,
+    nn.RMSNorm: normalization.rms_norm,
+    nn.GroupNorm: normalization.group_norm,
+    nn.InstanceNorm1d: normalization.instance_norm,
+    nn.InstanceNorm2d: normalization.instance_norm,
+    nn.InstanceNorm3d: normalization.instance_norm,
     nn.Conv1d: convolution.convolution,
     nn.Conv2d: convolution.convolution,
     nn.Conv3d: convolution.convolution,
@@ -45,8 +45,8 @@ def register_factoring(layer: type[nn.Module], factoring: Factoring) -> None:
 def factoring_for(kind: type[nn.Module], layer: nn.Module) -> Factoring | None:
     """The factoring of exactly this type, or of the RMS norms that language models bring along."""
     known = _FACTORINGS.get(kind)
-    if known is None and normalisation.scales_its_output(layer):
-        return normalisation.scaled
+    if known is None and normalization.scales_its_output(layer):
+        return normalization.scaled
     if known is None and kind is nn.EmbeddingBag and linear.sums_bags(layer):
         return linear.embedding_bag
     return known

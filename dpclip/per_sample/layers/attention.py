@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dpclip.gradient_sum import wide
-from dpclip.per_sample.errors import BatchDimensionError
-from dpclip.per_sample.factored import Dense, Factored
-from dpclip.per_sample.forms import OuterProducts
+from dpclip.errors import BatchDimensionError
+from dpclip.per_sample.forms.factored import Dense, Factored
+from dpclip.per_sample.forms.outer_products import OuterProducts
+from dpclip.precision import accumulation_dtype
 
 Record = Callable[[nn.Parameter, Factored], None]
 Weights = Sequence[tuple[Tensor, Tensor | None]]
@@ -142,12 +142,12 @@ def _three(outs: Sequence[Tensor], width: int) -> list[Tensor]:
 
 def _products(left: Tensor, right: Tensor) -> Factored:
     use = OuterProducts(left, right)
-    return use if use.prefers_gram else use.written_out()
+    return use if use.prefers_gram else use.materialized()
 
 
 def _record_bias(bias: nn.Parameter | None, ds: Sequence[Tensor], recorder: Any) -> None:
     if bias is not None:
-        recorder(bias, Dense(torch.cat([d.sum(1, dtype=wide(d.dtype)) for d in ds], 1)))
+        recorder(bias, Dense(torch.cat([d.sum(1, dtype=accumulation_dtype(d.dtype)) for d in ds], 1)))
 
 
 def _extended(layer: nn.MultiheadAttention, recorder: Any, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, int]:

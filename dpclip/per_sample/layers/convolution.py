@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.conv import _ConvNd
 
-from dpclip.gradient_sum import wide
-from dpclip.per_sample.factored import Dense, Factored, Sink, cleared
-from dpclip.per_sample.grams import GRAM_ELEMENTS, Grams, certified
+from dpclip.per_sample.forms.factored import Dense, Factored, Sink, cleared
+from dpclip.per_sample.forms.grams import GRAM_ELEMENTS, Grams, certified
+from dpclip.precision import accumulation_dtype
 
 _GRAM_ADVANTAGE = 3  # how much less arithmetic Gram matrices must take: they come on top of the weighted sum
 
@@ -29,7 +29,7 @@ _GRAM_ADVANTAGE = 3  # how much less arithmetic Gram matrices must take: they co
 def convolution(layer: _ConvNd, activations: list[Tensor], backprops: Tensor) -> dict[nn.Parameter, Factored]:
     """Conv1d, Conv2d and Conv3d with any stride, padding, dilation and groups."""
     weight, bias = cast(nn.Parameter, layer.weight), layer.bias
-    dtype = wide(torch.promote_types(activations[0].dtype, backprops.dtype))
+    dtype = accumulation_dtype(torch.promote_types(activations[0].dtype, backprops.dtype))
     inputs, padding = activations[0].to(dtype), layer.padding
     if isinstance(padding, str) or layer.padding_mode != "zeros":
         mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
@@ -39,7 +39,7 @@ def convolution(layer: _ConvNd, activations: list[Tensor], backprops: Tensor) ->
         tuple(weight.shape[2:]), tuple(layer.stride), tuple(padding), tuple(layer.dilation), layer.groups
     )
     use = Convolved(inputs, backprops.to(dtype), geometry)
-    found: dict[nn.Parameter, Factored] = {weight: use if use.prefers_gram else use.written_out()}
+    found: dict[nn.Parameter, Factored] = {weight: use if use.prefers_gram else use.materialized()}
     if bias is not None:
         found[cast(nn.Parameter, bias)] = Dense(use.grads.flatten(2).sum(2))
     return found
@@ -92,7 +92,7 @@ class Convolved(Factored):
 
     def squared_norms(self) -> Tensor:
         if not self.prefers_gram:
-            return self.written_out().squared_norms()
+            return self.materialized().squared_norms()
         step = max(1, GRAM_ELEMENTS // self._pixels**2)
         pieces = [slice(i, i + step) for i in range(0, self.rows, step)]
         return torch.cat([self._gram_norms(self.inputs[piece], self.grads[piece]) for piece in pieces])
@@ -128,7 +128,7 @@ class Convolved(Factored):
             grads = self.grads[unit : unit + 1].to(scales.dtype) * scales[unit]
             sink.add(0, self._weight_gradient(self.inputs[unit : unit + 1].to(scales.dtype), grads))
 
-    def written_out(self) -> Dense:
+    def materialized(self) -> Dense:
         if self.device.type != "cpu":
             return Dense(self._by_groups())
         samples = self.inputs.new_empty(self.rows, *self.shape)
@@ -137,7 +137,7 @@ class Convolved(Factored):
         return Dense(samples)
 
     def by_unit(self, units: int) -> Dense:
-        return self.written_out().by_unit(units)
+        return self.materialized().by_unit(units)
 
     def _weight_gradient(self, inputs: Tensor, grads: Tensor, groups: int | None = None) -> Tensor:
         g = self.geometry

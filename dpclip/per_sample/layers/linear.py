@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from dpclip.gradient_sum import wide
-from dpclip.per_sample.factored import Dense, Factored
-from dpclip.per_sample.forms import Lookups, OuterProducts
+from dpclip.per_sample.forms.factored import Dense, Factored
+from dpclip.per_sample.forms.lookups import Lookups
+from dpclip.per_sample.forms.outer_products import OuterProducts
+from dpclip.precision import accumulation_dtype
 
 
 def linear(layer: nn.Linear, activations: list[Tensor], backprops: Tensor) -> dict[nn.Parameter, Factored]:
@@ -75,4 +76,4 @@ def _positions(tensor: Tensor) -> Tensor:
 
 
 def _bias(grads: Tensor) -> Dense:
-    return Dense(grads[:, 0] if grads.shape[1] == 1 else grads.sum(1, dtype=wide(grads.dtype)))
+    return Dense(grads[:, 0] if grads.shape[1] == 1 else grads.sum(1, dtype=accumulation_dtype(grads.dtype)))

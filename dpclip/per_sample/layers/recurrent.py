@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
-from dpclip.gradient_sum import wide
-from dpclip.per_sample.errors import BatchDimensionError
-from dpclip.per_sample.factored import Dense, Factored
-from dpclip.per_sample.forms import OuterProducts
-from dpclip.per_sample.layers import cells
+from dpclip.errors import BatchDimensionError
+from dpclip.per_sample.forms.factored import Dense, Factored
+from dpclip.per_sample.forms.outer_products import OuterProducts
+from dpclip.per_sample.layers import recurrent_cells as cells
+from dpclip.precision import accumulation_dtype
 
 Record = Callable[[nn.Parameter, Factored], None]
 
@@ -34,7 +34,7 @@ class _Direction:
     bias_ih: nn.Parameter | None
     bias_hh: nn.Parameter | None
     projection: nn.Parameter | None
-    cell: cells.Cell
+    cell: cells.RecurrentCell
     sizes: list[int]
     reverse: bool
     order: Tensor | None
@@ -86,7 +86,7 @@ class _Scan(torch.autograd.Function):
 def _record(
     record: Record,
     d: _Direction,
-    into: cells.Gradients,
+    into: cells.GateGradients,
     x: Tensor,
     before: Tensor,
     projected: Tensor | None,
@@ -99,13 +99,13 @@ def _record(
 
     def products(parameter: nn.Parameter, left: Tensor, right: Tensor) -> None:
         use = OuterProducts(rows(left), rows(right))
-        record(parameter, use if use.prefers_gram else use.written_out())
+        record(parameter, use if use.prefers_gram else use.materialized())
 
     products(d.ih, into.input, x)
     products(d.hh, into.hidden, before)
     for bias, left in ((d.bias_ih, into.input), (d.bias_hh, into.hidden)):
         if bias is not None:
-            record(bias, Dense(rows(left).sum(1, dtype=wide(left.dtype))))
+            record(bias, Dense(rows(left).sum(1, dtype=accumulation_dtype(left.dtype))))
     if d.projection is not None and projected is not None:
         products(d.projection, projected, memory.unprojected())
 

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
-from dpclip.per_sample.factored import Factored
+from dpclip.per_sample.forms.factored import Factored
 from dpclip.per_sample.layers.attention import attention
 from dpclip.per_sample.layers.recurrent import recurrent
 

@@ -56,7 +56,10 @@ def _row(record: dict[str, str]) -> Row:
 
 def ours(name: str) -> Callable[[Row], float]:
     """Our accountant of that name, cold."""
-    from accounting import PoissonGaussian, gaussian_moments, make_accountant, poisson_gaussian, renyi
+    from accounting import PoissonGaussian, make_accountant
+    from accounting.mechanisms import poisson_gaussian
+    from accounting.mechanisms import poisson_gaussian_moments as gaussian_moments
+    from accounting.rdp import curve as renyi
 
     def run(row: Row) -> float:
         gaussian_moments.log_moment_excess.cache_clear()

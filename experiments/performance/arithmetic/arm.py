@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "per_sample"))
 import models
 
 import dpclip
-from dpclip.environment import reuse_heap
+from dpclip.memory import reuse_heap
 from dpclip.models.loading import load_model
 from dpclip.tasks.language_modelling import LanguageModelling
 from dpclip.tasks.records import read_records

@@ -24,12 +24,13 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 import dpclip
-from dpclip.clipping import ClippingRule, Controlled, RunShape, StepRelease, make_rule
-from dpclip.environment import reuse_heap
+from dpclip.clipping import ClippingRule, ControlledClipping, RunShape, StepRelease, make_rule
 from dpclip.gradient_sum import GradientSum
+from dpclip.memory import reuse_heap
 from dpclip.models.loading import load_model
-from dpclip.noise import release, scale_noise
-from dpclip.randomness import SecretKey
+from dpclip.noise.keystream import SecretKey
+from dpclip.noise.release import release
+from dpclip.noise.scale import scale_noise
 from dpclip.released import Receipt, Released
 from dpclip.tasks.language_modelling import LanguageModelling
 from dpclip.tasks.records import read_records
@@ -89,10 +90,10 @@ class Timed:
 
 def observe_seconds(parameters: int, groups: int, calls: int = 20) -> float:
     """Time of one `observe`, median."""
-    rule = Controlled(interval=10**6)
+    rule = ControlledClipping(interval=10**6)
     sizes = [parameters // groups] * groups
     owners = rule.partition([f"h.{k}.weight" for k in range(groups)], sizes)
-    rule.settle(RunShape(100, 32))
+    rule.set_run(RunShape(100, 32))
     scale = scale_noise(1.0, rule.bounds(), rule.shares(), rule.side_queries())
     total = GradientSum.zeros([torch.zeros(size, device=DEVICE) for size in sizes], owners)
     sides = {q.name: torch.zeros(q.size, dtype=torch.float64) for q in rule.side_queries()}

@@ -16,8 +16,8 @@ from pathlib import Path
 
 import torch
 
-from dpclip.environment import reuse_heap
 from dpclip.gradient_sum import GradientSum
+from dpclip.memory import reuse_heap
 from dpclip.models.loading import load_model
 from dpclip.per_sample import make_backend
 from dpclip.tasks.language_modelling import LanguageModelling

@@ -18,10 +18,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from dpclip.environment import reuse_heap
-from dpclip.gaussian import BLOCK, HALF, Sampler, _spread, grid, released
 from dpclip.gradient_sum import GradientSum
-from dpclip.randomness import NoiseStream, SecretKey
+from dpclip.memory import reuse_heap
+from dpclip.noise.gaussian import BLOCK, HALF, Sampler, _spread, grid, released
+from dpclip.noise.keystream import NoiseStream, SecretKey
 
 SIZES = (100_000, 1_000_000, 4_000_000, 40_000_000)
 STD = 1.3

@@ -15,15 +15,16 @@ from opacus.utils.fast_gradient_clipping_utils import DPTensorFastGradientClippi
 from torch import nn
 from torch.func import functional_call, grad, vmap
 
-from dpclip.assembly import trainable
+from dpclip.budget.ledger import Ledger
+from dpclip.budget.plan import Plan
 from dpclip.clipping import make_rule
-from dpclip.engine import Engine
-from dpclip.ledger import Ledger
+from dpclip.engine.engine import Engine
+from dpclip.engine.setup import trainable_parameters
+from dpclip.guards.update_guard import UpdateGuard
+from dpclip.noise.keystream import SecretKey
+from dpclip.noise.release import WhiteGaussian
 from dpclip.per_sample import make_backend
-from dpclip.plan import Plan
-from dpclip.randomness import SecretKey
 from dpclip.sampling import PoissonSampler
-from dpclip.update_guard import UpdateGuard
 
 RATE = 1e-6  # learning rate: weights stay near their start, so that every round does the same work
 
@@ -73,15 +74,16 @@ class Ours(Step):
         rule = make_rule(named or "flat")
         epsilon = 8.0 if noise else math.inf
         plan = Plan(100 * self.rows, self.rows, 1000, noise, 1e-5, epsilon)
-        named_parameters = trainable(self.model)
+        named_parameters = trainable_parameters(self.model)
         groups = rule.partition(list(named_parameters), [p.numel() for p in named_parameters.values()])
         self.backend = make_backend(mode, self.model, self.parameters, groups)
         key = SecretKey(bytes(range(32)))
         ledger = Ledger.create(None, plan)
         guard = UpdateGuard(self.optimizer, list(named_parameters.values()), list(named_parameters))
         self.engine = Engine(
-            plan, list(named_parameters.values()), rule, groups, self.optimizer, guard,
-            PoissonSampler(plan, plan.units, key), ledger, key,
+            plan=plan, parameters=list(named_parameters.values()), rule=rule, groups=groups,
+            optimizer=self.optimizer, guard=guard, sampler=PoissonSampler(plan, plan.units, key),
+            ledger=ledger, key=key, noise=WhiteGaussian(),
         )  # fmt: skip
         row = tuple(part[:1] for part in self.batch)  # a run begins with one row, to tell rows from positions
         with self.backend.capture(1):

@@ -6,7 +6,7 @@ usage: python measure.py time [ROUNDS [MODEL ...]]   CPU time of whole steps, an
        python measure.py --table                     the tables of docs/results.md
        python measure.py --figure                    figure.svg
 
-Writes results.json beside this file. Freed memory is kept by the C library (`dpclip.environment.reuse_heap`) for all.
+Writes results.json beside this file. Freed memory is kept by the C library (`dpclip.record.environment.reuse_heap`) for all.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from typing import Any
 
 import torch
 
-from dpclip.environment import reuse_heap
+from dpclip.memory import reuse_heap
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results.json"

@@ -1,4 +1,4 @@
-"""dpclip's clippers and optimizers with `quirks=True`, step by step beside the published code.
+"""dpclip's clippers and optimizers with `match_published=True`, step by step beside the published code.
 
 usage: python fidelity.py REFERENCES
 
@@ -104,11 +104,11 @@ def main(folder: Path) -> None:
     zclip, autoclip, spam, stable = (module(folder, name) for name in ("zclip", "autoclip", "spam", "stablespam"))
     found: dict[str, float] = {}
     for chosen in ZCLIP:
-        made = compare(lambda m, c=chosen: ZClip(m.named_parameters(), quirks=True, **c).step,  # type: ignore[misc]
+        made = compare(lambda m, c=chosen: ZClip(m.named_parameters(), match_published=True, **c).step,  # type: ignore[misc]
                        published_zclip(zclip, chosen), gradients)  # fmt: skip
         found[f"ZClip {chosen}"] = made
     for percentile in (10, 50, 90):
-        mine = lambda m, p=percentile: AutoClip(m.named_parameters(), percentile=p, quirks=True).step  # noqa: E731
+        mine = lambda m, p=percentile: AutoClip(m.named_parameters(), percentile=p, match_published=True).step  # noqa: E731
         theirs = lambda m, p=percentile: published.autoclip(autoclip, m, p)  # noqa: E731
         found[f"AutoClip {percentile}"] = compare(mine, theirs, gradients)
     quiet = {"no_deprecation_warning": True}
@@ -119,7 +119,7 @@ def main(folder: Path) -> None:
         for chosen in cases:
             renamed = {names.get(key, key): value for key, value in chosen.items()} | more
             found[f"{name} {chosen}"] = compare(
-                lambda m, k=kind, c=chosen: k(m.parameters(), lr=0.01, quirks=True, **c).step,  # type: ignore[misc]
+                lambda m, k=kind, c=chosen: k(m.parameters(), lr=0.01, match_published=True, **c).step,  # type: ignore[misc]
                 lambda m, t=other, r=renamed: t(m.parameters(), lr=0.01, **r).step,  # type: ignore[misc]
                 weights,
             )

@@ -18,10 +18,11 @@ from dpclip.clipping import (
     StepRelease,
     make_rule,
 )
-from dpclip.errors import BadInput
+from dpclip.errors import InputError
 from dpclip.gradient_sum import GradientSum
-from dpclip.noise import release, scale_noise
-from dpclip.randomness import SecretKey
+from dpclip.noise.keystream import SecretKey
+from dpclip.noise.release import release
+from dpclip.noise.scale import scale_noise
 from dpclip.released import Receipt, Released
 
 BATCH = 400
@@ -165,5 +166,5 @@ def test_histograms_are_charged_only_when_taken() -> None:
     ],
 )
 def test_settings_that_mean_nothing_are_refused(text: str, message: str) -> None:
-    with pytest.raises(BadInput, match=message):
+    with pytest.raises(InputError, match=message):
         make_rule(text)

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from shift_cases import KINDS, MODELS, Case
 from torch import Tensor
 
-from dpclip.clipping import ClippingRule, Flat, make_rule, rule_names
-from dpclip.errors import BadInput
+from dpclip.clipping import RULES, ClippingRule, Flat, make_rule
+from dpclip.errors import InputError
 
-BOUNDED = [name for name in rule_names() if name != "none"]
+BOUNDED = [name for name in RULES.names() if name != "none"]
 
 
 @pytest.mark.parametrize("name", BOUNDED)
@@ -64,15 +64,15 @@ def test_adding_a_unit_moves_the_exact_sum_by_at_most_its_limit(
 class _Loose(Flat):
     """Promises C but lets 2 C through."""
 
-    def weightings(self, norms: Tensor) -> dict[str, Tensor]:
+    def clip_factors(self, norms: Tensor) -> dict[str, Tensor]:
         return {"release": (2 * self.max_grad_norm / norms).clamp(max=1.0)}
 
 
 class _BatchMean(Flat):
     """Divides by the realised batch, so that one sample moves every other's contribution."""
 
-    def weightings(self, norms: Tensor) -> dict[str, Tensor]:
-        return {"release": 4 * super().weightings(norms)["release"] / max(1, norms.shape[1])}
+    def clip_factors(self, norms: Tensor) -> dict[str, Tensor]:
+        return {"release": 4 * super().clip_factors(norms)["release"] / max(1, norms.shape[1])}
 
 
 @pytest.mark.parametrize("rule", [_Loose, _BatchMean])
@@ -84,8 +84,8 @@ def test_a_rule_that_breaks_its_promise_is_caught(rule: type[Flat]) -> None:
 @pytest.mark.parametrize("factor", [1.01, 1 + 2.0**-16])
 def test_the_exact_law_catches_a_rule_that_is_a_little_too_loose(factor: float) -> None:
     class Looser(Flat):
-        def weightings(self, norms: Tensor) -> dict[str, Tensor]:
-            return {"release": factor * super().weightings(norms)["release"]}
+        def clip_factors(self, norms: Tensor) -> dict[str, Tensor]:
+            return {"release": factor * super().clip_factors(norms)["release"]}
 
     case = Case("images", 2, 1, "plain", 1e4, 3)
     with pytest.raises(AssertionError, match="of the limit"):
@@ -93,13 +93,13 @@ def test_the_exact_law_catches_a_rule_that_is_a_little_too_loose(factor: float) 
 
 
 def test_flat_leaves_short_gradients_alone_and_shortens_long_ones() -> None:
-    factors = Flat(2.0).weightings(torch.tensor([[0.0, 1.0, 2.0, 8.0]]))["release"]
+    factors = Flat(2.0).clip_factors(torch.tensor([[0.0, 1.0, 2.0, 8.0]]))["release"]
     assert factors.tolist() == [[1.0, 1.0, 1.0, 0.25]]
 
 
 def test_automatic_never_reaches_its_bound_but_keeps_the_order() -> None:
     norms = torch.tensor([[0.001, 0.01, 1.0, 100.0]])
-    scaled = norms * make_rule("automatic").weightings(norms)["release"]
+    scaled = norms * make_rule("automatic").clip_factors(norms)["release"]
     assert scaled[0, 1] == pytest.approx(0.5)
     assert bool((scaled < 1).all())
     assert bool((scaled.diff() > 0).all())
@@ -116,5 +116,5 @@ def test_automatic_never_reaches_its_bound_but_keeps_the_order() -> None:
     ],
 )
 def test_bad_rules_are_refused_with_the_remedy(text: str, message: str) -> None:
-    with pytest.raises(BadInput, match=message):
+    with pytest.raises(InputError, match=message):
         make_rule(text)

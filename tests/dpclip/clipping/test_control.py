@@ -12,21 +12,29 @@ import torch
 from controlled import Recorder, steps_of, training
 from torch import Tensor
 
-from dpclip.clipping import Controlled, Flat, ParameterKind, PerLayerQuantile, RunShape, StepRelease, make_rule
+from dpclip.clipping import (
+    ControlledClipping,
+    Flat,
+    ParameterKind,
+    PerLayerQuantile,
+    RunShape,
+    StepRelease,
+    make_rule,
+)
 from dpclip.clipping.control import (
+    CONTROLLERS,
     Context,
     Controller,
     Summary,
-    controller_names,
     make_controller,
 )
-from dpclip.clipping.control.controller import RATE
-from dpclip.clipping.control.controls import Constant
-from dpclip.clipping.control.observation import width
-from dpclip.errors import BadInput
+from dpclip.clipping.control.baselines import Constant
+from dpclip.clipping.control.context import RATE
+from dpclip.clipping.control.features import width
+from dpclip.errors import InputError
 from dpclip.released import Released
 
-CASES = [f"rl:interval=1,mode={mode},controller={name}" for mode in "AB" for name in controller_names()]
+CASES = [f"rl:interval=1,mode={mode},controller={name}" for mode in "AB" for name in CONTROLLERS.names()]
 
 
 @pytest.mark.parametrize(
@@ -47,7 +55,7 @@ def test_every_controller_in_every_mode_keeps_the_laws(text: str) -> None:
 
 
 def test_a_controller_that_departs_by_nothing_is_the_analytic_one() -> None:
-    rule = Controlled(controller="quantile", interval=1, groups="layer")
+    rule = ControlledClipping(controller="quantile", interval=1, groups="layer")
     plain = PerLayerQuantile(quantile=0.1, first_rate=2.0)
     for each in (rule, plain):
         each.partition(clipper_laws.NAMES, clipper_laws.SIZES)
@@ -61,7 +69,7 @@ def test_a_controller_that_departs_by_nothing_is_the_analytic_one() -> None:
 
 
 def test_the_constant_controller_stays_where_it_began() -> None:
-    rule = Controlled(controller="constant", interval=1)
+    rule = ControlledClipping(controller="constant", interval=1)
     rule.partition(clipper_laws.NAMES, clipper_laws.SIZES)
     before = rule.bounds()
     for seed in range(5):
@@ -70,8 +78,8 @@ def test_the_constant_controller_stays_where_it_began() -> None:
 
 
 def test_the_schedule_falls_from_the_highest_to_the_lowest_reach() -> None:
-    rule = Controlled(controller="schedule", mode="A", interval=1, step_limit=10, warmup=0)
-    rule.settle(RunShape(10, 8))
+    rule = ControlledClipping(controller="schedule", mode="A", interval=1, step_limit=10, warmup=0)
+    rule.set_run(RunShape(10, 8))
     rule.partition(clipper_laws.NAMES, clipper_laws.SIZES)
     start = rule.bounds()[0]
     seen = []
@@ -84,7 +92,7 @@ def test_the_schedule_falls_from_the_highest_to_the_lowest_reach() -> None:
 
 
 def test_a_decision_changes_no_more_than_the_step_limit() -> None:
-    rule = Controlled(controller="random", interval=1, mode="A", step_limit=0.1, groups="layer")
+    rule = ControlledClipping(controller="random", interval=1, mode="A", step_limit=0.1, groups="layer")
     rule.partition(clipper_laws.NAMES, clipper_laws.SIZES)
     before = rule.bounds()
     for seed in range(20):
@@ -95,7 +103,7 @@ def test_a_decision_changes_no_more_than_the_step_limit() -> None:
 
 
 def test_the_agent_remembers_what_was_executed() -> None:
-    rule = Controlled(interval=1, mode="A")
+    rule = ControlledClipping(interval=1, mode="A")
     rule.partition(clipper_laws.NAMES, clipper_laws.SIZES)
     executed = []
     for seed in range(12):
@@ -109,27 +117,27 @@ def test_the_agent_remembers_what_was_executed() -> None:
 def test_a_policy_can_be_kept_and_begun_with(tmp_path) -> None:  # type: ignore[no-untyped-def]
     from safetensors.torch import save_file
 
-    rule = Controlled(interval=1)
+    rule = ControlledClipping(interval=1)
     rule.partition(clipper_laws.NAMES, clipper_laws.SIZES)
     for seed in range(12):
         rule.observe(clipper_laws.released_to(rule, seed))
     save_file({k: v.contiguous() for k, v in rule.agent.policy().items()}, tmp_path / "policy.safetensors")
-    other = Controlled(interval=1, policy=str(tmp_path / "policy.safetensors"))
+    other = ControlledClipping(interval=1, policy=str(tmp_path / "policy.safetensors"))
     other.partition(clipper_laws.NAMES[:2], clipper_laws.SIZES[:2])
     assert other.describe()["policy"] == "policy.safetensors"
     (tmp_path / "broken.safetensors").write_bytes(b"no")
-    with pytest.raises(BadInput, match=r"broken\.safetensors cannot be used"):
-        Controlled(policy=str(tmp_path / "broken.safetensors"))
+    with pytest.raises(InputError, match=r"broken\.safetensors cannot be used"):
+        ControlledClipping(policy=str(tmp_path / "broken.safetensors"))
 
 
 def test_its_state_is_json_and_goes_on_in_the_middle_of_an_interval() -> None:
-    rule = Controlled(interval=4)
-    rule.settle(RunShape(100, 8))
+    rule = ControlledClipping(interval=4)
+    rule.set_run(RunShape(100, 8))
     rule.partition(clipper_laws.NAMES, clipper_laws.SIZES)
     for seed in range(50):
         rule.observe(clipper_laws.released_to(rule, seed))
-    other = Controlled(interval=4)
-    other.settle(RunShape(100, 8))
+    other = ControlledClipping(interval=4)
+    other.set_run(RunShape(100, 8))
     other.partition(clipper_laws.NAMES, clipper_laws.SIZES)
     other.load_public_state(json.loads(json.dumps(rule.public_state())))
     other.load_tensor_state({k: v.clone() for k, v in rule.tensor_state().items()})
@@ -155,12 +163,12 @@ def test_its_state_is_json_and_goes_on_in_the_middle_of_an_interval() -> None:
     ],
 )
 def test_bad_settings_are_refused(text: str, message: str) -> None:
-    with pytest.raises(BadInput, match=message):
+    with pytest.raises(InputError, match=message):
         make_rule(text)
 
 
 def test_unknown_controllers_are_refused() -> None:
-    with pytest.raises(BadInput, match="choose one of"):
+    with pytest.raises(InputError, match="choose one of"):
         make_controller("none", None)  # type: ignore[arg-type]
     assert issubclass(Constant, Controller)
 
@@ -173,7 +181,7 @@ class _Apart(Constant):
 
 
 def test_groups_that_are_clipped_together_may_be_seen_apart() -> None:
-    rule = Controlled(groups="block", rate_groups="tensor", interval=1, warmup=0.0, step_limit=10.0)
+    rule = ControlledClipping(groups="block", rate_groups="tensor", interval=1, warmup=0.0, step_limit=10.0)
     rule.agent = _Apart()
     names = ["h.0.a.weight", "h.0.a.bias", "h.1.a.weight", "h.1.a.bias", "head.weight"]
     sizes = [4, 2, 4, 2, 8]
@@ -189,26 +197,26 @@ def test_groups_that_are_clipped_together_may_be_seen_apart() -> None:
     means = [wanted[:2, 0].mean(), wanted[2:4, 0].mean(), wanted[4, 0]]
     assert rule.bounds() == pytest.approx([a * 2 ** float(m) for a, m in zip(analytic, means, strict=True)])
     assert len(before) == len(rule.shares()) == 3
-    assert rule.rate_multipliers() == pytest.approx([4 ** float(w) for w in wanted[:, 2]])
-    coarse = Controlled(groups="layer", rate_groups="model")
+    assert rule.learning_rate_multipliers() == pytest.approx([4 ** float(w) for w in wanted[:, 2]])
+    coarse = ControlledClipping(groups="layer", rate_groups="model")
     assert coarse.partition(names, [4, 2, 4, 2, 8]) == [0, 0, 1, 1, 2]
     assert len(coarse._layout.parents) == 3, "never coarser than what is clipped together"
 
 
 def test_adapters_are_clipped_by_layer_and_other_models_as_a_whole() -> None:
     adapters = ["m.h.0.q.lora_A.default.weight", "m.h.0.q.lora_B.default.weight", "m.h.1.q.lora_A.default.weight"]
-    rule = Controlled(controller="quantile")
+    rule = ControlledClipping(controller="quantile")
     assert rule.partition([*adapters, "m.score.weight"], [8, 8, 8, 4]) == [0, 0, 1, 2]
     rule._analytic._current = [0.1, 0.2, 0.4]
     assert rule.bounds() == pytest.approx([0.2] * 3), "one threshold, which follows the released quantiles"
     assert len(rule.shares()) == len(rule.side_queries()[0].per_sample(torch.ones(3, 5))) == 3
     assert rule.partition(["m.h.0.q.weight", "m.h.1.q.weight", *adapters[:2]], [8, 8, 8, 8]) == [0] * 4
-    assert Controlled(groups="model").partition(adapters, [8, 8, 8]) == [0, 0, 0]
+    assert ControlledClipping(groups="model").partition(adapters, [8, 8, 8]) == [0, 0, 0]
 
 
 def test_what_optimizers_average_has_one_scale_wherever_thresholds_go() -> None:
     """Noise in the gradient that leaves the rule stays where it was at the start, and is reported as it is."""
-    rule = Controlled(interval=1, warmup=0.0, controller="random", groups="layer")
+    rule = ControlledClipping(interval=1, warmup=0.0, controller="random", groups="layer")
     data = torch.randn(80, 4, generator=torch.Generator().manual_seed(1))
     private, net = training(rule, data)
     recorder = Recorder(private)
@@ -238,7 +246,7 @@ def test_a_controller_sets_the_learning_rate_and_leaves_the_optimizers_alone() -
     """The update is the multiplied one; schedules and checkpoints see the rate that was there."""
 
     def moved(controller: Controller | None) -> tuple[Tensor, float, float]:
-        rule = Controlled(controller="quantile", interval=1, warmup=0.0, step_limit=10.0)
+        rule = ControlledClipping(controller="quantile", interval=1, warmup=0.0, step_limit=10.0)
         rule.agent = controller or rule.agent
         private, net = training(rule, torch.randn(80, 4, generator=torch.Generator().manual_seed(1)), steps=1)
         before = torch.cat([p.detach().reshape(-1).clone() for p in net.parameters()])
@@ -255,9 +263,9 @@ def test_a_controller_sets_the_learning_rate_and_leaves_the_optimizers_alone() -
     torch.testing.assert_close(faster, 4 * plain, rtol=1e-4, atol=1e-6)
 
 
-def begun(rule: Controlled, kinds: list[ParameterKind], steps: int) -> Controlled:
-    rule.settle(RunShape(steps, 16))
-    rule.meet(kinds)
+def begun(rule: ControlledClipping, kinds: list[ParameterKind], steps: int) -> ControlledClipping:
+    rule.set_run(RunShape(steps, 16))
+    rule.set_parameter_kinds(kinds)
     rule.partition([f"{index}.weight" for index in range(len(kinds))], [4] * len(kinds))
     return rule
 
@@ -268,7 +276,7 @@ LANGUAGE: list[ParameterKind] = ["embedding", "matrix", "vector"]
 @pytest.mark.parametrize("steps", [24, 120])
 def test_runs_of_language_models_begin_with_a_policy_that_ships(steps: int) -> None:
     """The files fit what the agent observes, and are in the package."""
-    rule, untaught = (begun(Controlled(policy=policy), LANGUAGE, steps) for policy in ("auto", "none"))
+    rule, untaught = (begun(ControlledClipping(policy=policy), LANGUAGE, steps) for policy in ("auto", "none"))
     assert "policy" not in untaught.describe()
     observation = torch.zeros(len(untaught._layout.parents), width(3))
     taught = rule.agent._agent.act(observation, explore=False)
@@ -297,10 +305,10 @@ def test_which_policy_a_run_begins_with(
     settings: dict[str, str], kinds: list[ParameterKind], steps: int, file: str | None
 ) -> None:
     """Unless asked for, none where it was not taught or did harm."""
-    rule = begun(Controlled(**settings), kinds, steps)  # type: ignore[arg-type]
+    rule = begun(ControlledClipping(**settings), kinds, steps)  # type: ignore[arg-type]
     assert rule.describe().get("policy") == (file and f"{file}.safetensors")
 
 
 def test_the_policies_that_ship_have_no_say_in_the_noise() -> None:
-    with pytest.raises(BadInput, match="mode A or B"):
-        Controlled(mode="C", policy="public")
+    with pytest.raises(InputError, match="mode A or B"):
+        ControlledClipping(mode="C", policy="public")

@@ -13,21 +13,22 @@ from controlled import Recorder, model, steps_of, training
 from torch import Tensor, nn
 
 import dpclip
-from dpclip import coordinates
-from dpclip.assembly import kinds
-from dpclip.clipping import ClippingRule, Controlled, RunShape, StepRelease, make_rule
+from dpclip.clipping import ClippingRule, ControlledClipping, RunShape, StepRelease, make_rule
 from dpclip.clipping.control import (
+    CONTROLLERS,
     Context,
     Summary,
-    register_controller,
+    coordinates,
 )
-from dpclip.clipping.control.controls import Constant
-from dpclip.clipping.control.observation import Summariser
-from dpclip.movement import Movement
-from dpclip.noise import PrivacyError, scale_noise
+from dpclip.clipping.control.baselines import Constant
+from dpclip.clipping.control.summary import Summariser
+from dpclip.engine.learning_rates import multiplied_learning_rates
+from dpclip.engine.movement import Movement
+from dpclip.engine.setup import parameter_kinds
+from dpclip.noise.keystream import SecretKey
+from dpclip.noise.release import PrivacyError
+from dpclip.noise.scale import scale_noise
 from dpclip.per_sample import FactoredView
-from dpclip.randomness import SecretKey
-from dpclip.rates import multiplied_rates
 from dpclip.released import Released
 
 # --- only released values steer --------------------------------------------------------------------------------------
@@ -38,7 +39,7 @@ def test_actions_follow_from_what_was_released_alone(text: str) -> None:
     """The same releases and garbage for data, gradients and batches: the same decisions, bit for bit."""
     data = torch.randn(80, 4, generator=torch.Generator().manual_seed(1))
     rule = make_rule(text)
-    assert isinstance(rule, Controlled)
+    assert isinstance(rule, ControlledClipping)
     private, net = training(rule, data)
     recorder = Recorder(private)
     for _ in steps_of(private, net):
@@ -48,20 +49,20 @@ def test_actions_follow_from_what_was_released_alone(text: str) -> None:
     assert len({tuple(bounds) for _, bounds, _, _ in recorder.seen}) > 10, "nothing was decided"
 
     other, twin = make_rule(text), model()
-    other.settle(RunShape(24, 16))
-    other.meet(kinds(twin))
+    other.set_run(RunShape(24, 16))
+    other.set_parameter_kinds(parameter_kinds(twin))
     other.partition([name for name, _ in twin.named_parameters()], [p.numel() for p in twin.parameters()])
     garbage = torch.Generator().manual_seed(9)
     for released, bounds, shares, multipliers in recorder.seen:
         for _ in range(int(torch.randint(4, (1,), generator=garbage))):
             norms = torch.rand(len(bounds), 7, generator=garbage) * 1e6
-            other.weightings(norms)
+            other.clip_factors(norms)
             for side in other.side_queries():
                 side.per_sample(norms if side.reads == "norms" else norms[:1])
         other.observe(released)
         assert other.bounds() == bounds
         assert other.shares() == shares
-        assert other.rate_multipliers() == multipliers
+        assert other.learning_rate_multipliers() == multipliers
         update(twin, other, released)
 
 
@@ -71,8 +72,8 @@ def update(net: nn.Module, rule: ClippingRule, released: Released[StepRelease]) 
     optimizer, before = torch.optim.SGD(parameters, lr=0.5), Movement(parameters)
     for parameter, gradient in zip(parameters, released.value.gradient, strict=True):
         parameter.grad = gradient
-    by = {id(p): m for p, m in zip(parameters, rule.rate_multipliers(), strict=True)}
-    with multiplied_rates(optimizer, by):
+    by = {id(p): m for p, m in zip(parameters, rule.learning_rate_multipliers(), strict=True)}
+    with multiplied_learning_rates(optimizer, by):
         optimizer.step()
     rule.updated(released.map(lambda _: before.lengths()))
 
@@ -93,22 +94,17 @@ class _Spy(Constant):
         return super().act(seen, context)
 
 
-def test_a_controller_is_handed_released_values_and_public_numbers() -> None:
-    register_controller("spy", lambda settings: _Spy())
-    try:
-        private, net = training(Controlled(controller="spy", interval=2), torch.randn(40, 4), steps=6)
-        for _ in steps_of(private, net):
-            pass
-        private.close()
-    finally:
-        from dpclip.clipping import control
-
-        del control._CONTROLLERS["spy"]
+def test_a_controller_is_handed_released_values_and_public_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(CONTROLLERS._makers, "spy", lambda settings: _Spy())
+    private, net = training(ControlledClipping(controller="spy", interval=2), torch.randn(40, 4), steps=6)
+    for _ in steps_of(private, net):
+        pass
+    private.close()
     assert _Spy.calls == 4
 
 
 def test_thresholds_are_fixed_while_a_step_is_open() -> None:
-    rule = Controlled(interval=1, controller="random")
+    rule = ControlledClipping(interval=1, controller="random")
     private, net = training(rule, torch.randn(80, 4), steps=8)
     before, seen = None, set()
     for _ in steps_of(private, net):
@@ -132,7 +128,7 @@ def test_thresholds_are_fixed_while_a_step_is_open() -> None:
 def test_no_sample_moves_a_whitened_release_by_more_than_is_paid_for(
     groups: int, allocation: str, mode: str, together: str, name: str
 ) -> None:
-    rule = Controlled(mode=mode, controller="random", interval=1, allocation=allocation, groups=together)
+    rule = ControlledClipping(mode=mode, controller="random", interval=1, allocation=allocation, groups=together)
     names, sizes = [f"h.{k}.{name}" for k in range(groups)], [3 * k + 2 for k in range(groups)]
     assert rule.partition(names, sizes) == list(range(groups))
     rule._analytic._current = [0.1 * (k + 1) for k in range(groups)]
@@ -143,7 +139,7 @@ def test_no_sample_moves_a_whitened_release_by_more_than_is_paid_for(
     assert scale.noise_multiplier == pytest.approx(sigma)
     norms = torch.rand(groups, 500, generator=generator, dtype=torch.float64).mul(20).sub(10).exp()
     norms[:, 0], norms[:, 1] = 1e12, 1e-12
-    clipped = norms * rule.weightings(norms)["release"]
+    clipped = norms * rule.clip_factors(norms)["release"]
     energy = (clipped / torch.tensor(scale.stds).unsqueeze(1)).square().sum(0)
     for side in rule.side_queries():
         values = side.per_sample(norms if side.reads == "norms" else norms[:1])
@@ -155,13 +151,13 @@ def test_no_sample_moves_a_whitened_release_by_more_than_is_paid_for(
 def test_observing_costs_at_most_one_per_cent_more_noise() -> None:
     stds = {}
     for mode in "AB":
-        rule = Controlled(mode=mode)
+        rule = ControlledClipping(mode=mode)
         rule.partition(clipper_laws.NAMES, clipper_laws.SIZES)
         stds[mode] = scale_noise(1.0, rule.bounds(), rule.shares(), rule.side_queries()).stds
     ratios = [b / a for a, b in zip(stds["A"], stds["B"], strict=True)]
     assert max(ratios) <= 1.01
     assert min(ratios) > 1.005
-    assert Controlled().describe()["more_noise_for_observing"] == pytest.approx(max(ratios) - 1, abs=1e-6)
+    assert ControlledClipping().describe()["more_noise_for_observing"] == pytest.approx(max(ratios) - 1, abs=1e-6)
 
 
 def test_a_loss_that_is_missing_is_refused_with_the_remedy() -> None:
@@ -169,7 +165,7 @@ def test_a_loss_that_is_missing_is_refused_with_the_remedy() -> None:
     rows = [(row, 1) for row in torch.randn(8, 4)]
     private = dpclip.make_private(
         net, torch.optim.SGD(net.parameters(), lr=0.1), rows, target_epsilon=8, expected_batch_size=8, steps=1,
-        clipping=Controlled(),
+        clipping=ControlledClipping(),
     )  # fmt: skip
     engine = private.engine
     engine.begin()
@@ -185,16 +181,16 @@ def test_the_released_loss_is_the_mean_over_units_not_rows() -> None:
     rows = [(torch.ones(1), value) for value in (1.0, 3.0, 5.0, 5.0)]
     private = dpclip.make_private(
         net, torch.optim.SGD(net.parameters(), lr=0.0), rows, target_epsilon=1e6, target_delta=0.1,
-        expected_batch_size=2, steps=1, clipping=Controlled(), units=["a", "a", "b", "c"], rows_per_unit=2,
+        expected_batch_size=2, steps=1, clipping=ControlledClipping(), units=["a", "a", "b", "c"], rows_per_unit=2,
         key=SecretKey.for_tests(1),
     )  # fmt: skip
     private.engine.sampler.draw = lambda step, generation: [0, 1]  # type: ignore[method-assign,assignment,return-value]
     released: list[float] = []
 
     class Reader:
-        def begins(self, step: int, generation: int) -> None: ...
+        def on_step_begin(self, step: int, generation: int) -> None: ...
 
-        def took(self, step: int, released_step: Released[StepRelease]) -> None:
+        def on_step_end(self, step: int, released_step: Released[StepRelease]) -> None:
             released.append(float(released_step.value.sides["loss"][0]))
 
     private.observers.append(Reader())
@@ -210,7 +206,7 @@ def test_the_released_loss_is_the_mean_over_units_not_rows() -> None:
 
 def test_the_window_of_losses_follows_what_was_released() -> None:
     """It is wide until it is known where they lie, and its width is what a unit is said to move the sum by."""
-    rule, widths = Controlled(interval=1), []
+    rule, widths = ControlledClipping(interval=1), []
     rule.partition(clipper_laws.NAMES, clipper_laws.SIZES)
     loss = rule.side_queries()[1]
     assert loss.per_sample(torch.tensor([[0.0, 2.5, 3.0, 99.0]])).tolist() == [[-2.5, 0.0, 0.5, 2.5]]
@@ -244,7 +240,7 @@ def test_large_models_are_summarised_by_a_part_of_their_coordinates(monkeypatch:
 
 def test_controllers_are_told_how_loud_the_noise_is() -> None:
     """sigma sqrt(d) / B for one group, whatever the threshold is."""
-    rule, levels = Controlled(interval=1, warmup=0.0, controller="quantile"), []
+    rule, levels = ControlledClipping(interval=1, warmup=0.0, controller="quantile"), []
     act = rule.agent.act
 
     def kept(seen: Released[tuple[Summary, ...]], context: Context) -> Tensor:
@@ -283,7 +279,7 @@ def test_controllers_are_told_what_groups_are_and_how_far_they_moved() -> None:
             weights.append([p.detach().clone() for p in net.parameters()])
             return super().act(seen, context)
 
-    rule = Controlled(interval=1)
+    rule = ControlledClipping(interval=1)
     rule.agent = Listener()
     rows = [(torch.tensor([i % 7, i % 5, i % 3]), torch.tensor([0, 1, 2])) for i in range(40)]
     private = dpclip.make_private(

@@ -9,12 +9,13 @@ import torch
 from torch import Tensor
 
 from dpclip.clipping import ErrorFeedback, Flat, RunShape, StepRelease, make_rule
-from dpclip.errors import BadInput
+from dpclip.errors import InputError
 from dpclip.gradient_sum import GradientSum
-from dpclip.noise import release, scale_noise
+from dpclip.noise.keystream import SecretKey
+from dpclip.noise.release import release
+from dpclip.noise.scale import scale_noise
 from dpclip.per_sample import FactoredView
-from dpclip.per_sample.factored import Dense
-from dpclip.randomness import SecretKey
+from dpclip.per_sample.forms.factored import Dense
 from dpclip.released import Receipt, Released
 
 KEY = SecretKey.for_tests(3)
@@ -23,7 +24,7 @@ MODES = ("one-step", "capped", "leaky", "literal")
 
 def settled(batch: int, steps: int = 100, passes: int = 1, **settings: object) -> ErrorFeedback:
     rule = ErrorFeedback(**settings)  # type: ignore[arg-type]
-    rule.settle(RunShape(steps, batch, passes))
+    rule.set_run(RunShape(steps, batch, passes))
     rule.partition(["w"], [1])
     return rule
 
@@ -34,7 +35,7 @@ def step(rule: ErrorFeedback | Flat, gradients: Tensor, batch: int, sigma: float
     for part in gradients.chunk(chunks):
         view = FactoredView([0], len(part))
         view.add(0, Dense(part))
-        for name, factors in rule.weightings(view.squared_norms().sqrt()).items():
+        for name, factors in rule.clip_factors(view.squared_norms().sqrt()).items():
             empty = GradientSum.zeros([torch.zeros(gradients.shape[1], dtype=gradients.dtype)], [0])
             view.weighted_sum(factors, sums.setdefault(name, empty))
     scale = scale_noise(sigma, rule.bounds(), rule.shares())
@@ -129,7 +130,7 @@ def test_an_empty_batch_still_feeds_back() -> None:
 def test_a_fresh_start_forgets_the_error() -> None:
     rule = settled(4, mode="capped")
     step(rule, torch.full((4, 2), 10.0), 4)
-    rule.fresh_start()
+    rule.forget_unreleased()
     assert rule.tensor_state() == {}
     assert float(step(rule, torch.zeros(0, 2), 4).norm()) == 0.0
 
@@ -153,7 +154,7 @@ def test_sensitivities_of_the_table(
     settings: dict[str, object], passes: int | None, steps: int, expected: float
 ) -> None:
     rule = ErrorFeedback(**settings)  # type: ignore[arg-type]
-    rule.settle(RunShape(steps, 1000, passes))
+    rule.set_run(RunShape(steps, 1000, passes))
     assert rule.bounds()[0] == pytest.approx(expected, rel=1e-2)
     assert rule.bounds()[0] >= expected
 
@@ -179,5 +180,5 @@ def test_the_published_calibration_is_an_assumption_and_the_others_are_not() -> 
     ],
 )
 def test_settings_that_mean_nothing_are_refused(text: str, message: str) -> None:
-    with pytest.raises(BadInput, match=message):
+    with pytest.raises(InputError, match=message):
         make_rule(text)

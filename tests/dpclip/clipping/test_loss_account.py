@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from dpclip.clipping.control.losses import LossAccount
+from dpclip.clipping.control.released_loss import LossAccount
 
 
 def test_what_the_first_step_released_is_forgotten_as_soon_as_there_is_more() -> None:

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dpclip.clipping import PerBlock, PerGroup, PerLayer, PerTensor, make_rule
-from dpclip.errors import BadInput
-from dpclip.noise import scale_noise
+from dpclip.errors import InputError
+from dpclip.noise.scale import scale_noise
 
 NAMES = [
     "transformer.wte.weight", "transformer.h.0.attn.c_attn.weight", "transformer.h.0.attn.c_attn.bias",
@@ -36,7 +36,7 @@ def test_thresholds_and_groups_of_ones_own() -> None:
     rule = PerGroup(group_of=lambda name: "head" if name.startswith("scale") else "body", thresholds={"head": 0.25})
     assert rule.partition(NAMES, SIZES) == [0, 0, 0, 0, 0, 1]
     assert rule.bounds() == [pytest.approx(1 / math.sqrt(2)), 0.25]
-    factors = rule.weightings(torch.tensor([[1.0, 0.1], [1.0, 0.1]]))["release"]
+    factors = rule.clip_factors(torch.tensor([[1.0, 0.1], [1.0, 0.1]]))["release"]
     assert factors.tolist() == [[pytest.approx(1 / math.sqrt(2)), 1.0], [0.25, 1.0]]
 
 
@@ -78,12 +78,12 @@ def test_minimum_variance_has_the_least_noise_of_all() -> None:
 
 def test_bad_groups_are_refused_with_the_remedy() -> None:
     with pytest.raises(
-        BadInput, match="allocation 'best' is unknown: choose one of uniform, proportional, minimum-var"
+        InputError, match="allocation 'best' is unknown: choose one of uniform, proportional, minimum-var"
     ):
         make_rule("per-layer:allocation=best")
-    with pytest.raises(BadInput, match="no setting 'group_of': it knows max_grad_norm, allocation"):
+    with pytest.raises(InputError, match="no setting 'group_of': it knows max_grad_norm, allocation"):
         make_rule("per-layer:group_of=x")
-    with pytest.raises(BadInput, match="threshold for nose: there is no such group; the model has"):
+    with pytest.raises(InputError, match="threshold for nose: there is no such group; the model has"):
         PerLayer(thresholds={"nose": 1.0}).partition(NAMES, SIZES)
-    with pytest.raises(BadInput, match=r"the threshold of head = -1\.0"):
+    with pytest.raises(InputError, match=r"the threshold of head = -1\.0"):
         PerLayer(thresholds={"head": -1.0})

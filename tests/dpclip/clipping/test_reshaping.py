@@ -12,12 +12,13 @@ from torch import Tensor
 
 from dpclip.clipping import AdaClip, ClippingRule, Flat, GeoClip, StepRelease, Value, make_rule
 from dpclip.clipping.geoclip import Covariance
-from dpclip.errors import BadInput
+from dpclip.errors import InputError
 from dpclip.gradient_sum import GradientSum
-from dpclip.noise import release, scale_noise
+from dpclip.noise.keystream import SecretKey
+from dpclip.noise.release import release
+from dpclip.noise.scale import scale_noise
 from dpclip.per_sample import FactoredView
-from dpclip.per_sample.factored import Dense
-from dpclip.randomness import SecretKey
+from dpclip.per_sample.forms.factored import Dense
 from dpclip.released import Receipt, Released
 
 KEY = SecretKey.for_tests(2)
@@ -28,12 +29,12 @@ def step(rule: ClippingRule, gradients: Tensor, index: int, sigma: float) -> Rel
     """One release over gradients [B, d] of a single parameter, as the engine makes it."""
     view = FactoredView([0], len(gradients))
     view.add(0, Dense(gradients))
-    changed = rule.reshaped(view)
+    changed = rule.transformed(view)
     total = GradientSum.zeros([torch.zeros(gradients.shape[1])], [0])
-    changed.weighted_sum(rule.weightings(changed.squared_norms().sqrt())["release"], total)
+    changed.weighted_sum(rule.clip_factors(changed.squared_norms().sqrt())["release"], total)
     scale = scale_noise(sigma, rule.bounds(), rule.shares())
     released = release(total, {}, scale, Receipt(index, 0, sigma, index), KEY, len(gradients))
-    done: Released[StepRelease] = released.map(rule.restored)
+    done: Released[StepRelease] = released.map(rule.inverted)
     rule.observe(done)
     return done
 
@@ -144,7 +145,7 @@ def test_directions_outside_the_leading_ones_are_still_released() -> None:
     ],
 )
 def test_settings_that_mean_nothing_are_refused(text: str, message: str) -> None:
-    with pytest.raises(BadInput, match=message):
+    with pytest.raises(InputError, match=message):
         make_rule(text)
 
 

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from dpclip.clipping.control import SacSettings, SoftActorCritic, Transitions
-from dpclip.clipping.control.learner import Sac
-from dpclip.clipping.control.observation import width
+from dpclip.clipping.control.features import width
+from dpclip.clipping.control.sac_controller import SacController
 
 FEATURES, ACTIONS, BATCH = 5, 2, 32
 
@@ -251,7 +251,7 @@ def test_an_anchor_is_where_the_agent_began_after_a_restart_too() -> None:
 
 
 def test_of_many_groups_an_update_looks_at_some() -> None:
-    agent, looked_at = Sac(seed=0), []
+    agent, looked_at = SacController(seed=0), []
     agent.start(60, 3)
     update = agent._agent.update
     agent._agent.update = lambda batch: looked_at.append(batch) or update(batch)  # type: ignore[method-assign,func-returns-value]

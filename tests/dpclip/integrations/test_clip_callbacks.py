@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainingArguments
 
-from dpclip.errors import BadInput
+from dpclip.errors import InputError
 from dpclip.integrations.transformers import ClipCallback
 from dpclip.postprocess import AdaGC, FixedNorm, GradientClipper, ZClip
 
@@ -45,7 +45,7 @@ def weights(run: Trainer) -> list[Tensor]:
 def test_the_trainer_with_a_fixed_clipper_is_the_trainer_with_its_own(tmp_path: Path, caplog: Any) -> None:
     own = trainer(tmp_path / "own", None, max_grad_norm=0.5)
     own.train()
-    clipper = FixedNorm(max_grad_norm=0.5, quirks=True)
+    clipper = FixedNorm(max_grad_norm=0.5, match_published=True)
     with caplog.at_level(logging.WARNING):
         ours = trainer(tmp_path / "ours", clipper)
         ours.train()
@@ -74,7 +74,7 @@ def test_a_resumed_trainer_goes_on_with_the_clipper_it_had(tmp_path: Path, kind:
     mine, theirs = (clipper.state_dict() for clipper in clippers)
     assert repr(mine) == repr(theirs)
     (tmp_path / "checkpoint-5" / "clipper.pt").unlink()
-    with pytest.raises(BadInput, match="saved without this callback"):
+    with pytest.raises(InputError, match="saved without this callback"):
         trainer(tmp_path, kind(**settings)).train(resume_from_checkpoint=str(tmp_path / "checkpoint-5"))
 
 
@@ -115,12 +115,12 @@ def lightning_run(clipper: GradientClipper | None, folder: Path, epochs: int = 2
 
 def test_lightning_with_a_fixed_clipper_is_lightning_with_its_own(tmp_path: Path) -> None:
     _, own = lightning_run(None, tmp_path / "a", gradient_clip_val=0.5, enable_checkpointing=False)
-    clipper = FixedNorm(max_grad_norm=0.5, quirks=True)
+    clipper = FixedNorm(max_grad_norm=0.5, match_published=True)
     _, ours = lightning_run(clipper, tmp_path / "b", enable_checkpointing=False)
     assert clipper.state_dict()["steps"] == 8
     for a, b in zip(own.parameters(), ours.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-7)
-    with pytest.raises(BadInput, match="leave one of them out"):
+    with pytest.raises(InputError, match="leave one of them out"):
         lightning_run(FixedNorm(), tmp_path / "c", gradient_clip_val=0.5, enable_checkpointing=False)
 
 

@@ -13,9 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from dpclip.errors import BadInput
+from dpclip.errors import InputError
 from dpclip.postprocess import (
     AGC,
+    CLIPPERS,
     AdaGC,
     AutoClip,
     FixedNorm,
@@ -25,7 +26,6 @@ from dpclip.postprocess import (
     StableSPAM,
     ZClip,
     make_postprocessors,
-    postprocessor_names,
 )
 
 SHAPES = [(3, 4), (5,), (1,), (2, 3, 2)]
@@ -55,7 +55,6 @@ def take(
 
 def kinds() -> dict[str, Make]:
     """Every registered clipper, with warm-ups short enough to be left behind."""
-    from dpclip.postprocess import _CLIPPERS
 
     short = {"warmup_steps": 5, "skip_steps": 3, "window": 10}
 
@@ -64,11 +63,11 @@ def kinds() -> dict[str, Make]:
         usual = {key: value for key, value in short.items() if key in known}
         return lambda parameters=None, **more: kind(parameters, **{**usual, **more})
 
-    return {name: maker(kind) for name, kind in _CLIPPERS.items()}
+    return {name: maker(kind) for name, kind in ((name, CLIPPERS.get(name)) for name in CLIPPERS)}
 
 
 KINDS = kinds()
-every = pytest.mark.parametrize("name", postprocessor_names())
+every = pytest.mark.parametrize("name", CLIPPERS.names())
 
 
 @every
@@ -220,14 +219,14 @@ def test_order_of_the_parameters_does_not_matter(name: str) -> None:
 
 def test_state_of_another_kind_or_model_is_refused() -> None:
     named = net()
-    with pytest.raises(BadInput, match="of its own kind"):
+    with pytest.raises(InputError, match="of its own kind"):
         ZClip(named).load_state_dict(AutoClip(named).state_dict())
     kept = AdaGC(named).state_dict()
-    with pytest.raises(BadInput, match=r"layer\.0.*does not train"):
+    with pytest.raises(InputError, match=r"layer\.0.*does not train"):
         AdaGC([("other", named[0][1])]).load_state_dict(kept)
-    with pytest.raises(BadInput, match="none trainable"):
+    with pytest.raises(InputError, match="none trainable"):
         ZClip([nn.Parameter(torch.zeros(2), requires_grad=False)])
-    with pytest.raises(BadInput, match="has no parameters"):
+    with pytest.raises(InputError, match="has no parameters"):
         ZClip().step()
 
 
@@ -252,7 +251,7 @@ def test_state_of_another_kind_or_model_is_refused() -> None:
     ],
 )
 def test_bad_settings_are_refused_in_one_line(text: str, message: str) -> None:
-    with pytest.raises(BadInput, match=r"^[^\n]*$") as refused:
+    with pytest.raises(InputError, match=r"^[^\n]*$") as refused:
         make_postprocessors(text)
     assert message in str(refused.value)
 
@@ -270,7 +269,7 @@ def test_several_are_made_in_order() -> None:
 
 def test_the_fixed_threshold_is_torchs() -> None:
     named, other = net(), net()
-    clipper = FixedNorm(named, max_grad_norm=2.5, quirks=True)
+    clipper = FixedNorm(named, max_grad_norm=2.5, match_published=True)
     for step in range(20):
         mine = take(clipper, named, step)
         for (_, parameter), gradient in zip(other, gradients(step), strict=True):
@@ -296,7 +295,7 @@ def test_agc_clips_rows_relative_to_their_weights() -> None:
 
 def test_spam_cuts_single_elements_and_spares_those_never_seen() -> None:
     parameter = nn.Parameter(torch.zeros(3, dtype=torch.float64))
-    clipper, held = SpikeAware([parameter], skip_steps=1), SpikeAware([parameter], skip_steps=1, quirks=True)
+    clipper, held = SpikeAware([parameter], skip_steps=1), SpikeAware([parameter], skip_steps=1, match_published=True)
     for _ in range(2):
         parameter.grad = torch.tensor([1.0, 1.0, 0.0], dtype=torch.float64)
         clipper.step()

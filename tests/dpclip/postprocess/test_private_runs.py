@@ -12,18 +12,18 @@ from torch import Tensor, nn
 
 import dpclip
 from dpclip.clipping import AdaClip, ClippingRule, PerLayer, StepRelease
-from dpclip.errors import BadInput, PrivacyError
+from dpclip.engine.private_training import PrivateTraining
+from dpclip.errors import InputError, PrivacyError
+from dpclip.noise.keystream import SecretKey
 from dpclip.postprocess import (
+    CLIPPERS,
     AdaGC,
     AutoClip,
     FixedNorm,
     GradientClipper,
     ZClip,
     make_postprocessors,
-    postprocessor_names,
 )
-from dpclip.private import PrivateTraining
-from dpclip.randomness import SecretKey
 from dpclip.released import Receipt, Released
 
 ALL = "fixed+normalized+autoclip+zclip+adagc+agc+spam+stable-spam"
@@ -56,7 +56,7 @@ def finish(loop: Iterator[None]) -> int:
 
 
 def test_every_registered_clipper_is_tried_here() -> None:
-    assert sorted(ALL.split("+")) == postprocessor_names()
+    assert sorted(ALL.split("+")) == CLIPPERS.names()
 
 
 @pytest.mark.parametrize("text", [*ALL.split("+"), ALL])
@@ -79,9 +79,9 @@ def test_observers_are_told_what_was_released() -> None:
         def __init__(self) -> None:
             self.norms: list[float] = []
 
-        def begins(self, step: int, generation: int) -> None: ...
+        def on_step_begin(self, step: int, generation: int) -> None: ...
 
-        def took(self, step: int, released: Released[StepRelease]) -> None:
+        def on_step_end(self, step: int, released: Released[StepRelease]) -> None:
             self.norms.append(math.sqrt(sum(float(g.square().sum()) for g in released.value.gradient)))
 
     found = []
@@ -196,7 +196,7 @@ def test_a_clipper_leaves_word_of_the_noise_that_is_left() -> None:
 # --- refusals ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", postprocessor_names())
+@pytest.mark.parametrize("name", CLIPPERS.names())
 def test_raw_gradients_of_a_private_run_are_refused(name: str) -> None:
     """In the loop, between backward and step, a clipper would read what was not released."""
     private, net, loop = run([])
@@ -233,7 +233,7 @@ def test_a_floor_that_is_not_known_is_not_guessed() -> None:
     finish(loop)
     private.close()
     private, _, loop = run([ZClip(input="ratio")], AdaClip(), steps=3)
-    with pytest.raises(BadInput, match="choose input=noised"):
+    with pytest.raises(InputError, match="choose input=noised"):
         finish(loop)
     private.close()
 

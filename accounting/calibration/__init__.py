@@ -1,0 +1,1 @@
+"""Finding the noise, the length or the rate that a target allows."""

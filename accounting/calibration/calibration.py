@@ -1,0 +1,235 @@
+"""The smallest noise, the largest sample or the most steps within a budget. The returned end is always the safe one.
+
+A result meets its target as the named accountant computes it, and would not if it were 1e-3 (or one step) less safe.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Protocol
+
+from scipy.special import ndtri
+
+from accounting.accountant import Accountant, booked, make_accountant
+from accounting.calibration.bracketing import Search
+from accounting.errors import require
+from accounting.events import PoissonGaussian, SelfComposed, require_adjacency, require_count
+from accounting.meaning.tradeoff import advantage, largest_true_positive_rate
+from accounting.rdp.curve import COARSE_ORDERS, renyi_epsilon
+
+_SMALLEST, _LARGEST = 1e-3, 2e6  # noise multipliers
+_SMALLEST_RATE = 1e-15
+_LOOSENESS = 1.13  # of the Rényi bound, typically: where the search for a tight one starts
+_MOST_STEPS = 2**40
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """A noise multiplier and a sample rate whose epsilon, as computed by the accountant, is within the target."""
+
+    noise_multiplier: float
+    epsilon: float
+    delta: float
+    steps: int
+    sample_rate: float
+    accountant: str
+    adjacency: str
+
+
+class Target(Protocol):
+    """What a calibration may aim at: any figure that grows with what is revealed."""
+
+    @property
+    def value(self) -> float:
+        """What the figure must not exceed."""
+
+    def achieved(self, accountant: Accountant) -> float:
+        """An upper bound on the figure for everything charged."""
+
+    def as_mu(self, figure: float) -> float:
+        """mu of the Gaussian mechanism with this figure: nearly inverse to the noise."""
+
+
+@dataclass(frozen=True)
+class Advantage:
+    """No test's true positive rate exceeds its false positive rate by more than this. value: in (1e-9, 1)."""
+
+    value: float
+
+    def __post_init__(self) -> None:
+        valid = 1e-9 < self.value < 1.0
+        require(valid, f"advantage {self.value!r} is not in (1e-9, 1); 0.1 lets 55 % of guesses be right")
+
+    def achieved(self, accountant: Accountant) -> float:
+        """delta at epsilon 0."""
+        return advantage(accountant)
+
+    def as_mu(self, figure: float) -> float:
+        """2 Phi^-1((1 + advantage) / 2)."""
+        return 2 * float(ndtri((1 + figure) / 2))
+
+
+@dataclass(frozen=True)
+class TruePositiveRate:
+    """No test that accuses this share of non-members finds more than this share of members.
+
+    at_false_positive_rate, value: 0 < at_false_positive_rate < value < 1.
+    """
+
+    at_false_positive_rate: float
+    value: float
+
+    def __post_init__(self) -> None:
+        require(
+            0.0 < self.at_false_positive_rate < self.value < 1.0,
+            f"a true positive rate of {self.value!r} at a false positive rate of {self.at_false_positive_rate!r} is no "
+            "target: a blind test finds the same share of both; give 0 < false positive rate < value < 1",
+        )
+        require(self.as_mu(self.value) > 1e-9, f"a true positive rate of {self.value!r} is a blind guess; allow more")
+
+    def achieved(self, accountant: Accountant) -> float:
+        """The bound at that rate."""
+        return largest_true_positive_rate(accountant, self.at_false_positive_rate)
+
+    def as_mu(self, figure: float) -> float:
+        """Phi^-1(true positive rate) - Phi^-1(false positive rate)."""
+        return max(0.0, float(ndtri(min(1.0, figure))) - float(ndtri(self.at_false_positive_rate)))
+
+
+@dataclass(frozen=True)
+class TargetCalibration:
+    """A noise multiplier whose figure, as computed by the accountant, is within the target's value."""
+
+    noise_multiplier: float
+    target: Target
+    achieved: float
+    steps: int
+    sample_rate: float
+    accountant: str
+    adjacency: str
+
+
+def calibrate_noise_multiplier(
+    epsilon: float,
+    delta: float,
+    sample_rate: float,
+    steps: int,
+    *,
+    adjacency: str,
+    accountant: str = "prv",
+) -> Calibration:
+    """The smallest noise multiplier that keeps `steps` Poisson-sampled Gaussian releases within epsilon.
+
+    Its epsilon never exceeds the target; 1e-3 less noise would exceed it. At least 0.001, however large the budget.
+    Raises InputError on impossible input or an unreachable budget.
+    """
+    _require_budget(epsilon, delta, adjacency)
+    _require_rate(sample_rate)
+    require_count(steps, "steps", 1)
+
+    def achieved(sigma: float) -> float:
+        event = PoissonGaussian(sample_rate, sigma)
+        return make_accountant(accountant, adjacency).quote(event, int(steps), delta).upper
+
+    def cheap(sigma: float) -> float:
+        event = SelfComposed(PoissonGaussian(sample_rate, sigma), int(steps))
+        return renyi_epsilon(event, delta, adjacency, COARSE_ORDERS)[0]
+
+    goal = epsilon if accountant == "rdp" else _LOOSENESS * epsilon
+    search = Search(1, _SMALLEST, _LARGEST)
+    sigma, spent = search.edge(achieved, epsilon, *search.roughly(cheap, goal, 1.0))
+    return Calibration(sigma, spent, delta, int(steps), sample_rate, accountant, adjacency)
+
+
+def calibrate_sample_rate(
+    epsilon: float,
+    delta: float,
+    noise_multiplier: float,
+    steps: int,
+    *,
+    adjacency: str,
+    accountant: str = "prv",
+) -> Calibration:
+    """The largest sample rate, at most 1, that keeps `steps` Poisson-sampled Gaussian releases within epsilon.
+
+    Its epsilon never exceeds the target; a rate 1e-3 larger would exceed it.
+    """
+    _require_budget(epsilon, delta, adjacency)
+    require_count(steps, "steps", 1)
+    require(noise_multiplier > 0.0, f"noise_multiplier={noise_multiplier!r} hides nothing; give a number above 0")
+
+    def achieved(rate: float) -> float:
+        event = PoissonGaussian(rate, noise_multiplier)
+        return make_accountant(accountant, adjacency).quote(event, int(steps), delta).upper
+
+    def cheap(rate: float) -> float:
+        event = SelfComposed(PoissonGaussian(rate, noise_multiplier), int(steps))
+        return renyi_epsilon(event, delta, adjacency, COARSE_ORDERS)[0]
+
+    whole = achieved(1.0)
+    if whole <= epsilon:
+        return Calibration(noise_multiplier, whole, delta, int(steps), 1.0, accountant, adjacency)
+    goal = epsilon if accountant == "rdp" else _LOOSENESS * epsilon
+    search = Search(-1, _SMALLEST_RATE, 1.0)
+    rate, spent = search.edge(achieved, epsilon, *search.roughly(cheap, goal, min(1.0, 1 / math.sqrt(steps))))
+    return Calibration(noise_multiplier, spent, delta, int(steps), rate, accountant, adjacency)
+
+
+def calibrate_noise_multiplier_for(
+    target: Target, sample_rate: float, steps: int, *, adjacency: str, accountant: str = "prv"
+) -> TargetCalibration:
+    """The smallest noise multiplier that keeps `steps` Poisson-sampled Gaussian releases within a target.
+
+    target: `Advantage`, `TruePositiveRate` or anything like them. 1e-3 less noise would miss it.
+    """
+    require_adjacency(adjacency)
+    _require_rate(sample_rate)
+    require_count(steps, "steps", 1)
+
+    def figure(sigma: float) -> float:
+        return target.achieved(booked([(PoissonGaussian(sample_rate, sigma), int(steps))], adjacency, accountant))
+
+    # A first guess: q sqrt(T (e^(1/sigma^2) - 1)) is mu in the limit of many steps (Bu et al. 2020, arXiv 1911.11607).
+    mu = target.as_mu(target.value) / (2.0 if adjacency == "replace-one" else 1.0)
+    guess = math.sqrt(steps) / mu if sample_rate == 1.0 else math.log1p((mu / sample_rate) ** 2 / steps) ** -0.5
+    search = Search(1, _SMALLEST, _LARGEST, target.as_mu)
+    sigma, achieved = search.edge(figure, target.value, min(_LARGEST, max(_SMALLEST, guess)), 1.0)
+    return TargetCalibration(sigma, target, achieved, int(steps), sample_rate, accountant, adjacency)
+
+
+def most_steps(
+    epsilon: float,
+    delta: float,
+    sample_rate: float,
+    noise_multiplier: float,
+    *,
+    adjacency: str,
+    accountant: str = "prv",
+) -> int:
+    """The largest number of Poisson-sampled Gaussian releases that stays within epsilon; 0 if none does."""
+    _require_budget(epsilon, delta, adjacency)
+    _require_rate(sample_rate)
+    event = PoissonGaussian(sample_rate, noise_multiplier)
+
+    def spent(count: int) -> float:
+        return make_accountant(accountant, adjacency).quote(event, count, delta).upper
+
+    def cheap(count: float) -> float:
+        return renyi_epsilon(SelfComposed(event, round(count)), delta, adjacency, COARSE_ORDERS)[0]
+
+    if spent(1) > epsilon:
+        return 0
+    search = Search(-1, 1.0, float(_MOST_STEPS))
+    start, slope = search.roughly(cheap, epsilon, 16.0)
+    return search.last_count(spent, epsilon, start, slope)
+
+
+def _require_budget(epsilon: float, delta: float, adjacency: str) -> None:
+    require(0.0 < epsilon < math.inf, f"epsilon={epsilon!r} is no budget; give a finite number above 0")
+    require(0.0 < delta < 1.0, f"delta={delta!r} is not in (0, 1); give less than 1 / data set size")
+    require_adjacency(adjacency)
+
+
+def _require_rate(sample_rate: float) -> None:
+    require(0.0 < sample_rate <= 1.0, f"sample_rate={sample_rate!r} is not in (0, 1]; give batch / data set size")

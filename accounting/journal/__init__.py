@@ -1,0 +1,1 @@
+"""An append-only, hash-chained file of what was charged, and the merging of several."""

@@ -1,0 +1,1 @@
+"""What a privacy curve says about attackers, groups and the search for settings."""

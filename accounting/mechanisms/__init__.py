@@ -1,0 +1,1 @@
+"""The arithmetic of each mechanism: Rényi divergences and privacy-loss distributions."""

@@ -1,0 +1,1 @@
+"""Rényi differential privacy: curves over orders, and their conversion."""

@@ -1,0 +1,1 @@
+"""What may be spent, fixed in advance, and what was."""

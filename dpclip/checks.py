@@ -1,0 +1,80 @@
+"""Value checks that settings of all kinds share: each refuses with one line that names the remedy."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from dpclip.errors import InputError
+
+
+def one_of(setting: str, value: str, known: Sequence[str]) -> None:
+    """Refuse an unknown choice.
+
+    Raises:
+        InputError: it is none of the known ones.
+    """
+    if value not in known:
+        raise InputError(f"{setting} = {value!r} is unknown: choose one of {', '.join(known)}")
+
+
+def check_threshold(name: str, value: float) -> None:
+    """Refuse a threshold that bounds nothing."""
+    if not 0 < value < float("inf"):
+        raise InputError(f"{name} = {value}: a clipping threshold must be positive and finite; 1.0 is common")
+
+
+def check_decay(name: str, value: float) -> None:
+    """Refuse a decay that forgets nothing or everything at once."""
+    if not 0 <= value < 1:
+        raise InputError(f"{name} = {value}: a decay of at least 0 and below 1 is needed; 0.99 is common")
+
+
+def check_range(lowest: float, highest: float) -> None:
+    """Refuse a range of variances that is none."""
+    check_threshold("lowest", lowest)
+    check_threshold("highest", highest)
+    if lowest >= highest:
+        raise InputError(f"lowest = {lowest} is not below highest = {highest}: give a range of variances")
+
+
+def not_negative(name: str, value: Any) -> None:
+    """Raise `InputError` unless the value is finite and at least 0."""
+    if isinstance(value, str) or not (math.isfinite(value) and value >= 0):
+        raise InputError(f"{name} is {value}, not a finite number of at least 0; give one")
+
+
+def positive(name: str, value: Any) -> None:
+    """Raise `InputError` unless the value is finite and above 0."""
+    if isinstance(value, str) or not (math.isfinite(value) and value > 0):
+        raise InputError(f"{name} is {value}, not a finite number above 0; give one")
+
+
+def threshold(name: str, value: Any) -> None:
+    """Raise `InputError` unless the value is above 0 (infinity included) or None."""
+    if value is not None and not value > 0:
+        raise InputError(f"{name} is {value}, not above 0; give a norm, or None to leave gradients unclipped")
+
+
+def fraction(name: str, value: Any) -> None:
+    """Raise `InputError` unless 0 <= value < 1."""
+    if not 0 <= value < 1:
+        raise InputError(f"{name} is {value}, not in [0, 1); give 0 for none, 0.9 for much")
+
+
+Auto = float | Literal["auto"] | None
+"""A number, None for none, or "auto": the published default, and none where gradients carry privacy noise."""
+
+
+def check_auto(setting: str, value: Auto) -> None:
+    """Refuse what is neither a positive number nor none nor "auto"."""
+    if value not in (None, "auto") and not (isinstance(value, int | float) and value > 0):
+        raise InputError(f"{setting} = {value!r}: a positive number, none or auto is needed")
+
+
+def check_between(setting: str, value: float, low: float, high: float, *, open_high: bool = True) -> None:
+    """Refuse a number outside [low, high), or [low, high]."""
+    if not (low <= value < high or (value == high and not open_high)):
+        end = ")" if open_high else "]"
+        raise InputError(f"{setting} = {value}: a number in [{low:g}, {high:g}{end} is needed")

@@ -1,0 +1,80 @@
+"""Controllers without learning, against which a learning one has to prove itself."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from dpclip.clipping.control.context import THRESHOLD, Context
+from dpclip.clipping.control.controller import CONTROLLERS, Controller, ControllerSettings
+from dpclip.clipping.control.summary import Summary
+from dpclip.released import Released
+
+
+class Constant(Controller):
+    """Thresholds as they began, noise by the rule's allocation."""
+
+    name: ClassVar[str] = "constant"
+    tracks: ClassVar[bool] = False
+
+    def act(self, seen: Released[tuple[Summary, ...]], context: Context) -> Tensor:
+        return torch.zeros_like(context.executed)
+
+
+class FollowQuantile(Constant):
+    """Thresholds at the released quantile of each group's norms: the analytic controller that others depart from."""
+
+    name: ClassVar[str] = "quantile"
+    tracks: ClassVar[bool] = True
+
+
+class Random(Controller):
+    """Uniform actions: what an agent does that has learned nothing and never will."""
+
+    name: ClassVar[str] = "random"
+
+    def __init__(self, seed: int = 0) -> None:
+        self._generator = torch.Generator().manual_seed(seed)
+
+    def act(self, seen: Released[tuple[Summary, ...]], context: Context) -> Tensor:
+        return 2 * torch.rand(context.executed.shape, generator=self._generator) - 1
+
+    def tensor_state(self) -> dict[str, Tensor]:
+        return {"random": self._generator.get_state()}
+
+    def load_tensor_state(self, state: Mapping[str, Tensor]) -> None:
+        self._generator.set_state(state["random"])
+
+
+class ThresholdSchedule(Controller):
+    """Thresholds that fall evenly, in log, from the highest to the lowest reach: late gradients are small."""
+
+    name: ClassVar[str] = "schedule"
+
+    def act(self, seen: Released[tuple[Summary, ...]], context: Context) -> Tensor:
+        action = torch.zeros_like(context.executed)
+        action[:, THRESHOLD] = 1 - 2 * context.progress
+        return action
+
+
+@CONTROLLERS.named(Constant.name)
+def _constant(settings: ControllerSettings) -> Controller:
+    return Constant()
+
+
+@CONTROLLERS.named(FollowQuantile.name)
+def _follow_quantile(settings: ControllerSettings) -> Controller:
+    return FollowQuantile()
+
+
+@CONTROLLERS.named(ThresholdSchedule.name)
+def _schedule(settings: ControllerSettings) -> Controller:
+    return ThresholdSchedule()
+
+
+@CONTROLLERS.named(Random.name)
+def _random(settings: ControllerSettings) -> Controller:
+    return Random(settings.seed)

@@ -1,0 +1,1 @@
+"""Examining a model before it meets data."""

@@ -1,0 +1,1 @@
+"""Private training: one logical step, the loop around it, and what it may promise."""

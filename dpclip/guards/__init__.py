@@ -1,0 +1,1 @@
+"""What keeps a loop of the user's own from doing what no noise covers."""

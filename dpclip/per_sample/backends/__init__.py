@@ -1,0 +1,1 @@
+"""Gradient backends: one file each."""

@@ -1,0 +1,30 @@
+"""Per-sample gradients written out layer by layer during the backward pass, by Opacus' grad samplers or torch.func."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from dpclip.per_sample.forms.factored import Dense
+from dpclip.per_sample.layers.samplers import sampler_for
+from dpclip.per_sample.view import BACKENDS, FactoredView
+from dpclip.per_sample.watching.calls import Call
+from dpclip.per_sample.watching.watcher import Watcher
+
+
+@BACKENDS.named("hooks")
+class HooksBackend(Watcher):
+    """Materialises every per-sample gradient; autograd computes the batch's own gradient beside them."""
+
+    def record(self, view: FactoredView, call: Call, grad: Tensor) -> None:
+        sampler = sampler_for(call.layer)
+        assert sampler is not None
+        for parameter, samples in sampler(call.layer, call.tensors, grad).items():
+            self.recording.take(view, call, parameter, Dense(samples))
+
+
+@BACKENDS.named("functorch")
+def functorch_backend(*args: Any, **settings: Any) -> HooksBackend:
+    """Every layer by torch.func, none by a registered sampler."""
+    return HooksBackend(*args, **settings, force_functorch=True)

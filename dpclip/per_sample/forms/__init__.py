@@ -1,0 +1,1 @@
+"""The forms that per-sample gradients are kept in."""

@@ -1,0 +1,1 @@
+"""Watching a forward and backward pass, layer by layer."""

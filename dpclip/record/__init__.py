@@ -1,0 +1,1 @@
+"""What any loop can save, resume, state and verify."""

@@ -1,0 +1,1 @@
+"""What a rule's noise comes to before anything is trained."""
