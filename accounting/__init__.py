@@ -1,7 +1,7 @@
 """Privacy accounting for differentially private training, without torch.
 
-The public names and where they live stand in `__init__.pyi`; each is imported on first use, as scipy takes longer to
-load than most commands take to run.
+The public names and where they live stand in `__init__.pyi`; each is imported on first use, as
+scipy takes longer to load than most commands take to run.
 """
 
 import lazy_loader

@@ -1,9 +1,9 @@
 """Accountants: what has been charged so far, and what it amounts to.
 
-An accountant keeps a list of (event, count) and answers epsilon at delta as an `Interval` whose upper end is
-what may be reported. An event it cannot account for makes epsilon infinite, with the reason in the note.
-Composition assumes that the events' parameters were fixed in advance; where they are chosen from what was
-released before, use a filter.
+An accountant keeps a list of (event, count) and answers epsilon at delta as an `Interval` whose
+upper end is what may be reported. An event it cannot account for makes epsilon infinite, with the
+reason in the note. Composition assumes that the events' parameters were fixed in advance; where
+they are chosen from what was released before, use a filter.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ from accounting.rdp.curve import COARSE_ORDERS, renyi_delta, renyi_epsilon
 from accounting.rdp.running import RunningCurve
 
 Counted = Sequence[tuple[Event, int]]
-_FINER = 0.9  # the default orders hardly ever lower a bound of the coarse ones by more than this factor
+# the default orders hardly ever lower a bound of the coarse ones by more than this factor
+_FINER = 0.9
 PROFILE_DELTAS = (1e-4, 1e-5, 1e-6, 1e-7, 1e-8, 1e-9, 1e-10)
 
 
@@ -90,7 +91,9 @@ class _Ledger(ABC):
         return unsupported_reason(event, self.adjacency)
 
     def charge(self, event: Event, count: int = 1) -> None:
-        """Book `count` releases of an event; raises InputError on a malformed one, before booking it."""
+        """Book `count` releases of an event; raises InputError on a malformed one, before booking
+        it.
+        """
         for primitive, times in self._checked(event, count):
             self._counts[primitive] = self._counts.get(primitive, 0) + times
             self._running.charge(primitive, times)
@@ -115,7 +118,9 @@ class _Ledger(ABC):
 
     def delta(self, epsilon: float) -> float:
         """Upper bound on delta at epsilon >= 0 of everything charged so far."""
-        require(epsilon >= 0.0, f"epsilon={epsilon!r} is not a number >= 0; give a non-negative epsilon")
+        require(
+            epsilon >= 0.0, f"epsilon={epsilon!r} is not a number >= 0; give a non-negative epsilon"
+        )
         if unsupported_reasons(self.events, self.adjacency):
             return 1.0
         return self._delta(self.events, epsilon) if self._counts else 0.0
@@ -163,12 +168,16 @@ class _Ledger(ABC):
 
 
 class RenyiAccountant(_Ledger):
-    """Rényi divergences on a grid of orders, added up and converted: fast, valid everywhere, 5-30 % loose."""
+    """Rényi divergences on a grid of orders, added up and converted: fast, valid everywhere, 5-30 %
+    loose.
+    """
 
     name = "rdp"
 
     def _bound(self, events: Counted, delta: float) -> Interval:
-        return Interval(self.name, None, None, renyi_epsilon(as_event(events), delta, self.adjacency)[0])
+        return Interval(
+            self.name, None, None, renyi_epsilon(as_event(events), delta, self.adjacency)[0]
+        )
 
     def _delta(self, events: Counted, epsilon: float) -> float:
         return renyi_delta(as_event(events), epsilon, self.adjacency)
@@ -180,10 +189,17 @@ class PRVAccountant(_Ledger):
     name = "prv"
 
     def _bound(self, events: Counted, delta: float) -> Interval:
-        verified = events[0][0].verified_epsilon(events[0][1], delta, self.adjacency) if len(events) == 1 else None
+        verified = (
+            events[0][0].verified_epsilon(events[0][1], delta, self.adjacency)
+            if len(events) == 1
+            else None
+        )
         if verified is not None:
             renyi = self._renyi(events, delta)
-            ends = [None if end is None else min(end, renyi) for end in (verified.lower, verified.estimate)]
+            ends = [
+                None if end is None else min(end, renyi)
+                for end in (verified.lower, verified.estimate)
+            ]
             return Interval(self.name, ends[0], ends[1], min(verified.upper, renyi), verified.note)
         try:
             lower, upper = pld_epsilon(events, delta, self.adjacency)
@@ -192,7 +208,10 @@ class PRVAccountant(_Ledger):
             lower = min(renyi, cheap_lower(events, delta, self.adjacency))
             note = f"Rényi bound, because the loss distribution was refused: {refused}"
             return Interval(self.name, lower, renyi, renyi, note)
-        if upper > _FINER * renyi_epsilon(as_event(events), delta, self.adjacency, COARSE_ORDERS)[0]:
+        if (
+            upper
+            > _FINER * renyi_epsilon(as_event(events), delta, self.adjacency, COARSE_ORDERS)[0]
+        ):
             upper = min(upper, self._renyi(events, delta))
         lower = min(upper, attained_lower(events, lower, delta, self.adjacency))
         # The optimistic grid is off by about twice as much as the pessimistic one, the other way.
@@ -218,7 +237,9 @@ def as_event(events: Counted) -> Event:
 def make_accountant(name: str, adjacency: str) -> Accountant:
     """A fresh accountant by name; raises InputError naming the known ones."""
     if name not in ACCOUNTANTS:
-        raise InputError(f"accountant {name!r} is unknown; use one of {', '.join(sorted(ACCOUNTANTS))}")
+        raise InputError(
+            f"accountant {name!r} is unknown; use one of {', '.join(sorted(ACCOUNTANTS))}"
+        )
     return ACCOUNTANTS[name](adjacency)
 
 
@@ -228,7 +249,9 @@ ACCOUNTANTS: dict[str, type[RenyiAccountant] | type[PRVAccountant]] = {
 }
 
 
-def profile(events: Counted, adjacency: str, deltas: Sequence[float], accountant: str) -> list[tuple[float, float]]:
+def profile(
+    events: Counted, adjacency: str, deltas: Sequence[float], accountant: str
+) -> list[tuple[float, float]]:
     """(delta, epsilon) pairs of the same events at several deltas."""
     return booked(events, adjacency, accountant).profile(deltas)
 
@@ -240,8 +263,13 @@ def spend_curve(
 
     counts: integers >= 0 in increasing order.
     """
-    require(list(counts) == sorted(counts), "counts must be in increasing order to draw a curve; sort them")
-    ends = [make_accountant(accountant, adjacency).quote(event, count, delta).upper for count in counts]
+    require(
+        list(counts) == sorted(counts),
+        "counts must be in increasing order to draw a curve; sort them",
+    )
+    ends = [
+        make_accountant(accountant, adjacency).quote(event, count, delta).upper for count in counts
+    ]
     # Fewer releases never cost more: a later, smaller bound also holds before.
     lowered = np.minimum.accumulate(np.asarray(ends, dtype=float)[::-1])[::-1]
     return [(int(count), float(epsilon)) for count, epsilon in zip(counts, lowered, strict=True)]
@@ -257,5 +285,9 @@ def booked(events: Counted, adjacency: str, accountant: str) -> Accountant:
 
 def unsupported_reasons(events: Counted, adjacency: str) -> str:
     """Why there is no finite epsilon; empty if there is one."""
-    reasons = [reason for event, count in events if count > 0 and (reason := unsupported_reason(event, adjacency)) is not None]
+    reasons = [
+        reason
+        for event, count in events
+        if count > 0 and (reason := unsupported_reason(event, adjacency)) is not None
+    ]
     return "; ".join(reasons)

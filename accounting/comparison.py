@@ -26,7 +26,8 @@ class Comparison:
 
 
 def compare(events: Counted, delta: float, adjacency: str, accountant: str = "prv") -> Comparison:
-    """Ask the Rényi accountant, our loss distributions and prv-accountant, and report the defensible figure.
+    """Ask the Rényi accountant, our loss distributions and prv-accountant, and report the
+    defensible figure.
 
     They agree when the distributions' interval is not above the Rényi bound and meets
     prv-accountant's. On disagreement the largest finite bound is reported and the reason says so.
@@ -37,30 +38,43 @@ def compare(events: Counted, delta: float, adjacency: str, accountant: str = "pr
     chosen = renyi if accountant == "rdp" else ours
     all_three = (renyi, ours, library)
     if math.isinf(chosen.upper):
-        return Comparison(math.inf, chosen.accountant, all_three, True, chosen.note or "no finite bound exists")
+        return Comparison(
+            math.inf, chosen.accountant, all_three, True, chosen.note or "no finite bound exists"
+        )
     complaint = _complaint(renyi, ours, library)
     if complaint is None:
         return Comparison(chosen.upper, chosen.accountant, all_three, True, _consent(ours, library))
-    largest = max((o for o in all_three if math.isfinite(o.upper)), key=lambda opinion: opinion.upper)
+    largest = max(
+        (o for o in all_three if math.isfinite(o.upper)), key=lambda opinion: opinion.upper
+    )
     reason = f"{complaint}; the largest of the bounds is reported"
     return Comparison(largest.upper, largest.accountant, all_three, False, reason)
 
 
 def filtered(book: RenyiFilter, delta: float) -> Comparison:
-    """A filter's preset budget, beside what an accountant would say of the realised schedule, which is no bound."""
+    """A filter's preset budget, beside what an accountant would say of the realised schedule, which
+    is no bound.
+    """
     promised, plug_in = book.guarantee(), book.plug_in(delta)
     other = Interval(plug_in.accountant, None, plug_in.figure, math.inf, plug_in.note)
-    reason = "the preset budget is promised; composing noise that was chosen while training proves nothing"
+    reason = (
+        "the preset budget is promised; composing noise that was chosen while training proves "
+        "nothing"
+    )
     return Comparison(promised.epsilon, book.name, (promised.evidence, other), True, reason)
 
 
 def _complaint(renyi: Interval, ours: Interval, library: Interval) -> str | None:
     if ours.upper > renyi.upper * (1 + _RELATIVE) + _ABSOLUTE:
-        return f"the loss distribution gives {ours.upper:.6g}, above the Rényi bound {renyi.upper:.6g}"
+        return (
+            f"the loss distribution gives {ours.upper:.6g}, above the Rényi bound {renyi.upper:.6g}"
+        )
     if library.lower is not None and library.lower > ours.upper * (1 + _RELATIVE) + _ABSOLUTE:
         return f"{LIBRARY} gives at least {library.lower:.6g}, above our bound {ours.upper:.6g}"
     if ours.lower is not None and library.upper < ours.lower * (1 - _RELATIVE) - _ABSOLUTE:
-        return f"{LIBRARY} gives at most {library.upper:.6g}, below what is certain, {ours.lower:.6g}"
+        return (
+            f"{LIBRARY} gives at most {library.upper:.6g}, below what is certain, {ours.lower:.6g}"
+        )
     return None
 
 

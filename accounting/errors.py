@@ -44,7 +44,9 @@ class CannotComputeError(AccountingError):
 
 
 class GridTooFineError(CannotComputeError):
-    """One release alone needs more grid points than the limit, whatever is done with it afterwards."""
+    """One release alone needs more grid points than the limit, whatever is done with it
+    afterwards.
+    """
 
 
 def require(condition: bool, message: str) -> None:
@@ -63,4 +65,6 @@ def require_delta(delta: float) -> None:
     Raises:
         InputError: it is not one.
     """
-    require(0.0 <= delta < 1.0, f"delta={delta!r} is not a failure probability; give a number in [0, 1)")
+    require(
+        0.0 <= delta < 1.0, f"delta={delta!r} is not a failure probability; give a number in [0, 1)"
+    )

@@ -10,7 +10,9 @@ Kind = Literal["worst-case", "filter budget", "conditional"]
 
 @dataclass(frozen=True)
 class Interval:
-    """The truth is at most `upper` and, where known, at least `lower`; `note` names what went wrong."""
+    """The truth is at most `upper` and, where known, at least `lower`; `note` names what went
+    wrong.
+    """
 
     accountant: str
     lower: float | None
@@ -23,8 +25,9 @@ class Interval:
 class EpsilonGuarantee:
     """(epsilon, delta) with everything that it means nothing without.
 
-    kind: "worst-case" for parameters fixed in advance, "filter budget" for a preset budget that a filter enforced,
-    "conditional" if an assumption must be named with it. evidence: the accountant's interval.
+    kind: "worst-case" for parameters fixed in advance, "filter budget" for a preset budget that a
+    filter enforced, "conditional" if an assumption must be named with it. evidence: the
+    accountant's interval.
     """
 
     epsilon: float

@@ -17,8 +17,8 @@ Point = tuple[float, float]  # (epsilon, delta), a valid guarantee
 def best_guess(epsilon: float, delta: float) -> float:
     """The largest probability of a right guess in or out, from even odds.
 
-    (e^epsilon + delta) / (1 + e^epsilon): with probability delta a sure win, otherwise a bet at odds e^epsilon to 1
-    (Kairouz, Oh and Viswanath 2015, arXiv 1311.0776).
+    (e^epsilon + delta) / (1 + e^epsilon): with probability delta a sure win, otherwise a bet at
+    odds e^epsilon to 1 (Kairouz, Oh and Viswanath 2015, arXiv 1311.0776).
     """
     checked_points([(epsilon, delta)])
     lost = (1.0 - delta) * math.exp(-epsilon) / (1.0 + math.exp(-epsilon))
@@ -26,10 +26,11 @@ def best_guess(epsilon: float, delta: float) -> float:
 
 
 def true_positive_rate(false_positive_rate: float, points: Iterable[Point]) -> float:
-    """The most members any membership test finds while accusing this share of non-members, rounded up.
+    """The most members any membership test finds while accusing this share of non-members, rounded
+    up.
 
-    The least of e^epsilon FPR + delta and 1 - e^-epsilon (1 - delta - FPR) over the points (Dong, Roth and Su 2019,
-    arXiv 1905.02383, equation 5). false_positive_rate: in [0, 1].
+    The least of e^epsilon FPR + delta and 1 - e^-epsilon (1 - delta - FPR) over the points (Dong,
+    Roth and Su 2019, arXiv 1905.02383, equation 5). false_positive_rate: in [0, 1].
     """
     require_rates([false_positive_rate])
     bound = 1.0
@@ -57,7 +58,10 @@ def require_rates(rates: Sequence[float]) -> None:
         InputError: a rate outside [0, 1].
     """
     valid = all(0.0 <= rate <= 1.0 for rate in rates)
-    require(valid, f"false positive rates {list(rates)!r} are not all in [0, 1]; give shares of non-members")
+    require(
+        valid,
+        f"false positive rates {list(rates)!r} are not all in [0, 1]; give shares of non-members",
+    )
 
 
 def checked_points(points: Iterable[Point]) -> list[Point]:
@@ -69,5 +73,9 @@ def checked_points(points: Iterable[Point]) -> list[Point]:
     given = [(float(epsilon), float(delta)) for epsilon, delta in points]
     for epsilon, delta in given:
         valid = epsilon >= 0.0 and 0.0 <= delta <= 1.0
-        require(valid, f"({epsilon!r}, {delta!r}) is no (epsilon, delta) guarantee; give epsilon >= 0, delta in [0, 1]")
+        require(
+            valid,
+            f"({epsilon!r}, {delta!r}) is no (epsilon, delta) guarantee; give epsilon >= 0, delta "
+            "in [0, 1]",
+        )
     return given

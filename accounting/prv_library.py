@@ -1,7 +1,7 @@
 """prv-accountant as an independent second opinion (Gopi, Lee and Wutschitz 2021, arXiv 2106.02848).
 
-Both directions are computed and the larger interval is returned. The library can fail loudly or return
-nonsense; whatever happens is named in the note of the interval and never raised.
+Both directions are computed and the larger interval is returned. The library can fail loudly or
+return nonsense; whatever happens is named in the note of the interval and never raised.
 """
 
 from __future__ import annotations
@@ -36,7 +36,8 @@ def prv_opinion(
     adjacency: str,
     eps_error: float | None = None,
 ) -> Interval:
-    """prv-accountant's interval for epsilon at delta, or an interval up to inf whose note says why not.
+    """prv-accountant's interval for epsilon at delta, or an interval up to inf whose note says why
+    not.
 
     eps_error: half-width asked of the library; by default 0.01, or 0.1 where that would be slow.
     """
@@ -51,17 +52,26 @@ def prv_opinion(
         if error is None:
             return _declined("its grid would be too large to finish within about 20 seconds")
         return _both_directions(parts, delta, error)
-    except Exception as failure:  # MemoryError and everything the library may raise is an opinion, too
+    # MemoryError and everything the library may raise is an opinion, too
+    except Exception as failure:
         return _declined(f"{type(failure).__name__}: {str(failure)[:200]}")
 
 
-def _reason_against(events: Sequence[tuple[Event, int]], delta: float, adjacency: str) -> str | None:
-    reasons = [reason for event, _ in events if (reason := unsupported_reason(event, adjacency)) is not None]
+def _reason_against(
+    events: Sequence[tuple[Event, int]], delta: float, adjacency: str
+) -> str | None:
+    reasons = [
+        reason
+        for event, _ in events
+        if (reason := unsupported_reason(event, adjacency)) is not None
+    ]
     if reasons:
         return reasons[0]
     if adjacency == "replace-one":
         return "it has no replace-one adjacency"
-    strange = sorted({event.kind for event, _ in events if not isinstance(event, Gaussian | PoissonGaussian)})
+    strange = sorted(
+        {event.kind for event, _ in events if not isinstance(event, Gaussian | PoissonGaussian)}
+    )
     if strange:
         return f"it has no events of kind {', '.join(strange)}"
     if not 0.0 < delta < 1.0:
@@ -90,7 +100,9 @@ def _affordable(parts: list[tuple[Event, int]], delta: float, asked: float | Non
     whole = Composed(tuple(SelfComposed(event, count) for event, count in parts))
     half = renyi_epsilon(whole, delta_error / 4, "add-remove", COARSE_ORDERS)[0]
     for event, _ in parts:
-        half = max(half, renyi_epsilon(event, delta_error / 8 / total, "add-remove", COARSE_ORDERS)[0])
+        half = max(
+            half, renyi_epsilon(event, delta_error / 8 / total, "add-remove", COARSE_ORDERS)[0]
+        )
     points_times_error = 2 * (half + 3) * math.sqrt(total / 2 * math.log(12 / delta_error))
     limit = _LARGEST_GRID / len(parts)
     if asked is not None:
@@ -138,7 +150,9 @@ class _AddDirection:
         t = np.asarray(t, dtype=float)
         with np.errstate(all="ignore"):
             inside = np.expm1(np.minimum(-t, 500.0)) / self._rate
-            exponent = np.where(-t > 500.0, -t - math.log(self._rate), np.log1p(np.maximum(inside, -1.0)))
+            exponent = np.where(
+                -t > 500.0, -t - math.log(self._rate), np.log1p(np.maximum(inside, -1.0))
+            )
             x = self._sigma**2 * exponent + 0.5
         return ndtr(-x / self._sigma)
 
@@ -148,4 +162,6 @@ class _AddDirection:
 
     def rdp(self, alpha: float) -> float:
         """An upper bound: the other direction's divergence is the larger one."""
-        return renyi_divergence(PoissonGaussian(self._rate, self._sigma), float(alpha), "add-remove")
+        return renyi_divergence(
+            PoissonGaussian(self._rate, self._sigma), float(alpha), "add-remove"
+        )

@@ -1,4 +1,6 @@
-"""One kind of registry for everything that is chosen by name: `NAME` or `NAME:key=value,key=value`."""
+"""One kind of registry for everything that is chosen by name: `NAME` or
+`NAME:key=value,key=value`.
+"""
 
 from __future__ import annotations
 
@@ -50,8 +52,14 @@ class Registry(Generic[T]):
         """
         name = name or getattr(maker, self._key)
         known = self._makers.setdefault(name, maker)
-        if known is not maker and (known.__module__, known.__qualname__) != (maker.__module__, maker.__qualname__):
-            raise self.error(f"{self.what} {name!r} is registered already, by {known.__module__}: choose another name")
+        if known is not maker and (known.__module__, known.__qualname__) != (
+            maker.__module__,
+            maker.__qualname__,
+        ):
+            raise self.error(
+                f"{self.what} {name!r} is registered already, by {known.__module__}: choose "
+                "another name"
+            )
         self._makers[name] = maker
         return maker
 
@@ -84,7 +92,10 @@ class Registry(Generic[T]):
         if name not in self._makers:
             found = next((point for point in self._entry_points() if point.name == name), None)
             if found is None:
-                raise self.error(f"{self.what} {name!r} is unknown: choose one of {self._listed(name, self.names())}")
+                raise self.error(
+                    f"{self.what} {name!r} is unknown: choose one of "
+                    f"{self._listed(name, self.names())}"
+                )
             self._makers[name] = found.load()
         return self._makers[name]
 
@@ -113,7 +124,9 @@ class Registry(Generic[T]):
                 values[key] = read_value(value, kinds[key])
             except ValueError:
                 wanted = described(kinds[key])
-                raise self.error(f"{self.what.split()[0]} setting {setting!r}: {value!r} is not {wanted}") from None
+                raise self.error(
+                    f"{self.what.split()[0]} setting {setting!r}: {value!r} is not {wanted}"
+                ) from None
         return maker(*fixed, **values, **more)
 
     def _entry_points(self) -> Iterator[Any]:
@@ -151,7 +164,7 @@ def _resolved(annotation: Any, maker: Callable[..., Any]) -> Any:
         names = vars(inspect.getmodule(owner) or types)
         try:
             return eval(annotation, dict(names))
-        except Exception:  # noqa: S112 - a name that only type checkers import, or that a base class's module has
+        except Exception:
             continue
     return inspect.Parameter.empty
 
@@ -175,13 +188,14 @@ def _none(text: str) -> None:
         raise ValueError(text)
 
 
+# in the order in which they are tried
 _READERS: dict[Any, tuple[Callable[[str], Any], str]] = {
     type(None): (_none, "none"),
     bool: (_yes_or_no, "true or false"),
     int: (int, "a whole number"),
     float: (float, "a number"),
     str: (str, "text"),
-}  # in the order in which they are tried
+}
 
 
 def read_value(text: str, kind: Any) -> Any:
@@ -205,6 +219,8 @@ def read_value(text: str, kind: Any) -> Any:
 def described(kind: Any) -> str:
     """A setting's types in words, for messages."""
     parts = _parts(kind)
-    words = [words for part, (_, words) in _READERS.items() if part in parts and part is not type(None)]
+    words = [
+        words for part, (_, words) in _READERS.items() if part in parts and part is not type(None)
+    ]
     words += [part for part in parts if isinstance(part, str)]
     return " or ".join([*words, *(["none"] if type(None) in parts and len(words) > 1 else [])])

@@ -1,10 +1,12 @@
 """Many different releases through few distributions: a schedule whose noise changes at every step.
 
-Write C_v(k) for the divergences of a Poisson-sampled Gaussian. As a function of theta = Phi(1/(2 sigma)) they are
-convex at every k: for the unsampled Gaussian dC/dtheta = 2 e^(eps/2 - eps^2 sigma^2 / 2), which increases with
-theta, and sampling scales C and moves k. They are convex in the sample rate, too, since the pair is linear in it
-(derived here). So a release between four neighbouring nodes is dominated by the bilinear mixture of the four, with an
-error of second order in the distance; a release at the node with more noise and less sampling bounds it from below.
+Write C_v(k) for the divergences of a Poisson-sampled Gaussian. As a function of theta = Phi(1/(2
+sigma)) they are
+convex at every k: for the unsampled Gaussian dC/dtheta = 2 e^(eps/2 - eps^2 sigma^2 / 2), which
+increases with theta, and sampling scales C and moves k. They are convex in the sample rate, too,
+since the pair is linear in it (derived here). So a release between four neighbouring nodes is
+dominated by the bilinear mixture of the four, with an error of second order in the distance; a
+release at the node with more noise and less sampling bounds it from below.
 """
 
 from __future__ import annotations
@@ -26,7 +28,9 @@ _MOST_NODES = 160  # distinct releases of a schedule; the nodes move apart until
 
 @dataclass(frozen=True)
 class Term:
-    """`count` releases of a labelled mixture of distributions: weights is ((index, weight), ...)."""
+    """`count` releases of a labelled mixture of distributions: weights is ((index, weight),
+    ...).
+    """
 
     weights: tuple[tuple[int, float], ...]
     count: int
@@ -55,7 +59,11 @@ def blended(steps: Sequence[tuple[Event, int]], adjacency: str, upper: bool) -> 
 
 
 def _on_nodes(
-    steps: Sequence[tuple[Event, int]], kinds: list[PoissonGaussian], ratio: float, adjacency: str, upper: bool
+    steps: Sequence[tuple[Event, int]],
+    kinds: list[PoissonGaussian],
+    ratio: float,
+    adjacency: str,
+    upper: bool,
 ) -> NoiseSchedule:
     rates = _nodes([event.sample_rate for event in kinds], ratio)
     sigmas = _nodes([event.noise_multiplier for event in kinds], ratio)
@@ -67,16 +75,24 @@ def _on_nodes(
             corners = _corners(event, rates, sigmas, upper, adjacency != "replace-one")
         weights = tuple((index.setdefault(node, len(index)), weight) for weight, node in corners)
         counts[weights] = counts.get(weights, 0) + count
-    return NoiseSchedule(list(index), [Term(weights, count) for weights, count in counts.items()], False)
+    return NoiseSchedule(
+        list(index), [Term(weights, count) for weights, count in counts.items()], False
+    )
 
 
 def can_blend(event: Event) -> bool:
     """Whether the event is a sampled Gaussian with some noise."""
-    return isinstance(event, PoissonGaussian) and 0.0 < event.sample_rate < 1.0 and event.noise_multiplier > 1e-3
+    return (
+        isinstance(event, PoissonGaussian)
+        and 0.0 < event.sample_rate < 1.0
+        and event.noise_multiplier > 1e-3
+    )
 
 
 def corners_on_lattice(event: PoissonGaussian, adjacency: str) -> list[tuple[float, Event]]:
-    """(weight, node) of a labelled mixture of releases on a fixed lattice that is at least as revealing."""
+    """(weight, node) of a labelled mixture of releases on a fixed lattice that is at least as
+    revealing.
+    """
     rates = [min(1.0, rate) for rate in _lattice_around(event.sample_rate)]
     sigmas = _lattice_around(event.noise_multiplier)
     return _corners(event, rates, sigmas, True, adjacency != "replace-one")
@@ -91,7 +107,9 @@ def _lattice_around(value: float) -> list[float]:
 
 
 def _nodes(values: Sequence[float], ratio: float) -> list[float]:
-    """Increasing values from the least to the largest: those given if few, else evenly spread in the logarithm."""
+    """Increasing values from the least to the largest: those given if few, else evenly spread in
+    the logarithm.
+    """
     distinct = sorted(set(values))
     if len(distinct) <= 4:
         return distinct
@@ -110,7 +128,11 @@ def _corners(
         return [(1.0, PoissonGaussian(less, quiet))]
     rate_share = _share(event.sample_rate, less, more)
     # Towards less noise by the position of theta; all of it where convexity is not known.
-    noise_share = 1.0 if quiet == loud else _share(_theta(event.noise_multiplier), _theta(quiet), _theta(loud))
+    noise_share = (
+        1.0
+        if quiet == loud
+        else _share(_theta(event.noise_multiplier), _theta(quiet), _theta(loud))
+    )
     if not convex:
         rate_share, noise_share = 1.0, 1.0
     corners = [

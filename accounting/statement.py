@@ -14,8 +14,6 @@ from accounting.wording import finite
 PROFILE_DELTAS = (1e-4, 1e-5, 1e-6, 1e-7, 1e-8)
 
 
-
-
 def accountants_section(comparison: Comparison) -> dict[str, Any]:
     """All opinions side by side, and whether they agree."""
     return {
@@ -34,7 +32,9 @@ def _opinion(interval: Interval) -> dict[str, Any]:
     }
 
 
-def profile_section(events: Sequence[tuple[Event, int]], adjacency: Adjacency, accountant: str) -> list[dict[str, Any]]:
+def profile_section(
+    events: Sequence[tuple[Event, int]], adjacency: Adjacency, accountant: str
+) -> list[dict[str, Any]]:
     """epsilon at several deltas, largest delta first."""
     points = profile(events, adjacency, PROFILE_DELTAS, accountant)
     return [{"delta": delta, "epsilon": finite(epsilon)} for delta, epsilon in points]
@@ -48,10 +48,8 @@ def spend_section(points: Iterable[tuple[int, float]]) -> list[dict[str, Any]]:
 def spending(
     event: Event, steps: int, delta: float, adjacency: Adjacency, accountant: str, points: int = 24
 ) -> list[tuple[int, float]]:
-    """epsilon after about `points` evenly spread step counts, the last one included; starts at (0, 0)."""
+    """epsilon after about `points` evenly spread step counts, the last one included; starts at (0,
+    0).
+    """
     counts = sorted({max(1, round(steps * i / points)) for i in range(1, points + 1)} | {steps})
     return [(0, 0.0), *spend_curve(event, counts, delta, adjacency, accountant)]
-
-
-
-

@@ -1,4 +1,6 @@
-"""How the figures of a statement are written: epsilon never smaller than it is, one form everywhere."""
+"""How the figures of a statement are written: epsilon never smaller than it is, one form
+everywhere.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,9 @@ def finite(value: float | None) -> float | str | None:
     return "inf" if value is not None and math.isinf(value) else value
 
 
-def sentence(epsilon: float, delta: float, unit: str, adjacency: str, kind: str, assumption: str | None) -> str:
+def sentence(
+    epsilon: float, delta: float, unit: str, adjacency: str, kind: str, assumption: str | None
+) -> str:
     """The guarantee in one sentence; epsilon is rounded up."""
     if math.isinf(epsilon):
         return "This run gives no privacy guarantee: epsilon is infinite."
@@ -27,8 +31,8 @@ def sentence(epsilon: float, delta: float, unit: str, adjacency: str, kind: str,
     }.get(adjacency, adjacency)
     condition = f", provided that {assumption}" if assumption else ""
     return (
-        f"The trained model is ({shown_epsilon(epsilon)}, {delta:g})-differentially private ({kind}) "
-        f"with respect to {relation} {unit}{condition}."
+        f"The trained model is ({shown_epsilon(epsilon)}, {delta:g})-differentially private "
+        f"({kind}) with respect to {relation} {unit}{condition}."
     )
 
 
@@ -48,7 +52,9 @@ def significant(number: Decimal, digits: int, rounding: str) -> Decimal:
         return Decimal(0)
     rounded = number.quantize(Decimal(1).scaleb(number.adjusted() - digits + 1), rounding=rounding)
     if rounded.adjusted() > number.adjusted():  # 0.0999 became 0.1000, one digit too many
-        rounded = rounded.quantize(Decimal(1).scaleb(rounded.adjusted() - digits + 1), rounding=rounding)
+        rounded = rounded.quantize(
+            Decimal(1).scaleb(rounded.adjusted() - digits + 1), rounding=rounding
+        )
     return rounded
 
 
@@ -78,9 +84,11 @@ def shown_if_special(number: Decimal | None) -> str | None:
 
 
 def shown_epsilon(value: object, rounding: str = ROUND_CEILING) -> str:
-    """ε rounded up to 2 decimals, to 3 significant digits below 0.1, in powers of ten from a million on.
+    """ε rounded up to 2 decimals, to 3 significant digits below 0.1, in powers of ten from a
+    million on.
 
-    ``rounding`` is ROUND_FLOOR only for the lower end of an interval, which would otherwise not enclose.
+    ``rounding`` is ROUND_FLOOR only for the lower end of an interval, which would otherwise not
+    enclose.
     """
     number = exact(value)
     special = shown_if_special(number)

@@ -1,7 +1,7 @@
 """Train and fine-tune models under differential privacy, and prove it afterwards.
 
-The public names and where they live stand in `__init__.pyi`; each is imported on first use, so that verbs which need no
-torch start fast.
+The public names and where they live stand in `__init__.pyi`; each is imported on first use, so that
+verbs which need no torch start fast.
 """
 
 import lazy_loader

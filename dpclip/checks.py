@@ -1,4 +1,6 @@
-"""Value checks that settings of all kinds share: each refuses with one line that names the remedy."""
+"""Value checks that settings of all kinds share: each refuses with one line that names the
+remedy.
+"""
 
 from __future__ import annotations
 
@@ -22,13 +24,17 @@ def one_of(setting: str, value: str, known: Sequence[str]) -> None:
 def check_threshold(name: str, value: float) -> None:
     """Refuse a threshold that bounds nothing."""
     if not 0 < value < float("inf"):
-        raise InputError(f"{name} = {value}: a clipping threshold must be positive and finite; 1.0 is common")
+        raise InputError(
+            f"{name} = {value}: a clipping threshold must be positive and finite; 1.0 is common"
+        )
 
 
 def check_decay(name: str, value: float) -> None:
     """Refuse a decay that forgets nothing or everything at once."""
     if not 0 <= value < 1:
-        raise InputError(f"{name} = {value}: a decay of at least 0 and below 1 is needed; 0.99 is common")
+        raise InputError(
+            f"{name} = {value}: a decay of at least 0 and below 1 is needed; 0.99 is common"
+        )
 
 
 def check_range(lowest: float, highest: float) -> None:
@@ -36,7 +42,9 @@ def check_range(lowest: float, highest: float) -> None:
     check_threshold("lowest", lowest)
     check_threshold("highest", highest)
     if lowest >= highest:
-        raise InputError(f"lowest = {lowest} is not below highest = {highest}: give a range of variances")
+        raise InputError(
+            f"lowest = {lowest} is not below highest = {highest}: give a range of variances"
+        )
 
 
 def not_negative(name: str, value: Any) -> None:
@@ -54,7 +62,9 @@ def positive(name: str, value: Any) -> None:
 def threshold(name: str, value: Any) -> None:
     """Raise `InputError` unless the value is above 0 (infinity included) or None."""
     if value is not None and not value > 0:
-        raise InputError(f"{name} is {value}, not above 0; give a norm, or None to leave gradients unclipped")
+        raise InputError(
+            f"{name} is {value}, not above 0; give a norm, or None to leave gradients unclipped"
+        )
 
 
 def fraction(name: str, value: Any) -> None:
@@ -64,7 +74,9 @@ def fraction(name: str, value: Any) -> None:
 
 
 Auto = float | Literal["auto"] | None
-"""A number, None for none, or "auto": the published default, and none where gradients carry privacy noise."""
+"""A number, None for none, or "auto": the published default, and none where gradients carry privacy
+noise.
+"""
 
 
 def check_auto(setting: str, value: Auto) -> None:
@@ -73,7 +85,9 @@ def check_auto(setting: str, value: Auto) -> None:
         raise InputError(f"{setting} = {value!r}: a positive number, none or auto is needed")
 
 
-def check_between(setting: str, value: float, low: float, high: float, *, open_high: bool = True) -> None:
+def check_between(
+    setting: str, value: float, low: float, high: float, *, open_high: bool = True
+) -> None:
     """Refuse a number outside [low, high), or [low, high]."""
     if not (low <= value < high or (value == high and not open_high)):
         end = ")" if open_high else "]"

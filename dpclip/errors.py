@@ -1,4 +1,7 @@
-"""The errors of this package. The command line prints their one line and ends with their exit code."""
+"""The errors of this package.
+
+The command line prints their one line and ends with their exit code.
+"""
 
 from __future__ import annotations
 
@@ -37,8 +40,12 @@ class PrivacyError(DpclipError, RuntimeError):
 
 
 class ReplayError(DpclipError, RuntimeError):
-    """A replayed step arrived at another gradient than the one its noise was drawn for; nothing was released."""
+    """A replayed step arrived at another gradient than the one its noise was drawn for; nothing was
+    released.
+    """
 
 
 class BatchDimensionError(InputError, RuntimeError):
-    """A layer whose input or output does not have one row a sample, so that no per-sample gradient exists."""
+    """A layer whose input or output does not have one row a sample, so that no per-sample gradient
+    exists.
+    """

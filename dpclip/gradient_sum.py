@@ -16,9 +16,9 @@ from dpclip.precision import accumulation_dtype
 
 def bits(values: Tensor) -> Tensor:
     """The same memory as integers."""
-    return values.view({1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[values.itemsize])
-
-
+    return values.view(
+        {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[values.itemsize]
+    )
 
 
 class WeightedForm(Protocol):
@@ -39,7 +39,8 @@ class PartwiseSum(ABC):
         """Tensors and units, the sum of whose products is this parameter's sum."""
 
     def digest(self, sides: Iterable[Tensor], key: bytes) -> str:
-        """A fingerprint of the exact bits, side sums included: equal digests are the same gradient. Sensitive.
+        """A fingerprint of the exact bits, side sums included: equal digests are the same gradient.
+        Sensitive.
 
         Args:
             sides: sums of side statistics.
@@ -71,16 +72,23 @@ class GradientSum(PartwiseSum):
 
     @classmethod
     def zeros(
-        cls, parameters: Sequence[Tensor], groups: Sequence[int], accumulate: torch.dtype | None = None
+        cls,
+        parameters: Sequence[Tensor],
+        groups: Sequence[int],
+        accumulate: torch.dtype | None = None,
     ) -> GradientSum:
         """An empty sum for these parameters.
 
         Args:
-            accumulate: dtype of the accumulators; products are taken in the parameters' own (float32 or wider) before
-                they are added. By default they are accumulated in it, too.
+            accumulate: dtype of the accumulators; products are taken in the parameters' own
+                (float32 or wider) before they are added. By default they are accumulated in it,
+                too.
         """
         dtypes = [accumulation_dtype(p.dtype) for p in parameters]
-        held = [torch.zeros_like(p, dtype=accumulate or dtype) for p, dtype in zip(parameters, dtypes, strict=True)]
+        held = [
+            torch.zeros_like(p, dtype=accumulate or dtype)
+            for p, dtype in zip(parameters, dtypes, strict=True)
+        ]
         return cls(held, list(groups), dtypes)
 
     def admit(self, units: int) -> None:

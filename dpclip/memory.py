@@ -10,7 +10,9 @@ from torch import nn
 
 
 def free_bytes(device: torch.device) -> int:
-    """Memory that a run may still take on a device: what the system says, or a container's limit if that is less."""
+    """Memory that a run may still take on a device: what the system says, or a container's limit if
+    that is less.
+    """
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     found = [_meminfo(), _container()]
@@ -22,22 +24,29 @@ def _meminfo() -> int | None:
         lines = Path("/proc/meminfo").read_text().splitlines()
     except OSError:
         return None
-    return next((int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable")), None)
+    return next(
+        (int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable")), None
+    )
 
 
 def _container() -> int | None:
     folder = Path("/sys/fs/cgroup")
     try:
-        limit, used = (folder / "memory.max").read_text().strip(), int((folder / "memory.current").read_text())
+        limit, used = (
+            (folder / "memory.max").read_text().strip(),
+            int((folder / "memory.current").read_text()),
+        )
     except (OSError, ValueError):
         return None
     return None if limit == "max" else max(0, int(limit) - used)
 
 
 def reuse_heap() -> None:
-    """Tell glibc to keep large freed blocks: per-sample gradients come and go by the hundred megabytes each step.
+    """Tell glibc to keep large freed blocks: per-sample gradients come and go by the hundred
+    megabytes each step.
 
-    Returned to the kernel and faulted in anew each time, they cost a sixth of a step (built-in model, two cores).
+    Returned to the kernel and faulted in anew each time, they cost a sixth of a step (built-in
+    model, two cores).
     """
     try:
         libc = ctypes.CDLL("libc.so.6")

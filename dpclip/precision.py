@@ -9,13 +9,17 @@ import torch
 
 
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The dtype of norms, sums and noise for a parameter dtype: float32, or float64 if the model is (law 7)."""
+    """The dtype of norms, sums and noise for a parameter dtype: float32, or float64 if the model is
+    (law 7).
+    """
     return torch.promote_types(dtype, torch.float32)
 
 
 @contextmanager
 def exact_products() -> Iterator[None]:
-    """Matrix products of float32 in full precision, whatever the user allows the model (TF32, bf16)."""
+    """Matrix products of float32 in full precision, whatever the user allows the model (TF32,
+    bf16).
+    """
     before, convolutions = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
     if before == "highest" and not (convolutions and torch.cuda.is_initialized()):
         yield

@@ -1,4 +1,6 @@
-"""Which parameters belong to a private run, so that nothing outside it reads their raw gradients by mistake."""
+"""Which parameters belong to a private run, so that nothing outside it reads their raw gradients by
+mistake.
+"""
 
 from __future__ import annotations
 
@@ -44,6 +46,7 @@ def check(parameters: Sequence[nn.Parameter], reader: str) -> None:
     """
     if any(_GUARDED.get(id(p)) is p for p in parameters):
         raise PrivacyError(
-            f"{reader} would read raw gradients of a private run, and what it learns from them would leak: give it to "
-            "make_private(postprocess=[…]), where it sees the released gradient, or end the run with private.close()"
+            f"{reader} would read raw gradients of a private run, and what it learns from them "
+            "would leak: give it to make_private(postprocess=[…]), where it sees the released "
+            "gradient, or end the run with private.close()"
         )

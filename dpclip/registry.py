@@ -1,4 +1,6 @@
-"""Things that are chosen by text, `NAME:key=value`: accounting's registry, with this package's errors."""
+"""Things that are chosen by text, `NAME:key=value`: accounting's registry, with this package's
+errors.
+"""
 
 from __future__ import annotations
 

@@ -20,12 +20,12 @@ class Receipt:
 
     Attributes:
         step: index of the logical step, from 0.
-        generation: which stream of randomness serves the step; a fresh one after a replay that could not
-            be bit-identical.
+        generation: which stream of randomness serves the step; a fresh one after a replay that
+            could not be bit-identical.
         noise_multiplier: the sigma_eff that was charged, relative to the joint L2 sensitivity.
         position: the charge's position in the ledger.
-        planned_steps: after how many planned steps as much has been spent as after this charge; None if it is more
-            than the whole plan.
+        planned_steps: after how many planned steps as much has been spent as after this charge;
+            None if it is more than the whole plan.
         budget_left: part of the budget that is not spent after this charge.
     """
 
@@ -41,15 +41,18 @@ class Receipt:
 class Released(Generic[T]):
     """A value that may leave the step, with the receipt of the charge that paid for it.
 
-    Constructed in `dpclip.noise.release` only (a test holds the code base to it). Controllers, adaptive thresholds,
-    post-processing and logs accept `Released` values and nothing else that was computed from private data.
+    Constructed in `dpclip.noise.release` only (a test holds the code base to it). Controllers,
+    adaptive thresholds, post-processing and logs accept `Released` values and nothing else that was
+    computed from private data.
     """
 
     value: T
     receipt: Receipt
 
     def map(self, function: Callable[[T], Any]) -> Released[Any]:
-        """Post-processing: what is computed from a released value alone is as public as the value."""
+        """Post-processing: what is computed from a released value alone is as public as the
+        value.
+        """
         return replace(self, value=function(self.value))
 
 
@@ -61,8 +64,8 @@ class SideQuery:
         name: key under which `observe` finds the released sum.
         sensitivity: L2 bound on one unit's column of `per_sample`.
         relative_noise: noise standard deviation over that sensitivity; None goes by `share`.
-        per_sample: norms [K, B], or losses [1, B], -> statistics [m, B], summed over the logical batch before the
-            release.
+        per_sample: norms [K, B], or losses [1, B], -> statistics [m, B], summed over the logical
+            batch before the release.
         size: m.
         share: part of the step's privacy budget 1/sigma^2, in place of `relative_noise`.
         reads: "norms" or "losses".
@@ -93,7 +96,8 @@ class StepRelease:
         divisor: the public expected batch size.
         stds: the noise of each group's sum; public.
         side_stds: the noise of each side statistic, by name; public.
-        coordinate_stds: the noise in each coordinate of each tensor of `gradient`; empty where it differs within one.
+        coordinate_stds: the noise in each coordinate of each tensor of `gradient`; empty where it
+            differs within one.
     """
 
     gradient: list[Tensor]

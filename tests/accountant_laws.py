@@ -21,7 +21,9 @@ ACCOUNTANTS = ("rdp", "prv")
 NOISE = {"rdp": 1e-9, "prv": 5e-4}
 
 
-def spent(name: str, event: Event, count: int, delta: float, adjacency: str = "add-remove") -> float:
+def spent(
+    name: str, event: Event, count: int, delta: float, adjacency: str = "add-remove"
+) -> float:
     """Epsilon of `count` releases of one event."""
     return make_accountant(name, adjacency).quote(event, count, delta).upper
 
@@ -82,11 +84,15 @@ def order_of_charges_is_irrelevant(name: str, events: list[Event]) -> None:
     assert math.isclose(forward.epsilon(1e-5).upper, backward.epsilon(1e-5).upper, rel_tol=1e-6)
 
 
-def more_exposure_never_costs_less(name: str, rate: float, sigma: float, count: int, delta: float) -> None:
+def more_exposure_never_costs_less(
+    name: str, rate: float, sigma: float, count: int, delta: float
+) -> None:
     base = spent(name, PoissonGaussian(rate, sigma), count, delta)
     assert not_above(name, spent(name, PoissonGaussian(rate, sigma * 1.1), count, delta), base)
     assert not_above(name, base, spent(name, PoissonGaussian(rate, sigma), 2 * count, delta))
-    assert not_above(name, base, spent(name, PoissonGaussian(min(1.0, 1.5 * rate), sigma), count, delta))
+    assert not_above(
+        name, base, spent(name, PoissonGaussian(min(1.0, 1.5 * rate), sigma), count, delta)
+    )
     assert not_above(name, spent(name, PoissonGaussian(rate, sigma), count, 2 * delta), base)
 
 
@@ -98,7 +104,9 @@ def delta_answers_epsilon(name: str, rate: float, sigma: float, count: int) -> N
     assert book.delta(2 * epsilon) <= book.delta(epsilon) <= book.delta(epsilon / 2)
 
 
-def the_interval_is_in_order(name: str, rate: float, sigma: float, count: int, delta: float, adjacency: str) -> None:
+def the_interval_is_in_order(
+    name: str, rate: float, sigma: float, count: int, delta: float, adjacency: str
+) -> None:
     """exact lower bounds <= certified lower <= estimate <= upper <= Rényi."""
     event = PoissonGaussian(rate, sigma)
     found = make_accountant(name, adjacency).quote(event, count, delta)
@@ -113,7 +121,8 @@ def the_interval_is_in_order(name: str, rate: float, sigma: float, count: int, d
     assert (promise.epsilon, promise.delta, promise.adjacency) == (found.upper, delta, adjacency)
     assert (promise.kind, promise.accountant) == ("worst-case", name)
     assert found.upper <= book.running_epsilon(delta) * (1 + 1e-9) or name == "rdp"
-    assert renyi * 0.99 <= book.running_epsilon(delta)  # another grid of orders may do a little better
+    # another grid of orders may do a little better
+    assert renyi * 0.99 <= book.running_epsilon(delta)
 
 
 def the_profile_is_what_epsilon_says(name: str) -> None:

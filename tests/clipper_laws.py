@@ -1,7 +1,7 @@
 """Laws that every registered clipping rule must keep, whatever it does inside.
 
-`tests/dpclip/clipping/test_clipping_laws.py` runs them over the registry; a rule registered elsewhere can be held to
-them by calling `check_rule`.
+`tests/dpclip/clipping/test_clipping_laws.py` runs them over the registry; a rule registered
+elsewhere can be held to them by calling `check_rule`.
 """
 
 from __future__ import annotations
@@ -49,7 +49,9 @@ def partitioned(make: Callable[[], ClippingRule]) -> ClippingRule:
 
 
 def gradients(samples: int, scale: float, seed: int, dtype: torch.dtype) -> list[Tensor]:
-    """Per-sample gradients, [samples, d] for each parameter; some saturate the rule, one is zero."""
+    """Per-sample gradients, [samples, d] for each parameter; some saturate the rule, one is
+    zero.
+    """
     generator = torch.Generator().manual_seed(seed)
     found = []
     for size in SIZES:
@@ -61,7 +63,9 @@ def gradients(samples: int, scale: float, seed: int, dtype: torch.dtype) -> list
     return found
 
 
-def clipped(rule: ClippingRule, samples: list[Tensor]) -> tuple[Gradients, dict[str, Tensor], Tensor]:
+def clipped(
+    rule: ClippingRule, samples: list[Tensor]
+) -> tuple[Gradients, dict[str, Tensor], Tensor]:
     """The view that the rule clips, its factors and its norms, as the engine makes them."""
     view = FactoredView(rule_groups(rule), len(samples[0]))
     for slot, values in enumerate(samples):
@@ -72,7 +76,9 @@ def clipped(rule: ClippingRule, samples: list[Tensor]) -> tuple[Gradients, dict[
 
 
 def contributions(rule: ClippingRule, samples: list[Tensor]) -> list[Tensor]:
-    """What each sample adds to the released sum of each group, in float64: [samples, all of the group's elements]."""
+    """What each sample adds to the released sum of each group, in float64: [samples, all of the
+    group's elements].
+    """
     view, clip_factors, _ = clipped(rule, samples)
     factors = clip_factors["release"].double()
     groups = rule_groups(rule)
@@ -80,7 +86,9 @@ def contributions(rule: ClippingRule, samples: list[Tensor]) -> list[Tensor]:
     for index in range(factors.shape[1]):
         alone = torch.zeros_like(factors)
         alone[:, index] = factors[:, index]
-        total = GradientSum.zeros([torch.zeros(size, dtype=torch.float64) for size in SIZES], groups)
+        total = GradientSum.zeros(
+            [torch.zeros(size, dtype=torch.float64) for size in SIZES], groups
+        )
         view.weighted_sum(alone, total)
         rows.append(
             [
@@ -113,11 +121,15 @@ def factors_are_finite_and_not_negative(rule: ClippingRule) -> None:
 def one_sample_stays_within_its_bound(rule: ClippingRule, scale: float, seed: int) -> None:
     """In every group and dtype, computed again in float64."""
     for dtype in DTYPES:
-        for part, bound in zip(contributions(rule, gradients(6, scale, seed, dtype)), rule.bounds(), strict=True):
+        for part, bound in zip(
+            contributions(rule, gradients(6, scale, seed, dtype)), rule.bounds(), strict=True
+        ):
             assert float(part.square().sum(1).sqrt().max()) <= bound * (1 + 1e-6)
 
 
-def neighbouring_sums_differ_by_at_most_the_sensitivity(rule: ClippingRule, scale: float, seed: int) -> None:
+def neighbouring_sums_differ_by_at_most_the_sensitivity(
+    rule: ClippingRule, scale: float, seed: int
+) -> None:
     """Remove each sample in turn: || f(D) - f(D') || <= sqrt(sum of squared bounds), in float64."""
     joint = math.sqrt(sum(bound**2 for bound in rule.bounds()))
     for dtype in DTYPES:
@@ -133,7 +145,8 @@ def neighbouring_sums_differ_by_at_most_the_sensitivity(rule: ClippingRule, scal
 def a_sample_that_is_not_finite_contributes_nothing(rule: ClippingRule, seed: int) -> None:
     """NaN and infinity in one sample leave the others' contributions as they are (law 6).
 
-    It contributes nothing to the group where it is not finite, and, unless the rule is separable, to no other.
+    It contributes nothing to the group where it is not finite, and, unless the rule is separable,
+    to no other.
     """
     samples = gradients(5, 1.0, seed, torch.float32)
     clean = [part.sum(0) for part in contributions(rule, [s[[0, 1, 2, 4]] for s in samples])]
@@ -188,23 +201,33 @@ def shares_are_a_budget(rule: ClippingRule) -> None:
     assert math.isclose(sum(shares), 1.0)
 
 
-def side_statistics_stay_within_their_sensitivity(rule: ClippingRule, scale: float, seed: int) -> None:
-    """One sample's column is no longer than promised, whatever its norms, and depends on that sample alone."""
+def side_statistics_stay_within_their_sensitivity(
+    rule: ClippingRule, scale: float, seed: int
+) -> None:
+    """One sample's column is no longer than promised, whatever its norms, and depends on that
+    sample alone.
+    """
     generator = torch.Generator().manual_seed(seed)
     norms = torch.rand(len(rule.bounds()), 9, generator=generator, dtype=torch.float64) * scale
     norms[:, 0], norms[:, 1], norms[:, 2] = 0.0, 1e-30, 1e18
-    losses = torch.tensor([[math.nan, math.inf, -math.inf, -1e18, 1e18, 0.0, 0.7, 5.0, 1e3]], dtype=torch.float64)
+    losses = torch.tensor(
+        [[math.nan, math.inf, -math.inf, -1e18, 1e18, 0.0, 0.7, 5.0, 1e3]], dtype=torch.float64
+    )
     for side in rule.side_queries():
         read = norms if side.reads == "norms" else losses
         statistics = side.per_sample(read)
         assert statistics.shape == (side.size, 9)
-        assert float(statistics.double().square().sum(0).sqrt().max()) <= side.sensitivity * (1 + 1e-9)
+        assert float(statistics.double().square().sum(0).sqrt().max()) <= side.sensitivity * (
+            1 + 1e-9
+        )
         assert torch.equal(side.per_sample(read[:, 3:5]), statistics[:, 3:5])
         assert (side.relative_noise is None) != (side.share == 0)
 
 
 def side_sums(rule: ClippingRule, norms: Tensor) -> dict[str, Tensor]:
-    """The side statistics of samples whose losses, where a rule asks for them, are the norms of their first group."""
+    """The side statistics of samples whose losses, where a rule asks for them, are the norms of
+    their first group.
+    """
     reads = {"norms": norms, "losses": norms[:1]}
     return {s.name: s.per_sample(reads[s.reads]).sum(1).double() for s in rule.side_queries()}
 
@@ -225,12 +248,22 @@ def released_to(rule: ClippingRule, seed: int, divisor: float = 8.0) -> Released
 
 
 def what_it_learns_keeps_its_promises(make: Callable[[], ClippingRule], seed: int) -> None:
-    """After some steps: nothing changed while a step was open, and all laws of a fresh rule still hold."""
+    """After some steps: nothing changed while a step was open, and all laws of a fresh rule still
+    hold.
+    """
     rule = partitioned(make)
     for step in range(4):
-        before = (rule.bounds(), rule.shares(), [(q.name, q.noise_for(1.1)) for q in rule.side_queries()])
+        before = (
+            rule.bounds(),
+            rule.shares(),
+            [(q.name, q.noise_for(1.1)) for q in rule.side_queries()],
+        )
         released = released_to(rule, seed + step)
-        assert before == (rule.bounds(), rule.shares(), [(q.name, q.noise_for(1.1)) for q in rule.side_queries()])
+        assert before == (
+            rule.bounds(),
+            rule.shares(),
+            [(q.name, q.noise_for(1.1)) for q in rule.side_queries()],
+        )
         rule.observe(released)
     one_sample_stays_within_its_bound(rule, 1.0, seed)
     neighbouring_sums_differ_by_at_most_the_sensitivity(rule, 1.0, seed)
@@ -257,7 +290,9 @@ def state_survives_a_round_trip(make: Callable[[], ClippingRule]) -> None:
     assert other.describe() == rule.describe()
 
 
-def adding_a_unit_moves_the_exact_sum_by_at_most_its_limit(rule: ClippingRule, mode: str, case: Case) -> float:
+def adding_a_unit_moves_the_exact_sum_by_at_most_its_limit(
+    rule: ClippingRule, mode: str, case: Case
+) -> float:
     """Whatever the gradients, wherever the unit stands: in fractions, with the arithmetic of a run.
 
     Returns:

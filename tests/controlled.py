@@ -17,16 +17,27 @@ from dpclip.released import Released
 
 def model(width: int = 3) -> nn.Module:
     torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(4, width), nn.Tanh(), nn.Linear(width, width), nn.Tanh(), nn.Linear(width, 2))
+    return nn.Sequential(
+        nn.Linear(4, width), nn.Tanh(), nn.Linear(width, width), nn.Tanh(), nn.Linear(width, 2)
+    )
 
 
-def training(rule: ControlledClipping, data: Tensor, steps: int = 24) -> tuple[PrivateTraining, nn.Module]:
+def training(
+    rule: ControlledClipping, data: Tensor, steps: int = 24
+) -> tuple[PrivateTraining, nn.Module]:
     net = model()
     rows = [(row, int(row.sum() > 0)) for row in data]
     private = dpclip.make_private(
-        net, torch.optim.SGD(net.parameters(), lr=0.5), rows, target_epsilon=8, expected_batch_size=16,
-        steps=steps, physical_batch_size=5, clipping=rule, key=SecretKey.for_tests(3),
-    )  # fmt: skip
+        net,
+        torch.optim.SGD(net.parameters(), lr=0.5),
+        rows,
+        target_epsilon=8,
+        expected_batch_size=16,
+        steps=steps,
+        physical_batch_size=5,
+        clipping=rule,
+        key=SecretKey.for_tests(3),
+    )
     return private, net
 
 
@@ -52,7 +63,14 @@ class Recorder:
         def kept(released: Released[StepRelease]) -> None:
             copied = released.map(copy.deepcopy)
             observe(released)
-            self.seen.append((copied, self.rule.bounds(), self.rule.shares(), self.rule.learning_rate_multipliers()))
+            self.seen.append(
+                (
+                    copied,
+                    self.rule.bounds(),
+                    self.rule.shares(),
+                    self.rule.learning_rate_multipliers(),
+                )
+            )
 
         self.rule.observe = kept  # type: ignore[method-assign]
 

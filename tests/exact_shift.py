@@ -1,7 +1,9 @@
 """How far one unit moves a step's sum, in whole numbers: nothing here rounds.
 
-Sums are made by the engine's own `open_micro_batch` and `absorb`, from micro-batches of one shape that are filled up
-with dummies, as `dpclip.sampling.micro_batches` does. `squared_gap` then subtracts two of them as fractions.
+Sums are made by the engine's own `open_micro_batch` and `absorb`, from micro-batches of one shape
+that are filled up
+with dummies, as `dpclip.sampling.micro_batches` does. `squared_gap` then subtracts two of them as
+fractions.
 """
 
 from __future__ import annotations
@@ -30,19 +32,30 @@ from dpclip.released import Receipt, Sum
 SLACK = (1 + Fraction(FLOAT_SLACK)) ** 2
 
 
-# --- exact differences ---------------------------------------------------------------------------------------------
+# --- exact differences ----------------------------------------------------------------------------
 
 
 def squared_gap(one: Sum, other: Sum) -> Fraction:
     """The squared L2 norm of one sum less the other."""
-    return sum((_squared(one.parts(slot), other.parts(slot)) for slot in range(len(one.groups))), start=Fraction(0))
+    return sum(
+        (_squared(one.parts(slot), other.parts(slot)) for slot in range(len(one.groups))),
+        start=Fraction(0),
+    )
 
 
-def _squared(ours: Sequence[tuple[Tensor, float]], theirs: Sequence[tuple[Tensor, float]]) -> Fraction:
-    held = [(whole(tensor, unit), 1) for tensor, unit in ours] + [(whole(tensor, unit), -1) for tensor, unit in theirs]
+def _squared(
+    ours: Sequence[tuple[Tensor, float]], theirs: Sequence[tuple[Tensor, float]]
+) -> Fraction:
+    held = [(whole(tensor, unit), 1) for tensor, unit in ours] + [
+        (whole(tensor, unit), -1) for tensor, unit in theirs
+    ]
     lowest = min(exponent for (_, exponent), _ in held)
-    columns = [[sign * value << exponent - lowest for value in values] for (values, exponent), sign in held]
-    return sum(sum(column) ** 2 for column in zip(*columns, strict=True)) * Fraction(2) ** (2 * lowest)
+    columns = [
+        [sign * value << exponent - lowest for value in values] for (values, exponent), sign in held
+    ]
+    return sum(sum(column) ** 2 for column in zip(*columns, strict=True)) * Fraction(2) ** (
+        2 * lowest
+    )
 
 
 def whole(tensor: Tensor, unit: float = 1.0) -> tuple[list[int], int]:
@@ -75,16 +88,23 @@ def ratio(one: Sum, other: Sum, limits: Sequence[float]) -> float:
 
     Where both are integers, no allowance is needed and none is given.
     """
-    gap, limit = squared_gap(one, other), sum((Fraction(each) ** 2 for each in limits), start=Fraction(0))
+    gap, limit = (
+        squared_gap(one, other),
+        sum((Fraction(each) ** 2 for each in limits), start=Fraction(0)),
+    )
     found = math.sqrt(gap / limit)
-    assert gap <= limit * (1 if all_whole(one) and all_whole(other) else SLACK), f"moved {found} of the limit"
+    assert gap <= limit * (1 if all_whole(one) and all_whole(other) else SLACK), (
+        f"moved {found} of the limit"
+    )
     return found
 
 
-# --- one step ------------------------------------------------------------------------------------------------------
+# --- one step -------------------------------------------------------------------------------------
 
 
-def open_engine(rule: ClippingRule, parameters: Sequence[Tensor], groups: Sequence[int], expected: int = 8) -> Engine:
+def open_engine(
+    rule: ClippingRule, parameters: Sequence[Tensor], groups: Sequence[int], expected: int = 8
+) -> Engine:
     """An engine with an open step, of which nothing but clipping and summing is used."""
     engine = object.__new__(Engine)
     engine.plan = SimpleNamespace(private=True, arithmetic="exact", expected_batch_size=expected)  # type: ignore[assignment]
@@ -106,12 +126,18 @@ def cut(order: Sequence[int], room: int) -> list[list[int]]:
 
 
 def filled(pieces: Sequence[list[int]], room: int) -> list[tuple[list[int], Tensor]]:
-    """Micro-batches of `room` units, filled up with copies of their first, and which of them count."""
-    return [(piece + piece[:1] * (room - len(piece)), torch.arange(room) < len(piece)) for piece in pieces]
+    """Micro-batches of `room` units, filled up with copies of their first, and which of
+    them count.
+    """
+    return [
+        (piece + piece[:1] * (room - len(piece)), torch.arange(room) < len(piece))
+        for piece in pieces
+    ]
 
 
 class Step:
-    """Steps of a small model with one loss a row, <output, target>: its gradient by the output is the target.
+    """Steps of a small model with one loss a row, <output, target>: its gradient by the output is
+    the target.
 
     Args:
         model: any; `inputs` go in as they are.
@@ -122,14 +148,21 @@ class Step:
     """
 
     def __init__(
-        self, model: nn.Module, rule: ClippingRule, mode: str, sample: tuple[Tensor, Tensor], room: int = 4
+        self,
+        model: nn.Module,
+        rule: ClippingRule,
+        mode: str,
+        sample: tuple[Tensor, Tensor],
+        room: int = 4,
     ) -> None:
         named = dict(model.named_parameters())
         self.model, self.rule, self.room, self.parameters = model, rule, room, list(named.values())
         rule.set_run(RunShape(10, 8, 1))
         rule.set_parameter_kinds(parameter_kinds(model))
         self.groups = rule.partition(list(named), [p.numel() for p in self.parameters])
-        self._backend = make_backend(mode, model, self.parameters, self.groups, "sum", rule.transforms)
+        self._backend = make_backend(
+            mode, model, self.parameters, self.groups, "sum", rule.transforms
+        )
         self.rows_each = sample[0].shape[1]
         for units in (1, 2):  # what a run does with dummies before its first step
             ones = torch.ones(units, dtype=torch.bool)
@@ -139,7 +172,9 @@ class Step:
     def sums(self, inputs: Tensor, targets: Tensor, order: Sequence[int] | None = None) -> Engine:
         """The step's engine, after units inputs [n, rows, ...] in some order."""
         engine = open_engine(self.rule, self.parameters, self.groups)
-        for places, present in filled(cut(range(len(inputs)) if order is None else order, self.room), self.room):
+        for places, present in filled(
+            cut(range(len(inputs)) if order is None else order, self.room), self.room
+        ):
             clip_part = engine.open_micro_batch(self.room)
             with self._backend.capture(self.room, self.rows_each, present, clip_part) as view:
                 losses = self._backward(inputs[places], targets[places], present)
@@ -157,7 +192,7 @@ class Step:
         self._backend.close()
 
 
-# --- one step of forms ---------------------------------------------------------------------------------------------
+# --- one step of forms ----------------------------------------------------------------------------
 
 
 def chosen(form: Factored, places: Sequence[int]) -> Factored:
@@ -172,9 +207,15 @@ def chosen(form: Factored, places: Sequence[int]) -> Factored:
 
 
 def form_sums(
-    forms: Sequence[Factored], rule: ClippingRule, pieces: Sequence[list[int]], room: int, expected: int = 8
+    forms: Sequence[Factored],
+    rule: ClippingRule,
+    pieces: Sequence[list[int]],
+    room: int,
+    expected: int = 8,
 ) -> ExactSum:
-    """The sum of units given by one form a parameter, in micro-batches of these units, filled up to `room`."""
+    """The sum of units given by one form a parameter, in micro-batches of these units, filled up to
+    `room`.
+    """
     engine = open_engine(rule, [_like(form) for form in forms], [0] * len(forms), expected)
     for places, present in filled(pieces, room):
         engine.open_micro_batch(room)

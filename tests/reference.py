@@ -1,4 +1,6 @@
-"""Slow oracles: per-sample gradients by one-at-a-time autograd in float64, and tiny models to try them on."""
+"""Slow oracles: per-sample gradients by one-at-a-time autograd in float64, and tiny models to try
+them on.
+"""
 
 from __future__ import annotations
 
@@ -50,9 +52,18 @@ _IDS = {"bos_token_id": 1, "eos_token_id": 2}
 def gpt2(tie: bool = True, width: int = 16, **extra: Any) -> nn.Module:
     """A tiny GPT-2 with default position ids."""
     config = GPT2Config(
-        vocab_size=VOCABULARY, n_positions=32, n_embd=width, n_layer=2, n_head=2, resid_pdrop=0.0, embd_pdrop=0.0,
-        attn_pdrop=0.0, tie_word_embeddings=tie, **_IDS, **extra,
-    )  # fmt: skip
+        vocab_size=VOCABULARY,
+        n_positions=32,
+        n_embd=width,
+        n_layer=2,
+        n_head=2,
+        resid_pdrop=0.0,
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
+        tie_word_embeddings=tie,
+        **_IDS,
+        **extra,
+    )
     return GPT2LMHeadModel(config)
 
 
@@ -64,15 +75,25 @@ def llama(tie: bool = True) -> nn.Module:
 def opt(tie: bool = True) -> nn.Module:
     """A tiny OPT: integer positional arguments, flattened activations."""
     config = OPTConfig(
-        vocab_size=VOCABULARY, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, ffn_dim=32, dropout=0.0,
-        max_position_embeddings=32, word_embed_proj_dim=16, tie_word_embeddings=tie, **_IDS,
-    )  # fmt: skip
+        vocab_size=VOCABULARY,
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        ffn_dim=32,
+        dropout=0.0,
+        max_position_embeddings=32,
+        word_embed_proj_dim=16,
+        tie_word_embeddings=tie,
+        **_IDS,
+    )
     return OPTForCausalLM(config)
 
 
 def gemma(tie: bool = True) -> nn.Module:
     """A tiny Gemma: a scaled embedding with a buffer."""
-    return GemmaForCausalLM(GemmaConfig(**_COMMON, head_dim=8, num_key_value_heads=1, tie_word_embeddings=tie, **_IDS))
+    return GemmaForCausalLM(
+        GemmaConfig(**_COMMON, head_dim=8, num_key_value_heads=1, tie_word_embeddings=tie, **_IDS)
+    )
 
 
 def bert() -> nn.Module:
@@ -83,7 +104,9 @@ def bert() -> nn.Module:
 def lora(base: nn.Module, targets: list[str]) -> nn.Module:
     """Adapters of rank 2, with both factors away from zero so that both have gradients."""
     transposed = isinstance(base, GPT2LMHeadModel)
-    model = get_peft_model(base, LoraConfig(r=2, lora_alpha=4, target_modules=targets, fan_in_fan_out=transposed))
+    model = get_peft_model(
+        base, LoraConfig(r=2, lora_alpha=4, target_modules=targets, fan_in_fan_out=transposed)
+    )
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.requires_grad:
@@ -106,11 +129,24 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     "roberta": lambda: RobertaForSequenceClassification(RobertaConfig(**_COMMON, **_NO_DROPOUT)),
     "distilbert": lambda: DistilBertForSequenceClassification(
         DistilBertConfig(
-            vocab_size=VOCABULARY, dim=16, n_layers=2, n_heads=2, hidden_dim=32, max_position_embeddings=32
+            vocab_size=VOCABULARY,
+            dim=16,
+            n_layers=2,
+            n_heads=2,
+            hidden_dim=32,
+            max_position_embeddings=32,
         )
     ),
     "gpt2 classifier": lambda: GPT2ForSequenceClassification(
-        GPT2Config(vocab_size=VOCABULARY, n_positions=32, n_embd=16, n_layer=2, n_head=2, pad_token_id=0, **_IDS)
+        GPT2Config(
+            vocab_size=VOCABULARY,
+            n_positions=32,
+            n_embd=16,
+            n_layer=2,
+            n_head=2,
+            pad_token_id=0,
+            **_IDS,
+        )
     ),
     "gpt2 lora": lambda: lora(gpt2(True), ["c_attn", "c_proj"]),
     "llama lora": lambda: lora(llama(True), ["q_proj", "v_proj"]),
@@ -120,7 +156,8 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
 }
 
 
-# transformers computes these models' RMSNorm and rotary embeddings in float32, whatever the model's dtype.
+# transformers computes these models' RMSNorm and rotary embeddings in float32, whatever the model's
+# dtype.
 SINGLE_INSIDE = ("llama", "gemma", "qwen2", "neox")
 
 
@@ -147,7 +184,9 @@ def losses(model: nn.Module, rows: dict[str, Tensor]) -> Tensor:
     if logits.dim() == 2:
         return F.cross_entropy(logits, rows["labels"], reduction="none")
     targets = rows["input_ids"][:, 1:]
-    flat = F.cross_entropy(logits[:, :-1].reshape(-1, logits.shape[-1]), targets.reshape(-1), reduction="none")
+    flat = F.cross_entropy(
+        logits[:, :-1].reshape(-1, logits.shape[-1]), targets.reshape(-1), reduction="none"
+    )
     counted = rows["attention_mask"][:, 1:]
     return (flat.view(targets.shape) * counted).sum(1) / counted.sum(1)
 
@@ -157,11 +196,17 @@ def row(rows: dict[str, Tensor], index: int) -> dict[str, Tensor]:
     return {name: tensor[index : index + 1] for name, tensor in rows.items()}
 
 
-def one_at_a_time(model: nn.Module, rows: dict[str, Tensor], parameters: list[nn.Parameter]) -> Iterator[list[Tensor]]:
+def one_at_a_time(
+    model: nn.Module, rows: dict[str, Tensor], parameters: list[nn.Parameter]
+) -> Iterator[list[Tensor]]:
     """The gradient of each row alone, by plain autograd."""
     for index in range(len(rows["input_ids"])):
-        found = torch.autograd.grad(losses(model, row(rows, index)).sum(), parameters, allow_unused=True)
-        yield [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, found, strict=True)]
+        found = torch.autograd.grad(
+            losses(model, row(rows, index)).sum(), parameters, allow_unused=True
+        )
+        yield [
+            torch.zeros_like(p) if g is None else g for p, g in zip(parameters, found, strict=True)
+        ]
 
 
 def distance(left: list[Tensor], right: list[Tensor]) -> float:

@@ -1,8 +1,10 @@
-"""An audit of clipping rules: one canary, told from the released values by the likelihood ratio itself.
+"""An audit of clipping rules: one canary, told from the released values by the likelihood ratio
+itself.
 
-A rule runs twice on the same released values, with the canary in its data and without; what the canary moves in each
-release is the difference of the two sums, so the likelihood ratio of a whole run is known exactly. Runs with and
-without the canary then give a lower bound on epsilon (Clopper and Pearson), and each run's energy is held to the bound.
+A rule runs twice on the same released values, with the canary in its data and without; what the
+canary moves in each release is the difference of the two sums, so the likelihood ratio of a whole
+run is known exactly. Runs with and without the canary then give a lower bound on epsilon (Clopper
+and Pearson), and each run's energy is held to the bound.
 """
 
 from __future__ import annotations
@@ -27,18 +29,21 @@ from dpclip.noise.scale import NoiseScale, scale_noise
 from dpclip.released import Receipt
 
 UNITS, STEPS, DELTA = 12, 4, 1e-2
+# everybody's coin comes up, where it may
 BATCHES = {
     "poisson": UNITS,
     "filtered": UNITS,
     "halves": UNITS // 2,
     "passes": UNITS // STEPS,
-}  # everybody's coin comes up, where it may
+}
 Noise = Callable[[float, ClippingRule], NoiseScale]
 
 
 @dataclass(frozen=True)
 class Run:
-    """One run: the log-likelihood ratio of canary against none, and the canary's energy over what was paid for."""
+    """One run: the log-likelihood ratio of canary against none, and the canary's energy over what
+    was paid for.
+    """
 
     ratio: float
     energy: float
@@ -47,9 +52,13 @@ class Run:
 def plan_for(rule: ClippingRule, epsilon: float) -> Plan:
     """The plan whose accounting the rule claims."""
     return make_plan(
-        units=UNITS, expected_batch_size=BATCHES[rule.sampling], target_epsilon=epsilon, target_delta=DELTA,
-        steps=STEPS, sampling=rule.sampling,
-    )  # fmt: skip
+        units=UNITS,
+        expected_batch_size=BATCHES[rule.sampling],
+        target_epsilon=epsilon,
+        target_delta=DELTA,
+        steps=STEPS,
+        sampling=rule.sampling,
+    )
 
 
 def as_stated(sigma: float, rule: ClippingRule) -> NoiseScale:
@@ -57,16 +66,28 @@ def as_stated(sigma: float, rule: ClippingRule) -> NoiseScale:
     return scale_noise(sigma, rule.bounds(), rule.shares(), rule.side_queries())
 
 
-def run(make: Callable[[], ClippingRule], plan: Plan, *, canary: bool, seed: int, gradient: float, noise: Noise) -> Run:
+def run(
+    make: Callable[[], ClippingRule],
+    plan: Plan,
+    *,
+    canary: bool,
+    seed: int,
+    gradient: float,
+    noise: Noise,
+) -> Run:
     """One run of the rule over three bystanders, and the canary where it is drawn."""
     twins = [make(), make()]
     for rule in twins:
-        rule.set_run(RunShape(plan.steps, plan.expected_batch_size, plan.scheme.participations(plan)))
+        rule.set_run(
+            RunShape(plan.steps, plan.expected_batch_size, plan.scheme.participations(plan))
+        )
         rule.partition(NAMES, SIZES)
     ledger = Ledger.create(None, plan)
     ratio = energy = paid = 0.0
     for step in range(plan.steps):
-        drawn = {"poisson": True, "filtered": True, "halves": step % 2 == 0, "passes": step == 0}[plan.sampling]
+        drawn = {"poisson": True, "filtered": True, "halves": step % 2 == 0, "passes": step == 0}[
+            plan.sampling
+        ]
         sums, sides = zip(
             *(
                 _sums(rule, step, gradient if with_it and drawn else None)
@@ -83,12 +104,24 @@ def run(make: Callable[[], ClippingRule], plan: Plan, *, canary: bool, seed: int
         left = ledger.charge(step, 0, sigma).budget_left
         receipt = Receipt(step, 0, scale.noise_multiplier, step, None, left)
         paid += sigma**-2
-        found = release(total, {k: v.clone() for k, v in side.items()}, scale, receipt, SecretKey.for_tests(seed), 1.0)
+        found = release(
+            total,
+            {k: v.clone() for k, v in side.items()},
+            scale,
+            receipt,
+            SecretKey.for_tests(seed),
+            1.0,
+        )
         parts = [
             (x - b, v, scale.stds[k])
-            for x, b, v, k in zip(found.value.gradient, base, moved, rule_groups(twins[0]), strict=True)
+            for x, b, v, k in zip(
+                found.value.gradient, base, moved, rule_groups(twins[0]), strict=True
+            )
         ]
-        parts += [(found.value.sides[k] - sides[1][k], v, scale.side_stds[k]) for k, v in moved_sides.items()]
+        parts += [
+            (found.value.sides[k] - sides[1][k], v, scale.side_stds[k])
+            for k, v in moved_sides.items()
+        ]
         for x, v, std in parts:
             size = float(v.double().square().sum()) / std**2
             ratio += float((x.double() * v.double()).sum()) / std**2 - size / 2
@@ -104,19 +137,26 @@ def _divided(step: StepRelease, batch: int) -> StepRelease:
     return replace(step, gradient=[t / batch for t in step.gradient], divisor=batch)
 
 
-def _sums(rule: ClippingRule, step: int, canary: float | None) -> tuple[GradientSum, dict[str, Tensor]]:
+def _sums(
+    rule: ClippingRule, step: int, canary: float | None
+) -> tuple[GradientSum, dict[str, Tensor]]:
     generator = torch.Generator().manual_seed(step)
     samples = [torch.randn(3, size, generator=generator) for size in SIZES]
     if canary is not None:
         samples = [torch.cat([s, torch.full((1, s.shape[1]), canary)]) for s in samples]
     view, clip_factors, norms = clipped(rule, samples)
-    sums = {name: GradientSum.zeros([torch.zeros(size) for size in SIZES], rule_groups(rule)) for name in clip_factors}
+    sums = {
+        name: GradientSum.zeros([torch.zeros(size) for size in SIZES], rule_groups(rule))
+        for name in clip_factors
+    }
     for name, factors in clip_factors.items():
         view.weighted_sum(factors, sums[name])
     return rule.combine(sums), side_sums(rule, norms)
 
 
-def lower_bound(positive: np.ndarray, negative: np.ndarray, delta: float, confidence: float = 0.999) -> float:
+def lower_bound(
+    positive: np.ndarray, negative: np.ndarray, delta: float, confidence: float = 0.999
+) -> float:
     """epsilon that a threshold on the likelihood ratio proves, in either direction.
 
     The threshold is chosen on half of the runs and tested on the other half.
@@ -132,7 +172,9 @@ def lower_bound(positive: np.ndarray, negative: np.ndarray, delta: float, confid
     return best
 
 
-def _bound(one: np.ndarray, other: np.ndarray, threshold: float, delta: float, confidence: float) -> float:
+def _bound(
+    one: np.ndarray, other: np.ndarray, threshold: float, delta: float, confidence: float
+) -> float:
     hits, false = int((one >= threshold).sum()), int((other >= threshold).sum())
     risk = (1 - confidence) / 2
     low = float(beta.ppf(risk, hits, len(one) - hits + 1)) if hits else 0.0
@@ -141,9 +183,15 @@ def _bound(one: np.ndarray, other: np.ndarray, threshold: float, delta: float, c
 
 
 def audit(
-    make: Callable[[], ClippingRule], epsilon: float, trials: int, gradient: float = 1e3, noise: Noise = as_stated
+    make: Callable[[], ClippingRule],
+    epsilon: float,
+    trials: int,
+    gradient: float = 1e3,
+    noise: Noise = as_stated,
 ) -> tuple[float, float]:
-    """The lower bound on epsilon, and the largest energy of a canary over what the plan's noise pays for."""
+    """The lower bound on epsilon, and the largest energy of a canary over what the plan's noise
+    pays for.
+    """
     plan = plan_for(make(), epsilon)
     arms = [
         [

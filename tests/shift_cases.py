@@ -1,4 +1,6 @@
-"""Models and gradients that are hard to add up: terms that cancel, heavy tails, numbers that are none."""
+"""Models and gradients that are hard to add up: terms that cancel, heavy tails, numbers that are
+none.
+"""
 
 from __future__ import annotations
 
@@ -15,10 +17,11 @@ from dpclip.per_sample.forms.outer_products import OuterProducts, Tied
 from dpclip.per_sample.layers.convolution import Convolved, Geometry
 
 POISON = {"nan": math.nan, "inf": math.inf, "minus inf": -math.inf, "largest": 3e38}
-NOTHING = ("nan", "inf", "minus inf")  # of which nothing may be added, but for the rounding of others in another order
+# of which nothing may be added, but for the rounding of others in another order
+NOTHING = ("nan", "inf", "minus inf")
 KINDS = ("plain", "cancelling", "one ulp", "one millionth", *POISON)
 
-# --- models --------------------------------------------------------------------------------------------------------
+# --- models ---------------------------------------------------------------------------------------
 
 
 class _Tied(nn.Module):
@@ -35,7 +38,9 @@ class _Tied(nn.Module):
 
 @dataclass(frozen=True)
 class Kind:
-    """A model, what goes in and what its output's gradient looks like; T is the number of positions."""
+    """A model, what goes in and what its output's gradient looks like; T is the number of
+    positions.
+    """
 
     make: Callable[[], nn.Module]
     inputs: Callable[[int], tuple[int, ...]]
@@ -44,12 +49,23 @@ class Kind:
 
 
 MODELS = {
-    "linear": Kind(lambda: nn.Sequential(nn.Linear(18, 18), nn.Linear(18, 2)), lambda t: (t, 18), lambda t: (t, 2)),
+    "linear": Kind(
+        lambda: nn.Sequential(nn.Linear(18, 18), nn.Linear(18, 2)),
+        lambda t: (t, 18),
+        lambda t: (t, 2),
+    ),
     "wide": Kind(lambda: nn.Linear(112, 112, bias=False), lambda t: (t, 112), lambda t: (t, 112)),
     "norms": Kind(
-        lambda: nn.Sequential(nn.Linear(4, 6), nn.LayerNorm(6), nn.Linear(6, 3)), lambda t: (t, 4), lambda t: (t, 3)
+        lambda: nn.Sequential(nn.Linear(4, 6), nn.LayerNorm(6), nn.Linear(6, 3)),
+        lambda t: (t, 4),
+        lambda t: (t, 3),
     ),
-    "words": Kind(lambda: nn.Sequential(nn.Embedding(7, 5), nn.Linear(5, 4)), lambda t: (t,), lambda t: (t, 4), 7),
+    "words": Kind(
+        lambda: nn.Sequential(nn.Embedding(7, 5), nn.Linear(5, 4)),
+        lambda t: (t,),
+        lambda t: (t, 4),
+        7,
+    ),
     "tied": Kind(_Tied, lambda t: (t,), lambda t: (t, 9), 9),
     "images": Kind(lambda: nn.Conv1d(3, 4, 2), lambda t: (3, t + 1), lambda t: (4, t)),
 }
@@ -82,7 +98,9 @@ class Case:
         return MODELS[self.model].make().to(self.dtype)
 
     def units(self, count: int) -> tuple[Tensor, Tensor]:
-        """Inputs and targets, [count, rows, ...]; the last is the added one, and every third other cancels, too."""
+        """Inputs and targets, [count, rows, ...]; the last is the added one, and every third other
+        cancels, too.
+        """
         generator = torch.Generator().manual_seed(self.seed)
         kind, shape = MODELS[self.model], (count, self.rows_each)
         size = kind.inputs(self.positions)
@@ -97,14 +115,18 @@ class Case:
             _cancel(inputs[place], targets[place], "cancelling", self.model != "images")
         targets[-1] *= self.magnitude
         if self.kind in POISON:
-            (inputs if inputs.is_floating_point() and self.seed % 2 else targets)[-1].view(-1)[-1] = POISON[self.kind]
+            (inputs if inputs.is_floating_point() and self.seed % 2 else targets)[-1].view(-1)[
+                -1
+            ] = POISON[self.kind]
         elif self.kind != "plain":
             _cancel(inputs[-1], targets[-1], self.kind, self.model != "images")
         return inputs, targets
 
 
 def _cancel(inputs: Tensor, targets: Tensor, kind: str, by_position: bool) -> None:
-    """Make one unit's rows (and positions, if they are the second dimension) equal, with targets that add up to 0."""
+    """Make one unit's rows (and positions, if they are the second dimension) equal, with targets
+    that add up to 0.
+    """
     if by_position:
         inputs, targets = inputs.flatten(0, 1), targets.flatten(0, 1)
     inputs[:], targets[:] = inputs[0].clone(), targets[0].clone()
@@ -117,7 +139,7 @@ def _cancel(inputs: Tensor, targets: Tensor, kind: str, by_position: bool) -> No
         targets[-1] = 0
 
 
-# --- forms ---------------------------------------------------------------------------------------------------------
+# --- forms ----------------------------------------------------------------------------------------
 
 
 class Forms:
@@ -131,8 +153,16 @@ class Forms:
         cancel: "", or how nearly the terms of some units cancel, as in `KINDS`.
     """
 
-    def __init__(self, generator: torch.Generator, units: int, dtype: torch.dtype, tails: bool, cancel: str) -> None:
-        self.generator, self.units, self.dtype, self.tails, self.cancel = generator, units, dtype, tails, cancel
+    def __init__(
+        self, generator: torch.Generator, units: int, dtype: torch.dtype, tails: bool, cancel: str
+    ) -> None:
+        self.generator, self.units, self.dtype, self.tails, self.cancel = (
+            generator,
+            units,
+            dtype,
+            tails,
+            cancel,
+        )
 
     def draw(self, name: str, positions: int) -> Factored:
         """One form: "outer", "tied", "lookups", "dense" or "convolved"."""
@@ -144,11 +174,15 @@ class Forms:
         values = torch.randn(self.units, *shape, generator=self.generator, dtype=wide)
         if self.tails:
             lead = (self.units, shape[0], *[1] * (len(shape) - 1))
-            values = values * torch.exp2(torch.randint(-30, 41, lead, generator=self.generator).to(wide) / 2)
+            values = values * torch.exp2(
+                torch.randint(-30, 41, lead, generator=self.generator).to(wide) / 2
+            )
         return values.to(self.dtype)
 
     def _size(self) -> tuple[int, int]:
-        return [(1, 3), (8, 5), (3, 16), (2, 2)][int(torch.randint(4, (), generator=self.generator))]
+        return [(1, 3), (8, 5), (3, 16), (2, 2)][
+            int(torch.randint(4, (), generator=self.generator))
+        ]
 
     def _outer(self, positions: int, size: tuple[int, int] | None = None) -> OuterProducts:
         p, d = size or self._size()
@@ -187,10 +221,14 @@ class Forms:
 
 
 def absorbed_column(base: int, step: float) -> Tensor:
-    """One unit more tips a sum of `base` - 1/2 over the binade at `base`; the rest is below half a place there.
+    """One unit more tips a sum of `base` - 1/2 over the binade at `base`; the rest is below half a
+    place there.
 
-    Added one by one in a format whose places at `base` are `step` wide, the rest is lost or counts double.
+    Added one by one in a format whose places at `base` are `step` wide, the rest is lost or counts
+    double.
     """
     near = 1 - 2.0**-18
     climb = [near] * (base - 1)
-    return torch.tensor([near, *climb, min(1.0, base - 0.5 - sum(climb)), *[-0.75 * step] * (base - 1)])
+    return torch.tensor(
+        [near, *climb, min(1.0, base - 0.5 - sum(climb)), *[-0.75 * step] * (base - 1)]
+    )

@@ -66,7 +66,9 @@ def test_clipping_knows_nothing_of(target: str) -> None:
 
 
 @pytest.mark.parametrize("within", ["dpclip.postprocess", "dpclip.clipping.control"])
-@pytest.mark.parametrize("target", ["dpclip.per_sample", "dpclip.sampling.sampler", "dpclip.engine.engine"])
+@pytest.mark.parametrize(
+    "target", ["dpclip.per_sample", "dpclip.sampling.sampler", "dpclip.engine.engine"]
+)
 def test_the_released_side_never_imports(within: str, target: str) -> None:
     assert importers(target, within) == set()
 
@@ -86,7 +88,9 @@ def test_accounting_is_imported_by_the_bridges_only() -> None:
         "dpclip.record.statement",
         "dpclip.train.run",
     }
-    assert {m for m in importers("accounting", "dpclip") if not m.startswith("dpclip.cli")} <= allowed
+    assert {
+        m for m in importers("accounting", "dpclip") if not m.startswith("dpclip.cli")
+    } <= allowed
 
 
 def calls(path: Path) -> Iterator[str]:
@@ -107,9 +111,12 @@ def test_gradient_noise_is_drawn_in_one_module_only() -> None:
     assert importers("dpclip.noise.gaussian", "dpclip") == {"dpclip.noise.release"}
     draws = {"randn", "randn_like", "normal", "normal_", "standard_normal"}
     makers = {
-        module_name(path) for path in SOURCES if draws & set(calls(path)) and module_name(path).startswith("dpclip")
+        module_name(path)
+        for path in SOURCES
+        if draws & set(calls(path)) and module_name(path).startswith("dpclip")
     }
-    exploration = {"dpclip.clipping.control.sac"}  # an agent's own, after the release; it protects nothing
+    # an agent's own, after the release; it protects nothing
+    exploration = {"dpclip.clipping.control.sac"}
     assert makers - exploration == set()
 
 
@@ -124,7 +131,9 @@ def test_files_stay_small_enough_to_know() -> None:
 
 
 def run_python(code: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)
+    return subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False
+    )
 
 
 def test_accounting_works_where_torch_is_missing() -> None:
@@ -144,7 +153,9 @@ def test_accounting_works_where_torch_is_missing() -> None:
     assert 1.82 < float(done.stdout) < 1.84
 
 
-@pytest.mark.parametrize("verb", ["--help", "epsilon --help", "calibrate --help", "report --help", "train --help"])
+@pytest.mark.parametrize(
+    "verb", ["--help", "epsilon --help", "calibrate --help", "report --help", "train --help"]
+)
 def test_help_needs_no_torch(verb: str) -> None:
     code = (
         "import sys\n"

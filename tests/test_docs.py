@@ -21,13 +21,20 @@ COMMANDS = (ROOT / "docs" / "reference" / "command-line.md").read_text()
 
 
 def test_every_option_of_train_is_documented() -> None:
-    missing = [option(f.name) for f in fields(Settings) if not re.search(rf"`{option(f.name)}\b", COMMANDS)]
+    missing = [
+        option(f.name) for f in fields(Settings) if not re.search(rf"`{option(f.name)}\b", COMMANDS)
+    ]
     assert missing == []
 
 
 def test_every_option_in_the_docs_exists() -> None:
     section = COMMANDS.split("## dpclip train")[1].split("## dpclip report")[0]
-    known = {option(f.name) for f in fields(Settings)} | {"--output", "--resume", "--config", "--json"}
+    known = {option(f.name) for f in fields(Settings)} | {
+        "--output",
+        "--resume",
+        "--config",
+        "--json",
+    }
     assert set(re.findall(r"`(--[a-z-]+)", section)) <= known
 
 
@@ -79,14 +86,18 @@ def test_the_documented_loop_runs(page: str, capsys: pytest.CaptureFixture[str])
         "model": model,
         "optimizer": torch.optim.SGD(model.parameters(), lr=0.1),
         "dataset": [(torch.randn(3), i % 2) for i in range(600)],
-        "loss_per_sample": lambda m, batch: F.cross_entropy(m(batch[0]), batch[1], reduction="none"),
+        "loss_per_sample": lambda m, batch: F.cross_entropy(
+            m(batch[0]), batch[1], reduction="none"
+        ),
     }
     exec(code.replace("print(", "shown = str("), scope)
     assert "differentially private" in scope["shown"]
     assert not torch.equal(model.weight, before)
 
 
-def test_the_documented_accounting_gives_the_documented_figure(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_documented_accounting_gives_the_documented_figure(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     page = (ROOT / "docs" / "reference" / "accounting.md").read_text()
     exec(re.findall(r"```python\n(.*?)```", page, re.DOTALL)[0], {})
     printed = capsys.readouterr().out.splitlines()

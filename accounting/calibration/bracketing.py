@@ -1,6 +1,7 @@
 """Bracketing the edge of a budget: the least safe value whose figure still meets a target.
 
-All values are handled by their logarithm u, with the sign that makes larger u safer, so that the figure falls with u.
+All values are handled by their logarithm u, with the sign that makes larger u safer, so that the
+figure falls with u.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ from collections.abc import Callable
 from accounting.errors import InputError, require
 
 _SHARP = 1e-3  # a result this much less safe, relatively, misses the target
-_AIM = 1.5e-4  # how far inside the target to aim: computed bounds jump by this much from grid to grid
+# how far inside the target to aim: computed bounds jump by this much from grid to grid
+_AIM = 1.5e-4
 _ROUGH = 0.03
 _LONGEST_STEP = math.log(64.0)
 _PATIENCE = 200  # evaluations
@@ -20,20 +22,31 @@ _PATIENCE = 200  # evaluations
 class Search:
     """A bracket around the edge, and how to narrow it.
 
-    safer: 1 if larger values are safer, -1 if smaller ones are. smallest, largest: the values allowed. scale: what is
-    nearly a power of the value, as an increasing function of the figure; only guides the search.
+    safer: 1 if larger values are safer, -1 if smaller ones are. smallest, largest: the values
+    allowed. scale: what is nearly a power of the value, as an increasing function of the figure;
+    only guides the search.
     """
 
     def __init__(
-        self, safer: int, smallest: float, largest: float, scale: Callable[[float], float] = lambda figure: figure
+        self,
+        safer: int,
+        smallest: float,
+        largest: float,
+        scale: Callable[[float], float] = lambda figure: figure,
     ) -> None:
         self._safer, self._scale = safer, scale
         self._smallest, self._largest = smallest, largest
-        self._riskiest, self._safest = sorted((safer * math.log(smallest), safer * math.log(largest)))
+        self._riskiest, self._safest = sorted(
+            (safer * math.log(smallest), safer * math.log(largest))
+        )
         self._start(1.3)
 
-    def roughly(self, figure: Callable[[float], float], target: float, start: float) -> tuple[float, float]:
-        """(a value whose figure is within 3 % of the target, or as near as can be; the slope there)."""
+    def roughly(
+        self, figure: Callable[[float], float], target: float, start: float
+    ) -> tuple[float, float]:
+        """(a value whose figure is within 3 % of the target, or as near as can be; the slope
+        there).
+        """
         at = self._place(start)
         for _ in range(_PATIENCE):
             excess = self._note(at, figure(self._value(at)), target)
@@ -42,7 +55,9 @@ class Search:
                 return self._value(before), self._slope
         return self._value(at), self._slope
 
-    def edge(self, figure: Callable[[float], float], target: float, start: float, slope: float) -> tuple[float, float]:
+    def edge(
+        self, figure: Callable[[float], float], target: float, start: float, slope: float
+    ) -> tuple[float, float]:
         """(a value that meets the target while one that is 1e-3 less safe does not, its figure).
 
         The least safe value allowed needs no such proof. slope: -d log figure / d u, roughly.
@@ -52,7 +67,10 @@ class Search:
         for _ in range(_PATIENCE):
             found, at = figure(value), self._place(value)
             if self._note(at, found, target) > 0.0:
-                require(at < self._safest, f"not even {value:g} meets the target; allow more, or fewer steps")
+                require(
+                    at < self._safest,
+                    f"not even {value:g} meets the target; allow more, or fewer steps",
+                )
             else:
                 best = (value, found)
                 if at == self._riskiest:
@@ -63,10 +81,17 @@ class Search:
             value = min(max(best[0] * (1 - self._safer * _SHARP), self._smallest), self._largest)
             if figure(value) > target:
                 return best
-        raise AssertionError("the search did not end, so the figure is no monotone function of the value")
+        raise AssertionError(
+            "the search did not end, so the figure is no monotone function of the value"
+        )
 
-    def last_count(self, figure: Callable[[int], float], target: float, start: float, slope: float) -> int:
-        """The largest count that meets the target while one more does not. Counts are safer if smaller; 1 meets it."""
+    def last_count(
+        self, figure: Callable[[int], float], target: float, start: float, slope: float
+    ) -> int:
+        """The largest count that meets the target while one more does not.
+
+        Counts are safer if smaller; 1 meets it.
+        """
         self._start(slope)
         low, high, count = 1, 0, max(2, round(start))
         while high != low + 1:
@@ -75,7 +100,10 @@ class Search:
             else:
                 low = count
                 if low >= self._largest:
-                    raise InputError(f"more than {low} steps fit into the budget; set the number of steps yourself")
+                    raise InputError(
+                        f"more than {low} steps fit into the budget; set the number of steps "
+                        "yourself"
+                    )
             count = self._next_count(low, high)
         return low
 
@@ -91,7 +119,8 @@ class Search:
         return high - jump if high - guess <= jump else guess
 
     def _start(self, slope: float) -> None:
-        self._missed: tuple[float, float] | None = None  # (u, log(figure / target)), the safest that misses
+        # (u, log(figure / target)), the safest that misses
+        self._missed: tuple[float, float] | None = None
         self._met: tuple[float, float] | None = None
         self._slope, self._stretch = slope, 1.0
 

@@ -1,6 +1,8 @@
-"""The smallest noise, the largest sample or the most steps within a budget. The returned end is always the safe one.
+"""The smallest noise, the largest sample or the most steps within a budget. The returned end is
+always the safe one.
 
-A result meets its target as the named accountant computes it, and would not if it were 1e-3 (or one step) less safe.
+A result meets its target as the named accountant computes it, and would not if it were 1e-3 (or one
+step) less safe.
 """
 
 from __future__ import annotations
@@ -26,7 +28,9 @@ _MOST_STEPS = 2**40
 
 @dataclass(frozen=True)
 class Calibration:
-    """A noise multiplier and a sample rate whose epsilon, as computed by the accountant, is within the target."""
+    """A noise multiplier and a sample rate whose epsilon, as computed by the accountant, is within
+    the target.
+    """
 
     noise_multiplier: float
     epsilon: float
@@ -53,13 +57,19 @@ class Target(Protocol):
 
 @dataclass(frozen=True)
 class Advantage:
-    """No test's true positive rate exceeds its false positive rate by more than this. value: in (1e-9, 1)."""
+    """No test's true positive rate exceeds its false positive rate by more than this.
+
+    value: in (1e-9, 1).
+    """
 
     value: float
 
     def __post_init__(self) -> None:
         valid = 1e-9 < self.value < 1.0
-        require(valid, f"advantage {self.value!r} is not in (1e-9, 1); 0.1 lets 55 % of guesses be right")
+        require(
+            valid,
+            f"advantage {self.value!r} is not in (1e-9, 1); 0.1 lets 55 % of guesses be right",
+        )
 
     def achieved(self, accountant: Accountant) -> float:
         """delta at epsilon 0."""
@@ -83,10 +93,14 @@ class TruePositiveRate:
     def __post_init__(self) -> None:
         require(
             0.0 < self.at_false_positive_rate < self.value < 1.0,
-            f"a true positive rate of {self.value!r} at a false positive rate of {self.at_false_positive_rate!r} is no "
-            "target: a blind test finds the same share of both; give 0 < false positive rate < value < 1",
+            f"a true positive rate of {self.value!r} at a false positive rate of "
+            f"{self.at_false_positive_rate!r} is no target: a blind test finds the same share of "
+            "both; give 0 < false positive rate < value < 1",
         )
-        require(self.as_mu(self.value) > 1e-9, f"a true positive rate of {self.value!r} is a blind guess; allow more")
+        require(
+            self.as_mu(self.value) > 1e-9,
+            f"a true positive rate of {self.value!r} is a blind guess; allow more",
+        )
 
     def achieved(self, accountant: Accountant) -> float:
         """The bound at that rate."""
@@ -99,7 +113,9 @@ class TruePositiveRate:
 
 @dataclass(frozen=True)
 class TargetCalibration:
-    """A noise multiplier whose figure, as computed by the accountant, is within the target's value."""
+    """A noise multiplier whose figure, as computed by the accountant, is within the
+    target's value.
+    """
 
     noise_multiplier: float
     target: Target
@@ -119,10 +135,11 @@ def calibrate_noise_multiplier(
     adjacency: str,
     accountant: str = "prv",
 ) -> Calibration:
-    """The smallest noise multiplier that keeps `steps` Poisson-sampled Gaussian releases within epsilon.
+    """The smallest noise multiplier that keeps `steps` Poisson-sampled Gaussian releases within
+    epsilon.
 
-    Its epsilon never exceeds the target; 1e-3 less noise would exceed it. At least 0.001, however large the budget.
-    Raises InputError on impossible input or an unreachable budget.
+    Its epsilon never exceeds the target; 1e-3 less noise would exceed it. At least 0.001, however
+    large the budget. Raises InputError on impossible input or an unreachable budget.
     """
     _require_budget(epsilon, delta, adjacency)
     _require_rate(sample_rate)
@@ -151,13 +168,17 @@ def calibrate_sample_rate(
     adjacency: str,
     accountant: str = "prv",
 ) -> Calibration:
-    """The largest sample rate, at most 1, that keeps `steps` Poisson-sampled Gaussian releases within epsilon.
+    """The largest sample rate, at most 1, that keeps `steps` Poisson-sampled Gaussian releases
+    within epsilon.
 
     Its epsilon never exceeds the target; a rate 1e-3 larger would exceed it.
     """
     _require_budget(epsilon, delta, adjacency)
     require_count(steps, "steps", 1)
-    require(noise_multiplier > 0.0, f"noise_multiplier={noise_multiplier!r} hides nothing; give a number above 0")
+    require(
+        noise_multiplier > 0.0,
+        f"noise_multiplier={noise_multiplier!r} hides nothing; give a number above 0",
+    )
 
     def achieved(rate: float) -> float:
         event = PoissonGaussian(rate, noise_multiplier)
@@ -172,14 +193,17 @@ def calibrate_sample_rate(
         return Calibration(noise_multiplier, whole, delta, int(steps), 1.0, accountant, adjacency)
     goal = epsilon if accountant == "rdp" else _LOOSENESS * epsilon
     search = Search(-1, _SMALLEST_RATE, 1.0)
-    rate, spent = search.edge(achieved, epsilon, *search.roughly(cheap, goal, min(1.0, 1 / math.sqrt(steps))))
+    rate, spent = search.edge(
+        achieved, epsilon, *search.roughly(cheap, goal, min(1.0, 1 / math.sqrt(steps)))
+    )
     return Calibration(noise_multiplier, spent, delta, int(steps), rate, accountant, adjacency)
 
 
 def calibrate_noise_multiplier_for(
     target: Target, sample_rate: float, steps: int, *, adjacency: str, accountant: str = "prv"
 ) -> TargetCalibration:
-    """The smallest noise multiplier that keeps `steps` Poisson-sampled Gaussian releases within a target.
+    """The smallest noise multiplier that keeps `steps` Poisson-sampled Gaussian releases within a
+    target.
 
     target: `Advantage`, `TruePositiveRate` or anything like them. 1e-3 less noise would miss it.
     """
@@ -188,14 +212,23 @@ def calibrate_noise_multiplier_for(
     require_count(steps, "steps", 1)
 
     def figure(sigma: float) -> float:
-        return target.achieved(booked([(PoissonGaussian(sample_rate, sigma), int(steps))], adjacency, accountant))
+        return target.achieved(
+            booked([(PoissonGaussian(sample_rate, sigma), int(steps))], adjacency, accountant)
+        )
 
-    # A first guess: q sqrt(T (e^(1/sigma^2) - 1)) is mu in the limit of many steps (Bu et al. 2020, arXiv 1911.11607).
+    # A first guess: q sqrt(T (e^(1/sigma^2) - 1)) is mu in the limit of many steps (Bu et al. 2020,
+    # arXiv 1911.11607).
     mu = target.as_mu(target.value) / (2.0 if adjacency == "replace-one" else 1.0)
-    guess = math.sqrt(steps) / mu if sample_rate == 1.0 else math.log1p((mu / sample_rate) ** 2 / steps) ** -0.5
+    guess = (
+        math.sqrt(steps) / mu
+        if sample_rate == 1.0
+        else math.log1p((mu / sample_rate) ** 2 / steps) ** -0.5
+    )
     search = Search(1, _SMALLEST, _LARGEST, target.as_mu)
     sigma, achieved = search.edge(figure, target.value, min(_LARGEST, max(_SMALLEST, guess)), 1.0)
-    return TargetCalibration(sigma, target, achieved, int(steps), sample_rate, accountant, adjacency)
+    return TargetCalibration(
+        sigma, target, achieved, int(steps), sample_rate, accountant, adjacency
+    )
 
 
 def most_steps(
@@ -207,7 +240,9 @@ def most_steps(
     adjacency: str,
     accountant: str = "prv",
 ) -> int:
-    """The largest number of Poisson-sampled Gaussian releases that stays within epsilon; 0 if none does."""
+    """The largest number of Poisson-sampled Gaussian releases that stays within epsilon; 0 if none
+    does.
+    """
     _require_budget(epsilon, delta, adjacency)
     _require_rate(sample_rate)
     event = PoissonGaussian(sample_rate, noise_multiplier)
@@ -226,10 +261,17 @@ def most_steps(
 
 
 def _require_budget(epsilon: float, delta: float, adjacency: str) -> None:
-    require(0.0 < epsilon < math.inf, f"epsilon={epsilon!r} is no budget; give a finite number above 0")
-    require(0.0 < delta < 1.0, f"delta={delta!r} is not in (0, 1); give less than 1 / data set size")
+    require(
+        0.0 < epsilon < math.inf, f"epsilon={epsilon!r} is no budget; give a finite number above 0"
+    )
+    require(
+        0.0 < delta < 1.0, f"delta={delta!r} is not in (0, 1); give less than 1 / data set size"
+    )
     require_adjacency(adjacency)
 
 
 def _require_rate(sample_rate: float) -> None:
-    require(0.0 < sample_rate <= 1.0, f"sample_rate={sample_rate!r} is not in (0, 1]; give batch / data set size")
+    require(
+        0.0 < sample_rate <= 1.0,
+        f"sample_rate={sample_rate!r} is not in (0, 1]; give batch / data set size",
+    )

@@ -1,4 +1,6 @@
-"""What was released, in units of its own sensitivity: one file a family of events, one line each here."""
+"""What was released, in units of its own sensitivity: one file a family of events, one line each
+here.
+"""
 
 from accounting.events.approximate_dp import ApproximateDP as ApproximateDP
 from accounting.events.approximate_dp import PureDP as PureDP

@@ -15,17 +15,21 @@ if TYPE_CHECKING:
 
 
 class _Stated(Event):
-    """What both events share: a pair (epsilon, failure probability) that holds under one adjacency."""
+    """What both events share: a pair (epsilon, failure probability) that holds under one
+    adjacency.
+    """
 
     epsilon: float
     adjacency: str
 
     def stated_under(self, adjacency: str) -> tuple[float, float] | None:
-        """(epsilon, failure probability) under the adjacency asked for, or None if it does not follow.
+        """(epsilon, failure probability) under the adjacency asked for, or None if it does not
+        follow.
 
-        Replacing a unit is taking it out and putting another one in its place, so that a statement under add-remove
-        or zero-out gives (2 epsilon, failure (1 + e^epsilon)) under replace-one: P <= e^eps R + d and
-        R <= e^eps Q + d. Nothing else follows for a mechanism that is not looked into.
+        Replacing a unit is taking it out and putting another one in its place, so that a statement
+        under add-remove or zero-out gives (2 epsilon, failure (1 + e^epsilon)) under replace-one: P
+        <= e^eps R + d and R <= e^eps Q + d. Nothing else follows for a mechanism that is not looked
+        into.
         """
         failure = self._failure()
         if adjacency == self.adjacency:
@@ -40,7 +44,10 @@ class _Stated(Event):
         if found is None:
             return f"a guarantee stated under {self.adjacency} does not imply one under {adjacency}"
         if found[1] >= 1.0:
-            return f"the guarantee stated under {self.adjacency} has a failure probability of 1 under {adjacency}"
+            return (
+                f"the guarantee stated under {self.adjacency} has a failure probability of 1 under "
+                f"{adjacency}"
+            )
         return None
 
     def gaussian_mu(self, adjacency: str) -> float | None:
@@ -73,7 +80,9 @@ class _Stated(Event):
         found = self.stated_under(adjacency)
         return None if found is None else response_epsilon(*found, count, delta)
 
-    def loss_grid(self, adjacency: str, interval: float, tail: float) -> tuple[DiscretizableLoss, ...]:
+    def loss_grid(
+        self, adjacency: str, interval: float, tail: float
+    ) -> tuple[DiscretizableLoss, ...]:
         """One direction: the pair is symmetric."""
         from accounting.errors import CannotComputeError
         from accounting.mechanisms.approximate_dp import response_loss_grid
@@ -108,8 +117,8 @@ class PureDP(_Stated):
 class ApproximateDP(_Stated):
     """A release that is (epsilon, delta)-DP, by a proof from elsewhere.
 
-    epsilon: finite number >= 0. failure_probability: the delta of the statement, in [0, 1). adjacency: the
-    neighbouring relation the proof is for.
+    epsilon: finite number >= 0. failure_probability: the delta of the statement, in [0, 1).
+    adjacency: the neighbouring relation the proof is for.
     """
 
     kind: ClassVar[str] = "approximate-dp"
@@ -119,7 +128,9 @@ class ApproximateDP(_Stated):
 
     def __post_init__(self) -> None:
         _require_statement(self.epsilon, self.adjacency)
-        require_probability("failure_probability", self.failure_probability, "give the delta of the statement")
+        require_probability(
+            "failure_probability", self.failure_probability, "give the delta of the statement"
+        )
         require(
             self.failure_probability < 1.0,
             "failure_probability=1 is no guarantee; book the release as NonPrivate",
@@ -132,6 +143,7 @@ class ApproximateDP(_Stated):
 def _require_statement(epsilon: float, adjacency: str) -> None:
     require(
         is_real(epsilon) and 0.0 <= epsilon < math.inf,
-        f"epsilon={epsilon!r} is not a finite number >= 0; give the one that was proven, or use NonPrivate",
+        f"epsilon={epsilon!r} is not a finite number >= 0; give the one that was proven, or use "
+        "NonPrivate",
     )
     require_adjacency(adjacency)

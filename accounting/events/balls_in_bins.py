@@ -16,11 +16,12 @@ if TYPE_CHECKING:
 @EVENTS.register
 @dataclass(frozen=True)
 class BallsInBinsGaussian(Event):
-    """One epoch of `bins` Gaussian releases; each unit takes part in one of them, chosen uniformly at random.
+    """One epoch of `bins` Gaussian releases; each unit takes part in one of them, chosen uniformly
+    at random.
 
-    The choice is independent of all other units and fresh in every epoch (one event is one epoch); batches have
-    random sizes. Not the same as shuffling. noise_multiplier: noise standard deviation of each release / L2
-    sensitivity of one unit (no unit itself).
+    The choice is independent of all other units and fresh in every epoch (one event is one epoch);
+    batches have random sizes. Not the same as shuffling. noise_multiplier: noise standard deviation
+    of each release / L2 sensitivity of one unit (no unit itself).
     """
 
     kind: ClassVar[str] = "balls-in-bins-gaussian"
@@ -36,7 +37,10 @@ class BallsInBinsGaussian(Event):
         """replace-one: both units have a random place, and no dominating pair is known here."""
         if adjacency != "replace-one" or self.bins == 1:
             return None
-        return "balls in bins is accounted for under add-remove and zero-out only; ask under one of these"
+        return (
+            "balls in bins is accounted for under add-remove and zero-out only; ask under one of "
+            "these"
+        )
 
     def gaussian_mu(self, adjacency: str) -> float | None:
         """That of an unsampled release if there is one bin."""
@@ -53,7 +57,9 @@ class BallsInBinsGaussian(Event):
         return allocation_renyi(self.bins, self.noise_multiplier, order)
 
     def verified_epsilon(self, count: int, delta: float, adjacency: str) -> Interval | None:
-        """By Monte Carlo, with its failure probability in delta; None where too many samples would be needed."""
+        """By Monte Carlo, with its failure probability in delta; None where too many samples would
+        be needed.
+        """
         from accounting.mechanisms.balls_in_bins import simulated_epsilon
 
         if self.unsupported_reason(adjacency) is not None or self.bins == 1:

@@ -1,8 +1,10 @@
-"""What every event is: a frozen record that knows its own Rényi divergence and its own privacy loss.
+"""What every event is: a frozen record that knows its own Rényi divergence and its own privacy
+loss.
 
-Noise is always given as a noise multiplier: the scale of the noise (a standard deviation for Gaussian noise)
-divided by the sensitivity C of one unit, that is, the largest norm one unit can add to the released sum. It
-says nothing of the neighbouring relation: adjacency is an argument of every question asked of an event.
+Noise is always given as a noise multiplier: the scale of the noise (a standard deviation for
+Gaussian noise) divided by the sensitivity C of one unit, that is, the largest norm one unit can add
+to the released sum. It says nothing of the neighbouring relation: adjacency is an argument of every
+question asked of an event.
 """
 
 from __future__ import annotations
@@ -27,14 +29,20 @@ Reader = Callable[[dict[str, Any]], "Event"]
 
 @dataclass(frozen=True)
 class Event:
-    """Something that was released. A new kind is one file here and one line in `events/__init__.py`."""
+    """Something that was released.
+
+    A new kind is one file here and one line in `events/__init__.py`.
+    """
 
     kind: ClassVar[str]
 
     def to_json(self) -> dict[str, Any]:
         """The event as a JSON object: its kind and its fields."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
-        plain = {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+        plain = {
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in values.items()
+        }
         return {"kind": self.kind, **plain}
 
     @classmethod
@@ -49,44 +57,64 @@ class Event:
             KeyError: a field is missing.
         """
         values = {field.name: record[field.name] for field in fields(cls)}
-        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+        return cls(
+            **{
+                name: tuple(value) if isinstance(value, list) else value
+                for name, value in values.items()
+            }
+        )
 
     def unsupported_reason(self, adjacency: str) -> str | None:
         """Why no finite epsilon exists under this adjacency, or None."""
         return None
 
     def gaussian_mu(self, adjacency: str) -> float | None:
-        """mu, if the release is exactly as revealing as N(0, 1) against N(mu, 1) (mu = 0: reveals nothing)."""
+        """mu, if the release is exactly as revealing as N(0, 1) against N(mu, 1) (mu = 0: reveals
+        nothing).
+        """
         return None
 
     def failure_probability_under(self, adjacency: str) -> float:
-        """Probability that one release gives everything away; `renyi` then holds given that it does not."""
+        """Probability that one release gives everything away; `renyi` then holds given that it does
+        not.
+        """
         return 0.0
 
     def lower_bound_event(self, adjacency: str) -> tuple[Event, str]:
-        """An event (and adjacency) that is certainly no more revealing than this one: what bounds from below rest on.
+        """An event (and adjacency) that is certainly no more revealing than this one: what bounds
+        from below rest on.
 
         Itself, where its dominating pair is reached by some data; bounds from below are exact then.
         """
         return self, adjacency
 
     def renyi(self, order: float, adjacency: str) -> float:
-        """Rényi divergence of one release at an order > 1 (the larger direction), rounded up; inf if unknown."""
+        """Rényi divergence of one release at an order > 1 (the larger direction), rounded up; inf
+        if unknown.
+        """
         return math.inf
 
     def delta(self, epsilon: float, adjacency: str, upper: bool = True) -> float | None:
-        """delta of one release at epsilon >= 0 in closed form, rounded up (or down); None if there is none."""
+        """delta of one release at epsilon >= 0 in closed form, rounded up (or down); None if there
+        is none.
+        """
         return None
 
     def verified_epsilon(self, count: int, delta: float, adjacency: str) -> Interval | None:
-        """Epsilon at delta of `count` releases by a method of the event's own; None if it has none."""
+        """Epsilon at delta of `count` releases by a method of the event's own; None if it
+        has none.
+        """
         return None
 
-    def loss_grid(self, adjacency: str, interval: float, tail: float) -> tuple[DiscretizableLoss, ...]:
-        """The privacy loss of one release on a grid of this width, for each direction of the dominating pair.
+    def loss_grid(
+        self, adjacency: str, interval: float, tail: float
+    ) -> tuple[DiscretizableLoss, ...]:
+        """The privacy loss of one release on a grid of this width, for each direction of the
+        dominating pair.
 
-        Two directions (remove, add), or one if the pair is symmetric. tail: probability that may be cut off at
-        each end. Raises CannotComputeError where there is no such distribution or it is too large.
+        Two directions (remove, add), or one if the pair is symmetric. tail: probability that may be
+        cut off at each end. Raises CannotComputeError where there is no such distribution or it is
+        too large.
         """
         raise CannotComputeError(f"events of kind {self.kind!r} have no loss distribution here")
 
@@ -95,17 +123,20 @@ EVENTS: Registry[Event] = Registry("event", "accounting.events", key="kind")
 
 
 def event_from_json(record: dict[str, Any]) -> Event:
-    """Read an event back; a kind that this version does not know becomes `Unsupported` (epsilon = inf).
+    """Read an event back; a kind that this version does not know becomes `Unsupported` (epsilon =
+    inf).
 
     Args:
         record: what `Event.to_json` made.
 
     Raises:
-        InputError: the record is not an object with a "kind", or a field is missing or out of range.
+        InputError: the record is not an object with a "kind", or a field is missing or out of
+            range.
     """
     require(
         isinstance(record, dict) and isinstance(record.get("kind"), str),
-        f"event record {str(record)[:80]!r} has no kind, so it cannot be accounted; write it with to_json()",
+        f"event record {str(record)[:80]!r} has no kind, so it cannot be accounted; write it with "
+        "to_json()",
     )
     kind = record["kind"]
     if kind not in EVENTS:
@@ -114,14 +145,17 @@ def event_from_json(record: dict[str, Any]) -> Event:
     try:
         return EVENTS.get(kind).from_json(record, event_from_json)  # type: ignore[attr-defined]
     except (KeyError, TypeError) as error:
-        raise InputError(f"event of kind {kind!r} is incomplete ({error}); write it with to_json()") from error
+        raise InputError(
+            f"event of kind {kind!r} is incomplete ({error}); write it with to_json()"
+        ) from error
 
 
 def require_adjacency(adjacency: str) -> None:
     """Refuse a neighbouring relation this package has no theorem for."""
     require(
         adjacency in ADJACENCIES,
-        f"adjacency {adjacency!r} is unknown, so nothing can be claimed; use one of {', '.join(ADJACENCIES)}",
+        f"adjacency {adjacency!r} is unknown, so nothing can be claimed; use one of "
+        f"{', '.join(ADJACENCIES)}",
     )
 
 
@@ -135,10 +169,14 @@ def require_noise_multiplier(value: float) -> None:
 
 def require_probability(name: str, value: float, remedy: str) -> None:
     """Refuse anything but a number in [0, 1]."""
-    require(is_real(value) and 0.0 <= value <= 1.0, f"{name}={value!r} is not a probability; {remedy}")
+    require(
+        is_real(value) and 0.0 <= value <= 1.0, f"{name}={value!r} is not a probability; {remedy}"
+    )
 
 
-def require_count(value: int, name: str = "count", least: int = 0, remedy: str = "give the number of releases") -> None:
+def require_count(
+    value: int, name: str = "count", least: int = 0, remedy: str = "give the number of releases"
+) -> None:
     """Refuse anything but an integer >= least."""
     integral = isinstance(value, Integral) and not isinstance(value, bool)
     require(integral and value >= least, f"{name}={value!r} is not an integer >= {least}; {remedy}")

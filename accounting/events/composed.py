@@ -79,7 +79,9 @@ class Unsupported(Event):
 
 
 def flatten(event: Event) -> list[tuple[Event, int]]:
-    """Equal primitive events with their total counts, in order of first appearance, without counts of 0."""
+    """Equal primitive events with their total counts, in order of first appearance, without counts
+    of 0.
+    """
     counts: dict[Event, int] = {}
     _gather(event, 1, counts)
     return [(primitive, count) for primitive, count in counts.items() if count > 0]
@@ -98,7 +100,11 @@ def _gather(event: Event, times: int, counts: dict[Event, int]) -> None:
 def unsupported_reason(event: Event, adjacency: str) -> str | None:
     """Why no finite epsilon exists for this event, or None."""
     for primitive, _count in flatten(event):
-        reason = primitive.unsupported_reason(adjacency) if isinstance(primitive, Event) else _unknown(primitive)
+        reason = (
+            primitive.unsupported_reason(adjacency)
+            if isinstance(primitive, Event)
+            else _unknown(primitive)
+        )
         if reason is not None:
             return reason
     return None

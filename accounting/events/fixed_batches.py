@@ -18,11 +18,14 @@ if TYPE_CHECKING:
 @EVENTS.register
 @dataclass(frozen=True)
 class FixedBatchesGaussian(Event):
-    """All Gaussian releases of several epochs in which every unit is in one batch, shuffled or in a fixed order.
+    """All Gaussian releases of several epochs in which every unit is in one batch, shuffled or in a
+    fixed order.
 
-    No amplification by sampling is claimed. epochs: how often each unit takes part, at most (an integer >= 0).
-    noise_multiplier: noise standard deviation / L2 sensitivity of one unit (no unit itself). stable_batches: the
-    batch of a unit depends on nothing but itself, so that adding a unit moves no other one.
+    No amplification by sampling is claimed. epochs: how often each unit takes part, at most (an
+    integer >= 0).
+    noise_multiplier: noise standard deviation / L2 sensitivity of one unit (no unit itself).
+    stable_batches: the batch of a unit depends on nothing but itself, so that adding a unit moves
+    no other one.
     """
 
     kind: ClassVar[str] = "fixed-batches-gaussian"
@@ -31,12 +34,15 @@ class FixedBatchesGaussian(Event):
     stable_batches: bool = False
 
     def __post_init__(self) -> None:
-        require_count(self.epochs, "epochs", 0, "give the number of times each unit takes part, rounded up")
+        require_count(
+            self.epochs, "epochs", 0, "give the number of times each unit takes part, rounded up"
+        )
         require_noise_multiplier(self.noise_multiplier)
         object.__setattr__(self, "epochs", int(self.epochs))
         require(
             isinstance(self.stable_batches, bool),
-            f"stable_batches={self.stable_batches!r} is not true or false; say whether batches ignore other units",
+            f"stable_batches={self.stable_batches!r} is not true or false; say whether batches "
+            "ignore other units",
         )
 
     def unsupported_reason(self, adjacency: str) -> str | None:
@@ -44,12 +50,15 @@ class FixedBatchesGaussian(Event):
         if adjacency != "add-remove" or self.stable_batches:
             return None
         return (
-            "adding a unit moves the others between batches, which add-remove accounting does not cover; ask under "
-            "zero-out or replace-one, or assign batches by the unit alone and set stable_batches"
+            "adding a unit moves the others between batches, which add-remove accounting does not "
+            "cover; ask under zero-out or replace-one, or assign batches by the unit alone and set "
+            "stable_batches"
         )
 
     def gaussian_mu(self, adjacency: str) -> float | None:
-        """sqrt(epochs) * sensitivity / noise: only `epochs` releases depend on the unit, each as a Gaussian."""
+        """sqrt(epochs) * sensitivity / noise: only `epochs` releases depend on the unit, each as a
+        Gaussian.
+        """
         if self.unsupported_reason(adjacency) is not None:
             return None
         if self.epochs == 0:
@@ -60,7 +69,9 @@ class FixedBatchesGaussian(Event):
         """order mu^2 / 2."""
         return gaussian_renyi(self.gaussian_mu(adjacency), order)
 
-    def loss_grid(self, adjacency: str, interval: float, tail: float) -> tuple[DiscretizableLoss, ...]:
+    def loss_grid(
+        self, adjacency: str, interval: float, tail: float
+    ) -> tuple[DiscretizableLoss, ...]:
         """Those of one unsampled Gaussian with the same mu."""
         from accounting.errors import CannotComputeError
 

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 @EVENTS.register
 @dataclass(frozen=True)
 class PoissonGaussian(Event):
-    """One Gaussian release over a Poisson sample: each unit takes part with probability sample_rate.
+    """One Gaussian release over a Poisson sample: each unit takes part with probability
+    sample_rate.
 
     sample_rate: probability in [0, 1], independent for each unit and each release.
     noise_multiplier: noise standard deviation / L2 sensitivity of one unit (no unit itself).
@@ -49,8 +50,12 @@ class PoissonGaussian(Event):
             return None
         return poisson_delta(self.sample_rate, self.noise_multiplier, epsilon, upper)
 
-    def loss_grid(self, adjacency: str, interval: float, tail: float) -> tuple[DiscretizableLoss, ...]:
-        """(1-q) N(0) + q N(1) against N(0) in both directions, or against (1-q) N(0) + q N(-1) for replace-one."""
+    def loss_grid(
+        self, adjacency: str, interval: float, tail: float
+    ) -> tuple[DiscretizableLoss, ...]:
+        """(1-q) N(0) + q N(1) against N(0) in both directions, or against (1-q) N(0) + q N(-1) for
+        replace-one.
+        """
         from accounting.mechanisms.poisson_gaussian import poisson_loss_grid
 
         return poisson_loss_grid(self.sample_rate, self.noise_multiplier, adjacency, interval, tail)
@@ -78,10 +83,8 @@ class Gaussian(Event):
         """order mu^2 / 2."""
         return gaussian_renyi(self.gaussian_mu(adjacency), order)
 
-    def loss_grid(self, adjacency: str, interval: float, tail: float) -> tuple[DiscretizableLoss, ...]:
+    def loss_grid(
+        self, adjacency: str, interval: float, tail: float
+    ) -> tuple[DiscretizableLoss, ...]:
         """Those of a sample rate of 1."""
         return PoissonGaussian(1.0, self.noise_multiplier).loss_grid(adjacency, interval, tail)
-
-
-
-

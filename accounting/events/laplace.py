@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 class Laplace(Event):
     """One release with independent Laplace noise on every coordinate, without sampling.
 
-    noise_multiplier: scale of the noise / L1 sensitivity of one unit (no unit itself); a replaced unit moves the
-    sum by twice that sensitivity.
+    noise_multiplier: scale of the noise / L1 sensitivity of one unit (no unit itself); a replaced
+    unit moves the sum by twice that sensitivity.
     """
 
     kind: ClassVar[str] = "laplace"
@@ -42,7 +42,9 @@ class Laplace(Event):
         reach = self._reach(adjacency)
         return None if math.isinf(reach) else laplace_delta(reach, epsilon, upper)
 
-    def loss_grid(self, adjacency: str, interval: float, tail: float) -> tuple[DiscretizableLoss, ...]:
+    def loss_grid(
+        self, adjacency: str, interval: float, tail: float
+    ) -> tuple[DiscretizableLoss, ...]:
         """One direction: the pair is symmetric."""
         from accounting.mechanisms.laplace import laplace_loss_grid
 

@@ -24,11 +24,12 @@ if TYPE_CHECKING:
 @EVENTS.register
 @dataclass(frozen=True)
 class MixtureGaussian(Event):
-    """One Gaussian release to which a unit adds a vector of norm at most sensitivities[i] with probability [i].
+    """One Gaussian release to which a unit adds a vector of norm at most sensitivities[i] with
+    probability [i].
 
-    sensitivities: in units of C, each finite and >= 0. probabilities: as many, which sum to 1; the choice is
-    independent of all other units. noise_multiplier: noise standard deviation / C. Sums of several independent
-    Poisson draws of the same unit, and groups of units, are of this kind.
+    sensitivities: in units of C, each finite and >= 0. probabilities: as many, which sum to 1; the
+    choice is independent of all other units. noise_multiplier: noise standard deviation / C. Sums
+    of several independent Poisson draws of the same unit, and groups of units, are of this kind.
     """
 
     kind: ClassVar[str] = "mixture-gaussian"
@@ -42,8 +43,8 @@ class MixtureGaussian(Event):
         require_noise_multiplier(self.noise_multiplier)
         require(
             0 < len(self.sensitivities) == len(self.probabilities),
-            f"{len(self.sensitivities)} sensitivities and {len(self.probabilities)} probabilities do not make a "
-            "mixture; give one probability for each sensitivity",
+            f"{len(self.sensitivities)} sensitivities and {len(self.probabilities)} probabilities "
+            "do not make a mixture; give one probability for each sensitivity",
         )
         for value in self.sensitivities:
             require(
@@ -53,40 +54,68 @@ class MixtureGaussian(Event):
         for value in self.probabilities:
             require_probability("probability", value, "give how likely each sensitivity is")
         total = math.fsum(self.probabilities)
-        require(abs(total - 1.0) <= 1e-12, f"the probabilities sum to {total!r}; make them sum to 1")
+        require(
+            abs(total - 1.0) <= 1e-12, f"the probabilities sum to {total!r}; make them sum to 1"
+        )
 
     @classmethod
-    def accumulated(cls, sample_rate: float, draws: int, noise_multiplier: float) -> MixtureGaussian:
+    def accumulated(
+        cls, sample_rate: float, draws: int, noise_multiplier: float
+    ) -> MixtureGaussian:
         """The sum of `draws` independent Poisson samples, which may contain a unit several times.
 
-        Also a group of `draws` units under add-remove of the whole group. Raises InputError on impossible values.
+        Also a group of `draws` units under add-remove of the whole group. Raises InputError on
+        impossible values.
         """
-        require_probability("sample_rate", sample_rate, "give batch size / data set size of one draw")
+        require_probability(
+            "sample_rate", sample_rate, "give batch size / data set size of one draw"
+        )
         require_count(draws, "draws", 1, "give the number of samples that are added up")
         chances = [
-            math.comb(draws, k) * sample_rate**k * (1 - sample_rate) ** (draws - k) for k in range(draws + 1)
-        ]  # fmt: skip
+            math.comb(draws, k) * sample_rate**k * (1 - sample_rate) ** (draws - k)
+            for k in range(draws + 1)
+        ]
         total = math.fsum(chances)
-        return cls(tuple(map(float, range(draws + 1))), tuple(chance / total for chance in chances), noise_multiplier)
+        return cls(
+            tuple(map(float, range(draws + 1))),
+            tuple(chance / total for chance in chances),
+            noise_multiplier,
+        )
 
     def gaussian_mu(self, adjacency: str) -> float | None:
         """That of an unsampled release, if the sensitivity is certain."""
-        certain = {c for c, chance in zip(self.sensitivities, self.probabilities, strict=True) if chance > 0.0}
+        certain = {
+            c
+            for c, chance in zip(self.sensitivities, self.probabilities, strict=True)
+            if chance > 0.0
+        }
         if len(certain) > 1:
             return None
         (size,) = certain
-        return size * unsampled_mu(self.noise_multiplier, adjacency) * (1 + 1e-15) if size > 0.0 else 0.0
+        return (
+            size * unsampled_mu(self.noise_multiplier, adjacency) * (1 + 1e-15)
+            if size > 0.0
+            else 0.0
+        )
 
     def renyi(self, order: float, adjacency: str) -> float:
-        """The exact moment of the dominating pair, the larger of both directions; see `mixture_renyi`."""
+        """The exact moment of the dominating pair, the larger of both directions; see
+        `mixture_renyi`.
+        """
         from accounting.mechanisms.mixture_gaussian import mixture_renyi
 
         if self.gaussian_mu(adjacency) is not None:
             return gaussian_renyi(self.gaussian_mu(adjacency), order)
-        return mixture_renyi(self.sensitivities, self.probabilities, self.noise_multiplier, order, adjacency)
+        return mixture_renyi(
+            self.sensitivities, self.probabilities, self.noise_multiplier, order, adjacency
+        )
 
-    def loss_grid(self, adjacency: str, interval: float, tail: float) -> tuple[DiscretizableLoss, ...]:
-        """sum p_i N(c_i) against N(0) in both directions, or against sum p_i N(-c_i) for replace-one."""
+    def loss_grid(
+        self, adjacency: str, interval: float, tail: float
+    ) -> tuple[DiscretizableLoss, ...]:
+        """sum p_i N(c_i) against N(0) in both directions, or against sum p_i N(-c_i) for
+        replace-one.
+        """
         from accounting.mechanisms.mixture_gaussian import mixture_loss_grid
 
         return mixture_loss_grid(

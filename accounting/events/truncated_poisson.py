@@ -22,11 +22,12 @@ if TYPE_CHECKING:
 @EVENTS.register
 @dataclass(frozen=True)
 class TruncatedPoissonGaussian(Event):
-    """One Gaussian release over a Poisson sample; a sample above largest_batch is cut to a uniform subset of it.
+    """One Gaussian release over a Poisson sample; a sample above largest_batch is cut to a uniform
+    subset of it.
 
-    Only under zero-out and replace-one: dataset_size is public and stays. sample_rate: probability in [0, 1],
-    independent for each unit and each release. noise_multiplier: noise standard deviation / L2 sensitivity of one
-    unit (no unit itself).
+    Only under zero-out and replace-one: dataset_size is public and stays. sample_rate: probability
+    in [0, 1], independent for each unit and each release. noise_multiplier: noise standard
+    deviation / L2 sensitivity of one unit (no unit itself).
     """
 
     kind: ClassVar[str] = "truncated-poisson-gaussian"
@@ -37,38 +38,52 @@ class TruncatedPoissonGaussian(Event):
 
     def __post_init__(self) -> None:
         require_count(self.dataset_size, "dataset_size", 1, "give the number of units")
-        require_probability("sample_rate", self.sample_rate, "give expected batch size / data set size")
-        require_count(self.largest_batch, "largest_batch", 1, "give the number of units a batch may have")
+        require_probability(
+            "sample_rate", self.sample_rate, "give expected batch size / data set size"
+        )
+        require_count(
+            self.largest_batch, "largest_batch", 1, "give the number of units a batch may have"
+        )
         require_noise_multiplier(self.noise_multiplier)
         object.__setattr__(self, "dataset_size", int(self.dataset_size))
         object.__setattr__(self, "largest_batch", int(self.largest_batch))
 
     def unsupported_reason(self, adjacency: str) -> str | None:
-        """add-remove: how often a sample is cut depends on the data set size, which that adjacency protects."""
+        """add-remove: how often a sample is cut depends on the data set size, which that adjacency
+        protects.
+        """
         if adjacency != "add-remove":
             return None
         return (
-            "a Poisson sample with a largest batch is not accounted for under add-remove: how often it is cut "
-            "depends on the data set size, which must be public; ask under zero-out or replace-one"
+            "a Poisson sample with a largest batch is not accounted for under add-remove: how "
+            "often it is cut depends on the data set size, which must be public; ask under "
+            "zero-out or replace-one"
         )
 
     def lower_bound_event(self, adjacency: str) -> tuple[Event, str]:
-        """Plain Poisson sampling at the rate at which a unit is drawn and survives: all other vectors may be 0."""
+        """Plain Poisson sampling at the rate at which a unit is drawn and survives: all other
+        vectors may be 0.
+        """
         from accounting.mechanisms.truncated_poisson import truncation
 
         if adjacency == "add-remove" or self._untruncated is not None:
             return self, adjacency
         least = truncation(self.dataset_size, self.sample_rate, self.largest_batch).rounded(-1)
-        kept = least.uncut * self.sample_rate  # what survives a cut is left out: it is small, and its rate is not exact
+        # what survives a cut is left out: it is small, and its rate is not exact
+        kept = least.uncut * self.sample_rate
         return PoissonGaussian(kept, self.noise_multiplier), adjacency
 
     def gaussian_mu(self, adjacency: str) -> float | None:
-        """0 if nothing is ever sampled; that of an unsampled Gaussian if everything is and nothing is cut."""
+        """0 if nothing is ever sampled; that of an unsampled Gaussian if everything is and nothing
+        is cut.
+        """
         plain = self._untruncated
         return None if plain is None or adjacency == "add-remove" else plain.gaussian_mu(adjacency)
 
     def renyi(self, order: float, adjacency: str) -> float:
-        """That of a mixture of Poisson sampling and sampling without replacement; see `truncated_renyi`."""
+        """That of a mixture of Poisson sampling and sampling without replacement; see
+        `truncated_renyi`.
+        """
         from accounting.mechanisms.truncated_poisson import truncated_renyi
 
         if adjacency == "add-remove":
@@ -76,15 +91,26 @@ class TruncatedPoissonGaussian(Event):
         if self._untruncated is not None:
             return self._untruncated.renyi(order, adjacency)
         return truncated_renyi(
-            self.dataset_size, self.sample_rate, self.largest_batch, self.noise_multiplier, order, adjacency
+            self.dataset_size,
+            self.sample_rate,
+            self.largest_batch,
+            self.noise_multiplier,
+            order,
+            adjacency,
         )
 
     def delta(self, epsilon: float, adjacency: str, upper: bool = True) -> float | None:
         """Closed form only where nothing is ever cut."""
         plain = self._untruncated
-        return None if plain is None or adjacency == "add-remove" else plain.delta(epsilon, adjacency, upper)
+        return (
+            None
+            if plain is None or adjacency == "add-remove"
+            else plain.delta(epsilon, adjacency, upper)
+        )
 
-    def loss_grid(self, adjacency: str, interval: float, tail: float) -> tuple[DiscretizableLoss, ...]:
+    def loss_grid(
+        self, adjacency: str, interval: float, tail: float
+    ) -> tuple[DiscretizableLoss, ...]:
         """The mixture of Poisson sampling and, after a cut, sampling without replacement."""
         from accounting.errors import CannotComputeError
         from accounting.mechanisms.truncated_poisson import truncated_loss

@@ -18,10 +18,12 @@ if TYPE_CHECKING:
 @EVENTS.register
 @dataclass(frozen=True)
 class WithoutReplacementGaussian(Event):
-    """One Gaussian release over batch_size of dataset_size units, drawn uniformly without replacement.
+    """One Gaussian release over batch_size of dataset_size units, drawn uniformly without
+    replacement.
 
-    Only under replace-one: the data set size is public and stays. noise_multiplier: noise standard deviation / L2
-    sensitivity C of one unit, that is, the largest norm one unit adds (no unit itself); replaced units are 2C apart.
+    Only under replace-one: the data set size is public and stays. noise_multiplier: noise standard
+    deviation / L2 sensitivity C of one unit, that is, the largest norm one unit adds (no unit
+    itself); replaced units are 2C apart.
     """
 
     kind: ClassVar[str] = "without-replacement-gaussian"
@@ -34,7 +36,8 @@ class WithoutReplacementGaussian(Event):
         require_count(self.batch_size, "batch_size", 1, "give the number of units in each batch")
         require(
             self.batch_size <= self.dataset_size,
-            f"batch_size={self.batch_size!r} exceeds dataset_size={self.dataset_size!r}; draw at most all units",
+            f"batch_size={self.batch_size!r} exceeds dataset_size={self.dataset_size!r}; draw at "
+            "most all units",
         )
         require_noise_multiplier(self.noise_multiplier)
         object.__setattr__(self, "dataset_size", int(self.dataset_size))
@@ -50,8 +53,9 @@ class WithoutReplacementGaussian(Event):
         if adjacency == "replace-one":
             return None
         return (
-            f"sampling a fixed number of units is accounted for under replace-one only, not under {adjacency}: "
-            "the data set size has to stay, and a unit that is left out makes room for another one"
+            "sampling a fixed number of units is accounted for under replace-one only, not under "
+            f"{adjacency}: the data set size has to stay, and a unit that is left out makes room "
+            "for another one"
         )
 
     def lower_bound_event(self, adjacency: str) -> tuple[Event, str]:
@@ -77,17 +81,23 @@ class WithoutReplacementGaussian(Event):
         return fixed_size_renyi(self.sample_rate, self.noise_multiplier, order)
 
     def delta(self, epsilon: float, adjacency: str, upper: bool = True) -> float | None:
-        """q d(log(1 + (e^epsilon - 1)/q)) with d the profile of a Gaussian with mu = 2 / noise_multiplier."""
+        """q d(log(1 + (e^epsilon - 1)/q)) with d the profile of a Gaussian with mu = 2 /
+        noise_multiplier.
+        """
         from accounting.mechanisms.without_replacement import fixed_size_delta
 
         if adjacency != "replace-one":
             return None
         return fixed_size_delta(self.sample_rate, self.noise_multiplier, epsilon, upper)
 
-    def loss_grid(self, adjacency: str, interval: float, tail: float) -> tuple[DiscretizableLoss, ...]:
-        """One direction: the dominating pair is symmetric (Zhu, Dong and Wang 2022, arXiv 2106.08567).
+    def loss_grid(
+        self, adjacency: str, interval: float, tail: float
+    ) -> tuple[DiscretizableLoss, ...]:
+        """One direction: the dominating pair is symmetric (Zhu, Dong and Wang 2022, arXiv
+        2106.08567).
 
-        Bounds from below are bounds on this pair's epsilon, which no single data set is known to reach.
+        Bounds from below are bounds on this pair's epsilon, which no single data set is known to
+        reach.
         """
         from accounting.errors import CannotComputeError
         from accounting.mechanisms.without_replacement import fixed_size_loss_grid

@@ -1,4 +1,6 @@
-"""What all privacy filters share: the charge that may be refused, the reserve, and the state on disk."""
+"""What all privacy filters share: the charge that may be refused, the reserve, and the state on
+disk.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,9 @@ Reserve = tuple[Event, int]
 
 @dataclass(frozen=True)
 class PlugInFigure:
-    """What an ordinary accountant says of the realised schedule, which is no statement about an adaptive run."""
+    """What an ordinary accountant says of the realised schedule, which is no statement about an
+    adaptive run.
+    """
 
     figure: float
     delta: float
@@ -34,13 +38,16 @@ class PlugInFigure:
 
 
 class Filter(ABC):
-    """What all filters share: costs on one or several scales, a preset budget on each, and one rule.
+    """What all filters share: costs on one or several scales, a preset budget on each, and one
+    rule.
 
-    A release is admitted if there is one scale on which everything charged so far, the release itself and what is
-    reserved stay within the budget. Costs are rounded up, budgets down. A release is one charged event, whatever it
-    is composed of; all its parameters are fixed before it runs, from what was released before and fresh coins.
+    A release is admitted if there is one scale on which everything charged so far, the release
+    itself and what is reserved stay within the budget. Costs are rounded up, budgets down. A
+    release is one charged event, whatever it is composed of; all its parameters are fixed before it
+    runs, from what was released before and fresh coins.
 
-    reserve: (event, releases) keeps enough for a run of so many releases in all to be completed with this event.
+    reserve: (event, releases) keeps enough for a run of so many releases in all to be completed
+    with this event.
     """
 
     name: ClassVar[str]
@@ -54,7 +61,9 @@ class Filter(ABC):
         prices: Callable[[Event], tuple[float, ...]],
     ) -> None:
         require_adjacency(adjacency)
-        require_count(max_releases, "max_releases", 1, "fix in advance how many releases there can be at most")
+        require_count(
+            max_releases, "max_releases", 1, "fix in advance how many releases there can be at most"
+        )
         self._adjacency = adjacency
         self._max_releases = int(max_releases)
         self._budgets = budgets
@@ -100,10 +109,11 @@ class Filter(ABC):
         return self._refusal(event, count) is None
 
     def charge(self, event: Event, count: int = 1) -> int:
-        """Book `count` releases of an event, to be called before they run; returns how many are booked by now.
+        """Book `count` releases of an event, to be called before they run; returns how many are
+        booked by now.
 
-        Raises BudgetExceededError, having booked nothing, if they do not fit; something cheaper may still fit. Raises
-        InputError for an event that this filter cannot account for.
+        Raises BudgetExceededError, having booked nothing, if they do not fit; something cheaper may
+        still fit. Raises InputError for an event that this filter cannot account for.
         """
         refusal = self._refusal(event, count)
         if refusal is not None:
@@ -117,11 +127,16 @@ class Filter(ABC):
         return max(max(0.0, 1.0 - spent / budget) for spent, budget in parts)
 
     def plug_in(self, delta: float) -> PlugInFigure:
-        """NOT_A_GUARANTEE: epsilon as if the realised schedule had been fixed in advance, to compare with."""
+        """NOT_A_GUARANTEE: epsilon as if the realised schedule had been fixed in advance, to
+        compare with.
+        """
         accountant = make_accountant("prv", self._adjacency)
         for event, count in self._costs.schedule:
             accountant.charge(event, count)
-        note = "NOT_A_GUARANTEE: composes the realised schedule as if it had been fixed in advance, which it was not"
+        note = (
+            "NOT_A_GUARANTEE: composes the realised schedule as if it had been fixed in advance, "
+            "which it was not"
+        )
         return PlugInFigure(accountant.epsilon(delta).upper, float(delta), accountant.name, note)
 
     def state(self) -> dict[str, Any]:
@@ -137,11 +152,13 @@ class Filter(ABC):
         return {**body, "digest": _digest(body)}
 
     @classmethod
-    def from_state(cls, state: Mapping[str, Any], contract: Mapping[str, Any] | None = None) -> Self:
+    def from_state(
+        cls, state: Mapping[str, Any], contract: Mapping[str, Any] | None = None
+    ) -> Self:
         """The filter as it was; what was spent is added up again and must agree.
 
-        contract: that of the filter the run was configured with; any difference is refused. Raises InputError for
-        a state that was edited, is of another schema, or is not of this filter.
+        contract: that of the filter the run was configured with; any difference is refused. Raises
+        InputError for a state that was edited, is of another schema, or is not of this filter.
         """
         _require_intact(state, cls.name, contract)
         try:
@@ -152,17 +169,24 @@ class Filter(ABC):
                 restored._costs.charge(event, count)
             recorded = [float(value) for value in state["spent"]]
         except (KeyError, TypeError, ValueError) as error:
-            raise InputError(f"filter state cannot be restored ({error}); use the dictionary state() gave") from error
+            raise InputError(
+                f"filter state cannot be restored ({error}); use the dictionary state() gave"
+            ) from error
         agree = len(recorded) == len(restored._costs.spent) and all(
-            math.isclose(a, b, rel_tol=1e-9) for a, b in zip(recorded, restored._costs.spent, strict=True)
+            math.isclose(a, b, rel_tol=1e-9)
+            for a, b in zip(recorded, restored._costs.spent, strict=True)
         )
         require(
-            agree and state["releases"] == restored.releases and restored.contract == state["contract"],
-            f"filter state spent={state['spent']!r} does not follow from its schedule; use the one state() gave",
+            agree
+            and state["releases"] == restored.releases
+            and restored.contract == state["contract"],
+            f"filter state spent={state['spent']!r} does not follow from its schedule; use the "
+            "one state() gave",
         )
         require(
             restored.releases <= restored.max_releases and restored._within(restored._costs.spent),
-            "filter state has overspent its budget, which no run of this filter can; nothing can be promised of it",
+            "filter state has overspent its budget, which no run of this filter can; nothing can "
+            "be promised of it",
         )
         return restored
 
@@ -173,7 +197,10 @@ class Filter(ABC):
         self._require_chargeable(event, count)
         left = self._max_releases - self._costs.releases
         if count > left:
-            return f"{left} of max_releases={self._max_releases} are left and {count} were asked for; stop the run here"
+            return (
+                f"{left} of max_releases={self._max_releases} are left and {count} were asked for; "
+                "stop the run here"
+            )
         promised = self._promised(self._costs.releases + int(count))
         spent = self._costs.after((event, int(count)), *promised)
         if self._within(spent):
@@ -181,7 +208,10 @@ class Filter(ABC):
         share = min(value / budget for value, budget in zip(spent, self._budgets, strict=True))
         kept = " and what is reserved" if promised else ""
         shown = f"{count} x {event!r}"[:120]
-        return f"{shown}{kept} would bring spending to {share:.6g} times the budget; take more noise, or stop here"
+        return (
+            f"{shown}{kept} would bring spending to {share:.6g} times the budget; take more noise, "
+            "or stop here"
+        )
 
     def _require_chargeable(self, event: Event, count: int) -> None:
         require_event(event, count)
@@ -204,11 +234,13 @@ class Filter(ABC):
         self._require_chargeable(event, releases)
         require(
             releases <= self._max_releases,
-            f"a reserve of {releases} releases exceeds max_releases={self._max_releases}; give at most that many",
+            f"a reserve of {releases} releases exceeds max_releases={self._max_releases}; give at "
+            "most that many",
         )
         require(
             self._within(self._costs.after((event, int(releases)))),
-            f"a reserve of {releases} x {event!r} overflows the budget from the start; give it more noise",
+            f"a reserve of {releases} x {event!r} overflows the budget from the start; give it "
+            "more noise",
         )
         return event, int(releases)
 
@@ -223,9 +255,13 @@ def reserve_from_json(record: dict[str, Any] | None) -> Reserve | None:
     return None if record is None else (event_from_json(record["event"]), record["releases"])
 
 
-def budget_guarantee(epsilon: float, delta: float, adjacency: str, name: str, note: str) -> EpsilonGuarantee:
+def budget_guarantee(
+    epsilon: float, delta: float, adjacency: str, name: str, note: str
+) -> EpsilonGuarantee:
     """The preset budget, as a promise."""
-    return EpsilonGuarantee(epsilon, delta, "filter budget", adjacency, name, Interval(name, None, None, epsilon, note))
+    return EpsilonGuarantee(
+        epsilon, delta, "filter budget", adjacency, name, Interval(name, None, None, epsilon, note)
+    )
 
 
 def require_epsilon(epsilon: float) -> None:
@@ -241,30 +277,45 @@ def plain(value: float) -> float | str:
     return "inf" if math.isinf(value) else value
 
 
-def _require_intact(state: Mapping[str, Any], name: str, contract: Mapping[str, Any] | None) -> None:
-    require(isinstance(state, Mapping), f"filter state {str(state)[:60]!r} is no record; use what state() gave")
+def _require_intact(
+    state: Mapping[str, Any], name: str, contract: Mapping[str, Any] | None
+) -> None:
+    require(
+        isinstance(state, Mapping),
+        f"filter state {str(state)[:60]!r} is no record; use what state() gave",
+    )
     body: dict[str, Any] = {key: value for key, value in state.items() if key != "digest"}
     require(
         body.get("schema") == FILTER_SCHEMA,
-        f"filter state has schema {body.get('schema')!r}, this version reads {FILTER_SCHEMA}; use the version that wrote it",
+        f"filter state has schema {body.get('schema')!r}, this version reads {FILTER_SCHEMA}; use "
+        "the version that wrote it",
     )
     require(
         body.get("filter") == name,
-        f"filter state is of a {body.get('filter')!r}, not of a {name!r}; use the class that wrote it",
+        f"filter state is of a {body.get('filter')!r}, not of a {name!r}; use the class that "
+        "wrote it",
     )
     try:
         digest = _digest(body)
     except (TypeError, ValueError) as error:
-        raise InputError(f"filter state is not plain JSON ({error}); use the dictionary state() gave") from error
-    require(digest == state.get("digest"), "filter state was edited after it was written; use the one state() gave")
+        raise InputError(
+            f"filter state is not plain JSON ({error}); use the dictionary state() gave"
+        ) from error
+    require(
+        digest == state.get("digest"),
+        "filter state was edited after it was written; use the one state() gave",
+    )
     written = body.get("contract")
     if not isinstance(written, dict):
         raise InputError("filter state has no contract; use the dictionary state() gave")
     if contract is not None:
-        differing = sorted(key for key in {*contract, *written} if contract.get(key) != written.get(key))
+        differing = sorted(
+            key for key in {*contract, *written} if contract.get(key) != written.get(key)
+        )
         require(
             not differing,
-            f"the contract was changed in {', '.join(differing)}, but a budget is fixed at the start; restore it",
+            f"the contract was changed in {', '.join(differing)}, but a budget is fixed at the "
+            "start; restore it",
         )
 
 

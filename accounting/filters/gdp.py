@@ -22,16 +22,20 @@ from accounting.mechanisms.gaussian import gaussian_delta, gaussian_epsilon
 
 
 class GdpFilter(Filter):
-    """A filter for unsampled Gaussians: the sum of mu_t^2 stays within mu^2. Nothing is lost to adaptivity.
+    """A filter for unsampled Gaussians: the sum of mu_t^2 stays within mu^2. Nothing is lost to
+    adaptivity.
 
-    Smith and Thakurta 2022 (arXiv 2210.17520); Koskela et al. 2022 (arXiv 2209.15596). For Gaussian noise (derived
-    here): in units of the noise, step t shifts standard normal noise z_t by v_t, chosen from the past, |v_t| <= mu_t.
-    Add a last release whose shift makes sum |v_t|^2 = mu^2 exactly; that only reveals more. Given the past, v_t.z_t
-    is N(0, |v_t|^2), so e^(i k sum v_t.z_t + k^2/2 sum |v_t|^2) has mean 1, and sum v_t.z_t is exactly N(0, mu^2).
-    Hence the loss, sum (v_t.z_t - |v_t|^2 / 2) under Q, is distributed as that of N(mu, 1) against N(0, 1).
+    Smith and Thakurta 2022 (arXiv 2210.17520); Koskela et al. 2022 (arXiv 2209.15596). For Gaussian
+    noise (derived
+    here): in units of the noise, step t shifts standard normal noise z_t by v_t, chosen from the
+    past, |v_t| <= mu_t. Add a last release whose shift makes sum |v_t|^2 = mu^2 exactly; that only
+    reveals more. Given the past, v_t.z_t is N(0, |v_t|^2), so e^(i k sum v_t.z_t + k^2/2 sum
+    |v_t|^2) has mean 1, and sum v_t.z_t is exactly N(0, mu^2). Hence the loss, sum (v_t.z_t -
+    |v_t|^2 / 2) under Q, is distributed as that of N(mu, 1) against N(0, 1).
 
-    Poisson-sampled Gaussians are no such release and are refused. Give either mu, or epsilon and delta, from which
-    the largest mu is found. Sums are rounded up: releases that add up to exactly mu^2 may lose the last one.
+    Poisson-sampled Gaussians are no such release and are refused. Give either mu, or epsilon and
+    delta, from which the largest mu is found. Sums are rounded up: releases that add up to exactly
+    mu^2 may lose the last one.
     """
 
     name: ClassVar[str] = "gdp-filter"
@@ -89,7 +93,10 @@ class GdpFilter(Filter):
         if self._pair is not None and delta in (None, self._pair[1]):
             epsilon, delta = self._pair
         elif delta is None:
-            raise InputError("this filter was given mu, so that there is an epsilon for every delta; name a delta")
+            raise InputError(
+                "this filter was given mu, so that there is an epsilon for every delta; name a "
+                "delta"
+            )
         else:
             require_open_delta(delta)
             epsilon, delta = gaussian_epsilon(delta, self._mu), float(delta)
@@ -100,15 +107,19 @@ class GdpFilter(Filter):
         """The budget and what was spent of it, as JSON; for display, not for promises."""
         (spent,), (budget,) = self._costs.spent, self._budgets
         counts = {"releases": self.releases, "max_releases": self._max_releases}
-        return {"mu_squared": {"budget": budget, "spent": plain(spent)}, **counts, "remaining": self.remaining()}
+        return {
+            "mu_squared": {"budget": budget, "spent": plain(spent)},
+            **counts,
+            "remaining": self.remaining(),
+        }
 
     def _require_chargeable(self, event: Event, count: int) -> None:
         super()._require_chargeable(event, count)
         for part, _ in flatten(event):
             require(
                 part.gaussian_mu(self._adjacency) is not None,
-                f"{part!r} is not an unsampled Gaussian under {self._adjacency}, and no GDP filter covers it; "
-                "use a RenyiFilter",
+                f"{part!r} is not an unsampled Gaussian under {self._adjacency}, and no GDP "
+                "filter covers it; use a RenyiFilter",
             )
 
 
@@ -117,11 +128,15 @@ def _checked_budget(
 ) -> tuple[float, tuple[float, float] | None]:
     """(mu, the preset (epsilon, delta) or None)."""
     if mu is not None and epsilon is None and delta is None:
-        require(is_real(mu) and 0.0 < mu < math.inf, f"mu={mu!r} is no budget; give a finite number above 0")
+        require(
+            is_real(mu) and 0.0 < mu < math.inf,
+            f"mu={mu!r} is no budget; give a finite number above 0",
+        )
         return float(mu), None
     if mu is not None or epsilon is None or delta is None:
         raise InputError(
-            f"mu={mu!r}, epsilon={epsilon!r}, delta={delta!r} is no GDP budget; give mu alone, or epsilon and delta"
+            f"mu={mu!r}, epsilon={epsilon!r}, delta={delta!r} is no GDP budget; give mu alone, or "
+            "epsilon and delta"
         )
     require_epsilon(epsilon)
     require_open_delta(delta)
@@ -129,7 +144,9 @@ def _checked_budget(
 
 
 def _mu_squared(event: Event, adjacency: str) -> float:
-    """Sum of the mu^2 of everything the event consists of, rounded up; inf for anything but unsampled Gaussians."""
+    """Sum of the mu^2 of everything the event consists of, rounded up; inf for anything but
+    unsampled Gaussians.
+    """
     squares = []
     for part, count in flatten(event):
         mu = part.gaussian_mu(adjacency)
@@ -145,5 +162,7 @@ def _largest_mu(epsilon: float, delta: float) -> float:
     while high - low > 1e-13 * high:
         middle = (low + high) / 2
         low, high = (middle, high) if gaussian_delta(epsilon, middle) <= delta else (low, middle)
-    require(low > 0.0, f"epsilon={epsilon!r} at delta={delta!r} leaves room for nothing; allow more")
+    require(
+        low > 0.0, f"epsilon={epsilon!r} at delta={delta!r} leaves room for nothing; allow more"
+    )
     return low

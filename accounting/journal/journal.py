@@ -1,7 +1,8 @@
-"""An append-only, fsynced, hash-chained file of JSON records: equal histories give byte-equal files.
+"""An append-only, fsynced, hash-chained file of JSON records: equal histories give byte-equal
+files.
 
-Each line is {"body": ..., "hash": ..., "prev": ..., "seq": n}; the hash covers everything else on the line,
-and prev is the hash of the line before. Line 0 is the header.
+Each line is {"body": ..., "hash": ..., "prev": ..., "seq": n}; the hash covers everything else on
+the line, and prev is the hash of the line before. Line 0 is the header.
 """
 
 from __future__ import annotations
@@ -52,14 +53,17 @@ class Journal:
     def open(cls, path: str | Path) -> Journal:
         """Verify an existing journal and continue it.
 
-        A torn last line (a write that a crash cut short) is cut off and reported by `recovered_torn_line`.
-        Raises JournalCorruptError on any other damage, JournalBusyError if another writer holds the file.
+        A torn last line (a write that a crash cut short) is cut off and reported by
+        `recovered_torn_line`. Raises JournalCorruptError on any other damage, JournalBusyError if
+        another writer holds the file.
         """
         path = Path(path)
         try:
             file = open(path, "r+b")  # noqa: SIM115
         except FileNotFoundError:
-            raise InputError(f"journal {path} does not exist; create it first, or give the right path") from None
+            raise InputError(
+                f"journal {path} does not exist; create it first, or give the right path"
+            ) from None
         journal = cls(path, file)
         journal._lock()
         try:
@@ -71,7 +75,8 @@ class Journal:
 
     @classmethod
     def read(cls, path: str | Path) -> Journal:
-        """Verify a journal without writing to it; what comes back is closed and cannot be appended to.
+        """Verify a journal without writing to it; what comes back is closed and cannot be appended
+        to.
 
         A torn last line is left out: its charge was never confirmed. Raises as `open` does.
         """
@@ -119,7 +124,9 @@ class Journal:
         return self._head
 
     def contains(self, head: str) -> bool:
-        """Whether a head seen earlier is part of this history; False means that lines were lost or replaced."""
+        """Whether a head seen earlier is part of this history; False means that lines were lost or
+        replaced.
+        """
         return head in self._hashes
 
     def append(self, record: dict[str, Any]) -> str:
@@ -128,7 +135,9 @@ class Journal:
         Raises InputError for a record that is not plain JSON (NaN and infinity included).
         """
         if self._file is None:
-            raise InputError(f"journal {self._path} is closed, so nothing can be charged; open it again")
+            raise InputError(
+                f"journal {self._path} is closed, so nothing can be charged; open it again"
+            )
         entry = sealed(len(self._bodies), self._head, record)
         line = _canonical(entry) + b"\n"
         start = self._file.seek(0, os.SEEK_END)
@@ -154,7 +163,10 @@ class Journal:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self.close()
 
@@ -164,7 +176,9 @@ class Journal:
             fcntl.flock(self._file, kind | fcntl.LOCK_NB)
         except OSError:
             self.close()
-            raise JournalBusyError(f"journal {self._path} is held by another writer; wait for it, or stop it") from None
+            raise JournalBusyError(
+                f"journal {self._path} is held by another writer; wait for it, or stop it"
+            ) from None
 
     def _replay(self, repair: bool = True) -> None:
         assert self._file is not None
@@ -176,7 +190,9 @@ class Journal:
         for number, line in enumerate(lines):
             self._accept(number, line)
         if not self._bodies:
-            raise JournalCorruptError(f"journal {self._path} has no header; start a new one at another path")
+            raise JournalCorruptError(
+                f"journal {self._path} has no header; start a new one at another path"
+            )
         if torn:
             self.recovered_torn_line = True
             if repair:
@@ -185,7 +201,9 @@ class Journal:
 
     def _accept(self, number: int, line: bytes) -> None:
         def corrupt(what: str) -> JournalCorruptError:
-            return JournalCorruptError(f"journal {self._path} line {number + 1}: {what}; restore it from a copy")
+            return JournalCorruptError(
+                f"journal {self._path} line {number + 1}: {what}; restore it from a copy"
+            )
 
         if not _parsable(line):
             raise corrupt("is not a JSON object")
@@ -202,7 +220,9 @@ class Journal:
 
 
 def sealed(number: int, previous: str, body: dict[str, Any]) -> dict[str, Any]:
-    """A line of a journal: the record, its place, the hash of the line before and the hash of all three."""
+    """A line of a journal: the record, its place, the hash of the line before and the hash of all
+    three.
+    """
     unsigned = {"seq": number, "prev": previous, "body": body}
     return {**unsigned, "hash": hashlib.sha256(_canonical(unsigned)).hexdigest()}
 
@@ -210,11 +230,18 @@ def sealed(number: int, previous: str, body: dict[str, Any]) -> dict[str, Any]:
 def _canonical(value: dict[str, Any]) -> bytes:
     """One spelling for equal values: sorted keys, no spaces, shortest float repr, no NaN."""
     try:
-        text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+        text = json.dumps(
+            value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False
+        )
     except (TypeError, ValueError) as error:
-        raise InputError(f"record cannot be written as JSON ({error}); use plain numbers and strings") from error
+        raise InputError(
+            f"record cannot be written as JSON ({error}); use plain numbers and strings"
+        ) from error
     if json.loads(text) != value:
-        raise InputError("record does not survive JSON (tuples or keys that are not strings?); use lists and strings")
+        raise InputError(
+            "record does not survive JSON (tuples or keys that are not strings?); use lists and "
+            "strings"
+        )
     return text.encode()
 
 

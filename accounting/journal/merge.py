@@ -1,14 +1,17 @@
 """Several journals of runs on the same data as one: every charge of every history once.
 
-Lines are told apart by their hashes, which commit to everything before them. So a run that was copied and continued
-elsewhere shares a prefix with its copy, and the prefix is counted once; everything else is added up.
+Lines are told apart by their hashes, which commit to everything before them. So a run that was
+copied and continued elsewhere shares a prefix with its copy, and the prefix is counted once;
+everything else is added up.
 
-Equal hashes mean one release only within one run: two runs of the same plan write the same lines. A header names its
-run in the field "run", a random string chosen when the run was started; journals without it are never taken for
-copies of each other, and all their charges are added up. Within one run a slot of randomness, (step, generation), may
-be charged in one history only: after the histories parted, the same noise would have hidden two different sums, which
-no composition theorem covers. What two machines did under equal lines must have been the same, bit for bit; where the
-journals say which sum met a step's noise (records of kind "release"), two different ones are refused.
+Equal hashes mean one release only within one run: two runs of the same plan write the same lines. A
+header names its run in the field "run", a random string chosen when the run was started; journals
+without it are never taken for copies of each other, and all their charges are added up. Within one
+run a slot of randomness, (step, generation), may
+be charged in one history only: after the histories parted, the same noise would have hidden two
+different sums, which no composition theorem covers. What two machines did under equal lines must
+have been the same, bit for bit; where the journals say which sum met a step's noise (records of
+kind "release"), two different ones are refused.
 """
 
 from __future__ import annotations
@@ -37,12 +40,16 @@ Entry = dict[str, Any]
 _MERGED = "merged"
 _CHARGE = "step"
 _RELEASE = "release"
-_FREE = frozenset({"fresh-randomness", _RELEASE})  # records that charge nothing: a release is paid for by its step
+# records that charge nothing: a release is paid for by its step
+_FREE = frozenset({"fresh-randomness", _RELEASE})
 
 
 @dataclass(frozen=True)
 class _History:
-    """One run's lines up to a head, header first. run: the same for copies of one run, and for nothing else."""
+    """One run's lines up to a head, header first.
+
+    run: the same for copies of one run, and for nothing else.
+    """
 
     name: str
     run: str
@@ -59,17 +66,21 @@ class _History:
 
     @property
     def filtered(self) -> bool:
-        """Whether its noise was chosen while it ran, so that adding up what was charged proves nothing."""
+        """Whether its noise was chosen while it ran, so that adding up what was charged proves
+        nothing.
+        """
         return self.header["plan"].get("sampling") == "filtered"
 
 
 def merged(journals: Sequence[Source]) -> list[tuple[Event, int]]:
-    """What several journals charged together: distinct events with their counts, in order of first appearance.
+    """What several journals charged together: distinct events with their counts, in order of first
+    appearance.
 
-    A run whose noise was chosen under a filter counts as its preset (epsilon, delta). journals: paths or journals; one
-    that `write_merged` made counts for all it came from. Raises InputError where
-    the histories cannot be added up (another adjacency or unit, a plan that was changed, a journal given twice, the
-    same randomness used twice, a record of unknown kind), JournalCorruptError for a broken chain.
+    A run whose noise was chosen under a filter counts as its preset (epsilon, delta). journals:
+    paths or journals; one that `write_merged` made counts for all it came from. Raises InputError
+    where the histories cannot be added up (another adjacency or unit, a plan that was changed, a
+    journal given twice, the same randomness used twice, a record of unknown kind),
+    JournalCorruptError for a broken chain.
     """
     histories = _histories(journals)
     counts: Counter[Event] = Counter()
@@ -77,20 +88,26 @@ def merged(journals: Sequence[Source]) -> list[tuple[Event, int]]:
         event, count = _charge(entry)
         if event is not None and not histories[source].filtered:
             counts[event] += count
-    counts.update(_preset(history) for history in histories if history.filtered and len(history.entries) > 1)
+    counts.update(
+        _preset(history) for history in histories if history.filtered and len(history.entries) > 1
+    )
     return [(event, count) for event, count in counts.items() if count > 0]
 
 
 def _preset(history: _History) -> Event:
-    """The budget that a filter enforced, which is what such a run promises, copies of it each for themselves."""
+    """The budget that a filter enforced, which is what such a run promises, copies of it each for
+    themselves.
+    """
     plan = history.header["plan"]
     return ApproximateDP(float(plan["target_epsilon"]), float(plan["delta"]), plan["adjacency"])
 
 
 def write_merged(path: str | Path, journals: Sequence[Source]) -> Journal:
-    """Write the journals' union to a new journal, with the heads it came from; it is returned closed.
+    """Write the journals' union to a new journal, with the heads it came from; it is returned
+    closed.
 
-    Its header holds the sources' heads and headers, its records are their lines. Raises as `merged` does.
+    Its header holds the sources' heads and headers, its records are their lines. Raises as `merged`
+    does.
     """
     histories = _histories(journals)
     union = _union(histories)
@@ -112,10 +129,14 @@ def _histories(journals: Sequence[Source]) -> list[_History]:
     """Everything to be merged, checked against each other."""
     listed = not isinstance(journals, str | Path | Journal) and len(journals) > 0
     require(listed, "there are no journals to merge; give a list of them")
-    opened = [journal if isinstance(journal, Journal) else Journal.read(journal) for journal in journals]
+    opened = [
+        journal if isinstance(journal, Journal) else Journal.read(journal) for journal in journals
+    ]
     paths = [journal.path.resolve() for journal in opened]
     for number, path in enumerate(paths):
-        require(path not in paths[:number], f"journal {path} is given twice; give each journal once")
+        require(
+            path not in paths[:number], f"journal {path} is given twice; give each journal once"
+        )
     histories: list[_History] = []
     for number, journal in enumerate(opened):
         found = _sources(journal, number)
@@ -136,7 +157,9 @@ def _sources(journal: Journal, number: int) -> list[_History]:
     try:
         return _unfolded(journal, number)
     except (KeyError, TypeError, IndexError) as error:
-        raise JournalCorruptError(f"merged journal {name} is malformed ({error!r}); merge the originals again") from error
+        raise JournalCorruptError(
+            f"merged journal {name} is malformed ({error!r}); merge the originals again"
+        ) from error
 
 
 def _unfolded(journal: Journal, number: int) -> list[_History]:
@@ -150,25 +173,38 @@ def _unfolded(journal: Journal, number: int) -> list[_History]:
     for record in journal.records:
         run, entry = runs[record["source"]], record["line"]
         if entry != sealed(entry["seq"], entry["prev"], entry["body"]):
-            raise JournalCorruptError(f"merged journal {journal.path}: a line does not match its hash; merge again")
+            raise JournalCorruptError(
+                f"merged journal {journal.path}: a line does not match its hash; merge again"
+            )
         lines[run, entry["hash"]] = entry
     return [
-        _History(f"{journal.path}, source {index + 1}", run, _chain(journal, lines, run, source["head"]), True)
+        _History(
+            f"{journal.path}, source {index + 1}",
+            run,
+            _chain(journal, lines, run, source["head"]),
+            True,
+        )
         for index, (run, source) in enumerate(zip(runs, sources, strict=True))
     ]
 
 
-def _chain(journal: Journal, lines: dict[tuple[str, str], Entry], run: str, head: str) -> tuple[Entry, ...]:
+def _chain(
+    journal: Journal, lines: dict[tuple[str, str], Entry], run: str, head: str
+) -> tuple[Entry, ...]:
     """The lines from the header to a head."""
     chain: list[Entry] = []
     while head != ORIGIN:
         if (run, head) not in lines:
-            raise JournalCorruptError(f"merged journal {journal.path} lacks line {head[:12]} of a source; merge again")
+            raise JournalCorruptError(
+                f"merged journal {journal.path} lacks line {head[:12]} of a source; merge again"
+            )
         chain.append(lines[run, head])
         head = chain[-1]["prev"]
     chain.reverse()
     if [entry["seq"] for entry in chain] != list(range(len(chain))) or not chain:
-        raise JournalCorruptError(f"merged journal {journal.path}: a source's lines are out of order; merge again")
+        raise JournalCorruptError(
+            f"merged journal {journal.path}: a source's lines are out of order; merge again"
+        )
     return tuple(chain)
 
 
@@ -180,13 +216,18 @@ def _run_of(header: dict[str, Any], position: str) -> str:
 def _check_plan(history: _History) -> None:
     plan = history.header.get("plan")
     known = isinstance(plan, dict) and isinstance(plan.get("unit"), str) and plan["unit"]
-    require(bool(known), f"journal {history.name} has no plan with a unit, so nothing can be added to it; leave it out")
+    require(
+        bool(known),
+        f"journal {history.name} has no plan with a unit, so nothing can be added to it; leave it "
+        "out",
+    )
     assert isinstance(plan, dict)
     require_adjacency(plan.get("adjacency", "not given"))
     digest = hashlib.sha256(json.dumps(plan, sort_keys=True).encode()).hexdigest()
     require(
         history.header.get("digest") == digest,
-        f"journal {history.name} has a plan that does not match its digest: it was changed; restore the original",
+        f"journal {history.name} has a plan that does not match its digest: it was changed; "
+        "restore the original",
     )
 
 
@@ -196,10 +237,15 @@ def _check_new(history: _History, others: Sequence[_History]) -> None:
         same_run = history.run == other.run
         unknown = history.run.startswith("journal") or other.run.startswith("journal")
         for inner, outer in ((history, other), (other, history)):
-            held = inner.head in {entry["hash"] for entry in outer.entries} if same_run else inner.head == outer.head
+            held = (
+                inner.head in {entry["hash"] for entry in outer.entries}
+                if same_run
+                else inner.head == outer.head
+            )
             require(
                 not (held and outer.from_merged and (same_run or unknown)),
-                f"journal {inner.name} was merged into {outer.name} already; merge the original journals at once",
+                f"journal {inner.name} was merged into {outer.name} already; merge the original "
+                "journals at once",
             )
 
 
@@ -210,7 +256,8 @@ def _check_agreement(histories: Sequence[_History]) -> None:
         other = headers.setdefault(history.run, history)
         require(
             other.header == history.header,
-            f"journals {other.name} and {history.name} name the same run but have different plans; leave one out",
+            f"journals {other.name} and {history.name} name the same run but have different "
+            "plans; leave one out",
         )
     for field in ("adjacency", "unit"):
         for other in histories[1:]:
@@ -241,26 +288,30 @@ def _union(histories: Sequence[_History]) -> list[tuple[int, Entry]]:
     return union
 
 
-def _take_slot(history: _History, body: dict[str, Any], slots: dict[tuple[str, int, int], str]) -> None:
+def _take_slot(
+    history: _History, body: dict[str, Any], slots: dict[tuple[str, int, int], str]
+) -> None:
     """Note that a run used this step's randomness; refuse it the second time."""
     slot = _slot(history, body, "a charge")
     _, step, generation = slot
     require(
         slot not in slots,
-        f"step {step} of generation {generation} is charged twice in one run ({slots.get(slot)} and {history.name}): "
-        "the same noise may have hidden two sums, so there is no bound",
+        f"step {step} of generation {generation} is charged twice in one run ({slots.get(slot)} "
+        f"and {history.name}): the same noise may have hidden two sums, so there is no bound",
     )
     slots[slot] = history.name
 
 
-def _take_sum(history: _History, body: dict[str, Any], sums: dict[tuple[str, int, int], tuple[object, str]]) -> None:
+def _take_sum(
+    history: _History, body: dict[str, Any], sums: dict[tuple[str, int, int], tuple[object, str]]
+) -> None:
     """Note which sum met a step's noise; refuse a second one."""
     slot = _slot(history, body, "a release")
     commitment, name = sums.setdefault(slot, (body.get("commitment"), history.name))
     require(
         commitment == body.get("commitment"),
-        f"step {slot[1]} of generation {slot[2]} hid two different sums with the same noise ({name} and "
-        f"{history.name}), so there is no bound",
+        f"step {slot[1]} of generation {slot[2]} hid two different sums with the same noise "
+        f"({name} and {history.name}), so there is no bound",
     )
 
 
@@ -279,7 +330,8 @@ def _charge(entry: Entry) -> tuple[Event | None, int]:
         return None, 0
     require(
         kind == _CHARGE and "event" in body,
-        f"line {entry['seq'] + 1} has a record of kind {kind!r}, which may be a charge; upgrade to read it",
+        f"line {entry['seq'] + 1} has a record of kind {kind!r}, which may be a charge; upgrade "
+        "to read it",
     )
     count = body.get("count", 1)
     require_count(count)

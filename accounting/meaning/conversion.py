@@ -1,10 +1,12 @@
-"""From one statement of privacy to another: other adjacencies, groups of units, Gaussian and concentrated DP.
+"""From one statement of privacy to another: other adjacencies, groups of units, Gaussian and
+concentrated DP.
 
-A profile is given by points (epsilon, delta), each of them a valid guarantee, or as a function. A mechanism with
-such points is f-DP for f(x) = max over the points of 1 - delta - e^epsilon x, mirrored at the diagonal (Dong, Roth
-and Su 2019, arXiv 1905.02383, Section 2). A test that accuses a share x under one neighbour accuses at most 1 - f(x)
-under the next, so along a chain of k neighbours the largest true positive rate is 1 - f applied k times (their
-Theorem 2.14): nothing better follows from the points. Replacing a unit is a chain of two, out and in.
+A profile is given by points (epsilon, delta), each of them a valid guarantee, or as a function. A
+mechanism with such points is f-DP for f(x) = max over the points of 1 - delta - e^epsilon x,
+mirrored at the diagonal (Dong, Roth and Su 2019, arXiv 1905.02383, Section 2). A test that accuses
+a share x under one neighbour accuses at most 1 - f(x) under the next, so along a chain of k
+neighbours the largest true positive rate is 1 - f applied k times (their Theorem 2.14): nothing
+better follows from the points. Replacing a unit is a chain of two, out and in.
 """
 
 from __future__ import annotations
@@ -45,10 +47,13 @@ _SLACK = 1 + 1e-12  # covers the rounding of a curve's corners
 def mu_from_epsilon_delta(epsilon: float, delta: float, upper: bool = True) -> float:
     """mu of the Gaussian mechanism whose delta at epsilon is exactly this, rounded up (or down).
 
-    Only for a Gaussian mechanism: any other one may be (epsilon, delta)-DP without being mu-GDP for this mu.
-    epsilon >= 0; delta in (0, 1).
+    Only for a Gaussian mechanism: any other one may be (epsilon, delta)-DP without being mu-GDP for
+    this mu. epsilon >= 0; delta in (0, 1).
     """
-    require(0.0 <= epsilon < math.inf, f"epsilon={epsilon!r} is not a finite number >= 0; give a guarantee's epsilon")
+    require(
+        0.0 <= epsilon < math.inf,
+        f"epsilon={epsilon!r} is not a finite number >= 0; give a guarantee's epsilon",
+    )
     require(0.0 < delta < 1.0, f"delta={delta!r} is not in (0, 1); give a guarantee's delta")
     low, high = 0.0, 1.0
     while gaussian_delta(epsilon, high, upper=not upper) < delta:
@@ -56,12 +61,18 @@ def mu_from_epsilon_delta(epsilon: float, delta: float, upper: bool = True) -> f
     while high - low > 1e-13 * high:
         middle = (low + high) / 2
         # Rounding delta down makes mu larger, and the other way round.
-        low, high = (low, middle) if gaussian_delta(epsilon, middle, upper=not upper) >= delta else (middle, high)
+        low, high = (
+            (low, middle)
+            if gaussian_delta(epsilon, middle, upper=not upper) >= delta
+            else (middle, high)
+        )
     return high if upper else low
 
 
 def zcdp_from_mu(mu: float) -> float:
-    """rho of the zero-concentrated DP of any mu-GDP mechanism, mu^2 / 2 (Bun and Steinke 2016, arXiv 1605.02065)."""
+    """rho of the zero-concentrated DP of any mu-GDP mechanism, mu^2 / 2 (Bun and Steinke 2016,
+    arXiv 1605.02065).
+    """
     require(mu >= 0.0, f"mu={mu!r} is not a number >= 0; give the mu of a mu-GDP mechanism")
     return mu * mu / 2 * (1 + 4e-16)
 
@@ -76,16 +87,23 @@ def mu_from_zcdp(rho: float) -> float:
 
 
 def epsilon_from_zcdp(rho: float, delta: float) -> float:
-    """Epsilon at delta in (0, 1) of any rho-zCDP mechanism, through its Rényi divergences order * rho, rounded up."""
-    require(0.0 <= rho < math.inf, f"rho={rho!r} is not a finite number >= 0; give the rho of a rho-zCDP mechanism")
+    """Epsilon at delta in (0, 1) of any rho-zCDP mechanism, through its Rényi divergences order *
+    rho, rounded up.
+    """
+    require(
+        0.0 <= rho < math.inf,
+        f"rho={rho!r} is not a finite number >= 0; give the rho of a rho-zCDP mechanism",
+    )
     orders = 1.0 + np.logspace(-8, 8, 4001)
     return epsilon_from_curve(orders, orders * rho * (1 + 1e-15), delta)[0]
 
 
 def trade_off_corners(points: Iterable[Point]) -> tuple[Array, Array]:
-    """(false positive rates, largest true positive rates) at the corners of 1 - f, from rate 0 to rate x = f(x).
+    """(false positive rates, largest true positive rates) at the corners of 1 - f, from rate 0 to
+    rate x = f(x).
 
-    1 - f is a concave, broken line above which no test lies; beyond the last corner it is the mirror image.
+    1 - f is a concave, broken line above which no test lies; beyond the last corner it is the
+    mirror image.
     """
     given = [*_telling(points), (0.0, 1.0)]
     equal = max((1.0 - delta) / (1.0 + math.exp(epsilon)) for epsilon, delta in given)
@@ -108,7 +126,9 @@ def trade_off_corners(points: Iterable[Point]) -> tuple[Array, Array]:
 
 
 def power_curve(points: Iterable[Point]) -> tuple[Array, Array]:
-    """(rates, powers): corners of the largest true positive rate as a function of the false positive rate, 0 to 1."""
+    """(rates, powers): corners of the largest true positive rate as a function of the false
+    positive rate, 0 to 1.
+    """
     rate, power = trade_off_corners(points)
     rates = np.concatenate([rate, 1.0 - power[-2::-1], [1.0]])
     powers = np.concatenate([power, 1.0 - rate[-2::-1], [1.0]])
@@ -117,13 +137,17 @@ def power_curve(points: Iterable[Point]) -> tuple[Array, Array]:
 
 def delta_from_points(points: Iterable[Point], epsilon: float) -> float:
     """The smallest delta at epsilon >= 0 that the points imply together, rounded up."""
-    require(epsilon >= 0.0, f"epsilon={epsilon!r} is not a number >= 0; give a non-negative epsilon")
+    require(
+        epsilon >= 0.0, f"epsilon={epsilon!r} is not a number >= 0; give a non-negative epsilon"
+    )
     rate, power = power_curve(points)
     return _delta_of(rate, power, epsilon)
 
 
 def epsilon_from_points(points: Iterable[Point], delta: float) -> float:
-    """The smallest epsilon >= 0 at delta that the points imply together, rounded up; inf if they imply none."""
+    """The smallest epsilon >= 0 at delta that the points imply together, rounded up; inf if they
+    imply none.
+    """
     require_delta(delta)
     return _epsilon_of(*power_curve(points), delta)
 
@@ -131,8 +155,8 @@ def epsilon_from_points(points: Iterable[Point], delta: float) -> float:
 def group_privacy(epsilon: float, delta: float, units: int) -> Point:
     """(epsilon, delta) of `units` units at once, from that of one.
 
-    k epsilon and delta (1 + e^epsilon + ... + e^((k-1) epsilon)), by P <= e^epsilon R + delta along a chain of k
-    neighbours. With a whole profile `group_points` gives less.
+    k epsilon and delta (1 + e^epsilon + ... + e^((k-1) epsilon)), by P <= e^epsilon R + delta along
+    a chain of k neighbours. With a whole profile `group_points` gives less.
     """
     _require_units(units)
     ((epsilon, delta),) = _telling([(epsilon, delta)]) or [(math.inf, delta)]
@@ -155,20 +179,23 @@ def group_points(points: Iterable[Point], units: int) -> list[Point]:
 
 
 def group_event(event: Event, units: int) -> Event:
-    """The event whose guarantee for one unit is that of `event` for `units` units at once, under the same adjacency.
+    """The event whose guarantee for one unit is that of `event` for `units` units at once, under
+    the same adjacency.
 
-    Unsampled noise: the sum moves k times as far. A Poisson sample of k units of which j take part moves the sum by
-    at most j C, so the mixture of shifts 0..k with weights Binomial(k, q) dominates, and is attained when all
-    contributions are equal (Ganesh 2024, arXiv 2401.10294). For add-remove and zero-out derived here, for
-    replace-one in `mixture_gaussian`:
+    Unsampled noise: the sum moves k times as far. A Poisson sample of k units of which j take part
+    moves the sum by at most j C, so the mixture of shifts 0..k with weights Binomial(k, q)
+    dominates, and is attained when all contributions are equal (Ganesh 2024, arXiv 2401.10294). For
+    add-remove and zero-out derived here, for replace-one in `mixture_gaussian`:
 
-    Given the other units, the ratio P/Q at noise x is L = sum over subsets J of w_J e^(v_J x / s^2 - |v_J|^2 / 2 s^2),
-    |v_J| <= |J|. Divergences in both directions are expectations of convex functions of L, and E[L] = 1, so only
-    E(L - c)+ matters. Write L* for the same with one coordinate and shifts |J|: all its terms rise together, so for
-    every c there are c_J with sum c and (L* - c)+ = sum (L*_J - c_J)+. Now E(L - c)+ <= sum E(L_J - c_J)+, and each
-    L_J is a lognormal of mean 1 that spreads no more than L*_J, so the sum is at most E(L* - c)+.
+    Given the other units, the ratio P/Q at noise x is L = sum over subsets J of w_J e^(v_J x / s^2
+    - |v_J|^2 / 2 s^2), |v_J| <= |J|. Divergences in both directions are expectations of convex
+    functions of L, and E[L] = 1, so only E(L - c)+ matters. Write L* for the same with one
+    coordinate and shifts |J|: all its terms rise together, so for every c there are c_J with sum c
+    and (L* - c)+ = sum (L*_J - c_J)+. Now E(L - c)+ <= sum E(L_J - c_J)+, and each L_J is a
+    lognormal of mean 1 that spreads no more than L*_J, so the sum is at most E(L* - c)+.
 
-    Other sampled events have no such theorem here: they become `Unsupported`. `group_points` works for their profile.
+    Other sampled events have no such theorem here: they become `Unsupported`. `group_points` works
+    for their profile.
     """
     _require_units(units)
     if units == 1 or isinstance(event, NonPrivate | Unsupported):
@@ -187,25 +214,33 @@ def group_event(event: Event, units: int) -> Event:
         epsilon, delta = group_privacy(event.epsilon, event.failure_probability, units)
         if delta < 1.0:
             return ApproximateDP(epsilon, delta, event.adjacency)
-    reason = f"no theorem for {units} units at once is known here; convert one unit's profile with group_points()"
+    reason = (
+        f"no theorem for {units} units at once is known here; convert one unit's profile with "
+        "group_points()"
+    )
     return Unsupported(f"{event.kind} of a group", reason)
 
 
 def replace_one_from_add_remove(points: Iterable[Point]) -> list[Point]:
     """The profile under replace-one from points that hold under add-remove (or zero-out).
 
-    Generic, and loose where an event has a theorem of its own: ask the accountant under replace-one instead.
+    Generic, and loose where an event has a theorem of its own: ask the accountant under replace-one
+    instead.
     """
     return group_points(points, 2)
 
 
 def replace_one_epsilon(epsilon_at: Callable[[float], float], delta: float) -> float:
-    """Replace-one epsilon at delta from the add-remove profile delta -> epsilon; inf if none is found.
+    """Replace-one epsilon at delta from the add-remove profile delta -> epsilon; inf if none is
+    found.
 
     (e, d) gives (2 e, d (1 + e^e)). Any guess g works that turns out at least as large as
-    e = epsilon_at(delta / (1 + e^g)): then d (1 + e^e) <= delta, so 2 e is valid, and e is the next guess.
+    e = epsilon_at(delta / (1 + e^g)): then d (1 + e^e) <= delta, so 2 e is valid, and e is the next
+    guess.
     """
-    require(0.0 < delta < 1.0, f"delta={delta!r} is not in (0, 1); give less than 1 / data set size")
+    require(
+        0.0 < delta < 1.0, f"delta={delta!r} is not in (0, 1); give less than 1 / data set size"
+    )
     best, guess = math.inf, 1.5 * epsilon_at(delta) + 0.1
     for _ in range(10):
         if not guess < 600.0:
@@ -223,8 +258,12 @@ def replace_one_epsilon(epsilon_at: Callable[[float], float], delta: float) -> f
 
 def replace_one_delta(delta_at: Callable[[float], float], epsilon: float) -> float:
     """Replace-one delta at epsilon >= 0 from the add-remove profile epsilon -> delta."""
-    require(epsilon >= 0.0, f"epsilon={epsilon!r} is not a number >= 0; give a non-negative epsilon")
-    return min(1.0, delta_at(epsilon / 2) * (1 + math.exp(min(epsilon / 2, _LARGEST))) * (1 + 1e-12))
+    require(
+        epsilon >= 0.0, f"epsilon={epsilon!r} is not a number >= 0; give a non-negative epsilon"
+    )
+    return min(
+        1.0, delta_at(epsilon / 2) * (1 + math.exp(min(epsilon / 2, _LARGEST))) * (1 + 1e-12)
+    )
 
 
 def _telling(points: Iterable[Point]) -> list[Point]:
@@ -240,7 +279,9 @@ def _require_units(units: int) -> None:
 
 
 def _after(rate: Array, power: Array, inner_rate: Array, inner_power: Array) -> tuple[Array, Array]:
-    """Corners of power(inner(.)): those of the inner curve, and where it reaches a corner of the outer one."""
+    """Corners of power(inner(.)): those of the inner curve, and where it reaches a corner of the
+    outer one.
+    """
     rising = np.nonzero(np.diff(inner_power) > 0)[0]
     kept = np.append(rising, rising[-1] + 1) if rising.size else np.asarray([0])
     between = rate[(rate > inner_power[kept[0]]) & (rate < inner_power[kept[-1]])]

@@ -1,15 +1,17 @@
 """The price of publishing only the best of several training runs.
 
-Papernot and Steinke 2022 (arXiv 2110.03620): the number of runs is drawn at random and kept secret, every run draws
-its hyper-parameters afresh from a list fixed in advance, and nothing but the best run comes out. What is
-required, and what this module cannot check:
+Papernot and Steinke 2022 (arXiv 2110.03620): the number of runs is drawn at random and kept secret,
+every run draws its hyper-parameters afresh from a list fixed in advance, and nothing but the best
+run comes out. What is required, and what this module cannot check:
 
-- the score that picks the winner is computed from the run's private output and public (or held-out, not protected)
-  data, or is itself released privately and accounted for within the run;
-- every candidate satisfies the curve of one run (take the largest of the candidates' curves at every order);
+- the score that picks the winner is computed from the run's private output and public (or held-out,
+  not protected) data, or is itself released privately and accounted for within the run;
+- every candidate satisfies the curve of one run (take the largest of the candidates' curves at
+  every order);
 - the number of runs is drawn from the very distribution given here, once, and is not revealed.
 
-Trying a number of settings that is fixed in advance and publishing the best costs as much as publishing all of
+Trying a number of settings that is fixed in advance and publishing the best costs as much as
+publishing all of
 them: `FixedRuns`. Everything holds under the adjacency of the curve that is put in.
 """
 
@@ -32,25 +34,34 @@ _ROUNDING = 1 + 1e-12
 
 @dataclass(frozen=True)
 class TruncatedNegativeBinomial:
-    """At least one run; shape 1: stop after each run with a fixed probability (geometric), 0: logarithmic.
+    """At least one run; shape 1: stop after each run with a fixed probability (geometric), 0:
+    logarithmic.
 
-    shape: eta >= 0. stop_probability: gamma in (0, 1]; smaller means more runs. 1 means a single run.
+    shape: eta >= 0. stop_probability: gamma in (0, 1]; smaller means more runs. 1 means a single
+    run.
     """
 
     shape: float
     stop_probability: float
 
     def __post_init__(self) -> None:
-        require(0.0 <= self.shape < math.inf, f"shape={self.shape!r} is not a finite number >= 0; 1 is geometric")
+        require(
+            0.0 <= self.shape < math.inf,
+            f"shape={self.shape!r} is not a finite number >= 0; 1 is geometric",
+        )
         require(
             0.0 < self.stop_probability <= 1.0,
-            f"stop_probability={self.stop_probability!r} is not in (0, 1]; use with_mean() to get it from a mean",
+            f"stop_probability={self.stop_probability!r} is not in (0, 1]; use with_mean() to get "
+            "it from a mean",
         )
 
     @classmethod
     def with_mean(cls, shape: float, runs: float) -> TruncatedNegativeBinomial:
         """The distribution of this shape whose mean is `runs` >= 1, within 1e-12."""
-        require(1.0 <= runs < 1e12, f"runs={runs!r} is not a mean in [1, 1e12); give the expected number of runs")
+        require(
+            1.0 <= runs < 1e12,
+            f"runs={runs!r} is not a mean in [1, 1e12); give the expected number of runs",
+        )
         low, high = 1e-300, 1.0  # the mean falls from infinity to 1
         while high > low * (1 + 1e-14):
             middle = math.sqrt(low * high)
@@ -59,7 +70,9 @@ class TruncatedNegativeBinomial:
 
     @property
     def expected_runs(self) -> float:
-        """eta (1 - gamma) / (gamma (1 - gamma^eta)), in the limits (1/gamma - 1) / log(1/gamma) and 1."""
+        """eta (1 - gamma) / (gamma (1 - gamma^eta)), in the limits (1/gamma - 1) / log(1/gamma) and
+        1.
+        """
         gamma, log = self.stop_probability, -math.log(self.stop_probability)
         if log == 0.0:
             return 1.0
@@ -67,7 +80,9 @@ class TruncatedNegativeBinomial:
         return -math.expm1(-log) / gamma * started
 
     def curve(self, orders: Array, rho: Array) -> Array:
-        """Theorem 2: rho + (1 + eta) min over b >= 1 of ((1 - 1/b) rho(b) + log(1/gamma) / b) + log E[K] / (a - 1)."""
+        """Theorem 2: rho + (1 + eta) min over b >= 1 of ((1 - 1/b) rho(b) + log(1/gamma) / b) + log
+        E[K] / (a - 1).
+        """
         log = -math.log(self.stop_probability)
         # At b = 1 the first part vanishes, since rho(1) is finite wherever any rho is.
         others = np.min((1 - 1 / orders) * rho + log / orders)
@@ -79,15 +94,18 @@ class TruncatedNegativeBinomial:
 class PoissonRuns:
     """A Poisson number of runs; with probability e^-mean there is none, and nothing comes out.
 
-    mean: at least 1. delta_at: an upper bound on one run's delta at an epsilon, asked once for every order; left
-    out, it comes from the curve.
+    mean: at least 1. delta_at: an upper bound on one run's delta at an epsilon, asked once for
+    every order; left out, it comes from the curve.
     """
 
     mean: float
     delta_at: Callable[[float], float] | None = None
 
     def __post_init__(self) -> None:
-        require(1.0 <= self.mean < math.inf, f"mean={self.mean!r} is not a finite number >= 1; give the expected runs")
+        require(
+            1.0 <= self.mean < math.inf,
+            f"mean={self.mean!r} is not a finite number >= 1; give the expected runs",
+        )
 
     @property
     def expected_runs(self) -> float:
@@ -98,13 +116,17 @@ class PoissonRuns:
         """Theorem 6: rho + mean * delta(log(1 + 1 / (a - 1))) + log(mean) / (a - 1)."""
         delta_at = self.delta_at or (lambda epsilon: delta_from_curve(orders, rho, epsilon))
         # The bound on epsilon is from above: round it down.
-        deltas = np.asarray([delta_at(math.log1p(1 / (order - 1)) * (1 - 1e-15)) for order in orders.tolist()])
+        deltas = np.asarray(
+            [delta_at(math.log1p(1 / (order - 1)) * (1 - 1e-15)) for order in orders.tolist()]
+        )
         return rho + self.mean * deltas + math.log(self.mean) / (orders - 1)
 
 
 @dataclass(frozen=True)
 class FixedRuns:
-    """A number of runs that is fixed in advance: all of them are paid for, as if every one were published."""
+    """A number of runs that is fixed in advance: all of them are paid for, as if every one were
+    published.
+    """
 
     count: int
 
@@ -126,22 +148,35 @@ Runs = TruncatedNegativeBinomial | PoissonRuns | FixedRuns
 
 
 def selection_curve(orders: Array, rho: Array, runs: Runs) -> tuple[Array, Array]:
-    """Rényi curve of the best run out of `runs`, from that of a single run (see `renyi.renyi_curve`).
+    """Rényi curve of the best run out of `runs`, from that of a single run (see
+    `renyi.renyi_curve`).
 
     orders: in (1, inf), shape (n,); rho: >= 0, shape (n,), inf where there is no bound. Rounded up.
     """
     orders, rho = np.asarray(orders, dtype=float), np.asarray(rho, dtype=float)
-    if orders.ndim != 1 or orders.shape != rho.shape or orders.size == 0 or not (orders > 1.0).all():
-        raise InputError("a Rényi curve needs orders above 1 and one rho for each; take it from renyi_curve()")
+    if (
+        orders.ndim != 1
+        or orders.shape != rho.shape
+        or orders.size == 0
+        or not (orders > 1.0).all()
+    ):
+        raise InputError(
+            "a Rényi curve needs orders above 1 and one rho for each; take it from renyi_curve()"
+        )
     if not (rho >= 0.0).all():
-        raise InputError("a Rényi curve has a negative or undefined rho; take it from renyi_curve()")
+        raise InputError(
+            "a Rényi curve has a negative or undefined rho; take it from renyi_curve()"
+        )
     ascending = np.argsort(orders)
     orders, rho = orders[ascending], rho[ascending]
     selected = runs.curve(orders, rho) * _ROUNDING
-    # Rényi divergences never fall with the order, so the bound of a larger order holds at a smaller one.
+    # Rényi divergences never fall with the order, so the bound of a larger order holds at a smaller
+    # one.
     return orders, np.minimum.accumulate(selected[::-1])[::-1]
 
 
 def selection_epsilon(orders: Array, rho: Array, runs: Runs, delta: float) -> tuple[float, float]:
-    """(epsilon at delta of publishing the best run, best order), from the Rényi curve of a single run."""
+    """(epsilon at delta of publishing the best run, best order), from the Rényi curve of a single
+    run.
+    """
     return epsilon_from_curve(*selection_curve(orders, rho, runs), delta)

@@ -1,11 +1,12 @@
 """What is known of a release that is only known to be (epsilon, delta)-DP.
 
-It is dominated, in both directions, by one that gives everything away with probability delta and otherwise answers a
-yes-no question truthfully with probability e^eps / (1 + e^eps) (Kairouz, Oh and Viswanath 2015, arXiv 1311.0776).
+It is dominated, in both directions, by one that gives everything away with probability delta and
+otherwise answers a yes-no question truthfully with probability e^eps / (1 + e^eps) (Kairouz, Oh and
+Viswanath 2015, arXiv 1311.0776).
 Proof: k -> H_k(P||Q) is convex and falling, 1 at k = 0, at most delta at e^eps, and at most
-1 - e^(-eps) + e^(-eps) delta at e^(-eps), by H_k(P||Q) = 1 - k + k H_1/k(Q||P). So it lies below the broken line
-through these points that is delta from e^eps on, which is the curve of that release: its loss is +inf, eps or -eps.
-The pair is symmetric.
+1 - e^(-eps) + e^(-eps) delta at e^(-eps), by H_k(P||Q) = 1 - k + k H_1/k(Q||P). So it lies below
+the broken line through these points that is delta from e^eps on, which is the curve of that
+release: its loss is +inf, eps or -eps. The pair is symmetric.
 """
 
 from __future__ import annotations
@@ -53,9 +54,14 @@ def response_renyi(stated: float, order: float) -> float:
 
 
 def response_loss_grid(stated: float, failure: float, interval: float, tail: float) -> LossGrid:
-    """Privacy loss of one (stated, failure)-DP release. Raises CannotComputeError when the grid would be too large."""
+    """Privacy loss of one (stated, failure)-DP release.
+
+    Raises CannotComputeError when the grid would be too large.
+    """
     if not 2 * stated / interval < LARGEST_PMF:
-        raise CannotComputeError(f"one release would need {2 * stated / interval:.3g} grid points (limit {LARGEST_PMF})")
+        raise CannotComputeError(
+            f"one release would need {2 * stated / interval:.3g} grid points (limit {LARGEST_PMF})"
+        )
     truth = (1 - failure) / (1 + math.exp(-stated))
     lie = (1 - failure) / (1 + math.exp(min(stated, 700.0)))
     # On a grid through the larger loss, which is what matters.
@@ -64,9 +70,11 @@ def response_loss_grid(stated: float, failure: float, interval: float, tail: flo
 
 
 def response_epsilon(stated: float, failure: float, count: int, delta: float) -> Interval | None:
-    """Epsilon at delta of `count` (stated, failure)-DP releases, exactly (arXiv 1311.0776, Theorem 3.3).
+    """Epsilon at delta of `count` (stated, failure)-DP releases, exactly (arXiv 1311.0776, Theorem
+    3.3).
 
-    None if there are too many of them; upper and lower end are inf where the failures alone exceed delta.
+    None if there are too many of them; upper and lower end are inf where the failures alone exceed
+    delta.
     """
     if count > _MOST_RELEASES:
         return None

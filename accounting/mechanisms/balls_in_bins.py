@@ -1,14 +1,16 @@
-"""Balls in bins: each unit is in one of T batches of an epoch, uniformly (Chua et al. 2025, arXiv 2412.16802).
+"""Balls in bins: each unit is in one of T batches of an epoch, uniformly (Chua et al. 2025, arXiv
+2412.16802).
 
-The dominating pair of an epoch is P = mean over t of N(e_t, s^2 I_T) against Q = N(0, s^2 I_T), in both directions
-(Choquette-Choo et al. 2024, arXiv 2410.06266). With W = P/Q = (Y_1 + ... + Y_T) / T for independent lognormal
-Y_t = exp((2 x_t - 1)/(2 s^2)) the Rényi moments are, exactly (both derived here),
+The dominating pair of an epoch is P = mean over t of N(e_t, s^2 I_T) against Q = N(0, s^2 I_T), in
+both directions (Choquette-Choo et al. 2024, arXiv 2410.06266). With W = P/Q = (Y_1 + ... + Y_T) / T
+for independent lognormal Y_t = exp((2 x_t - 1)/(2 s^2)) the Rényi moments are, exactly (both
+derived here),
 
-remove: E_Q[W^a] = a! [x^a] (sum_k E[Y^k] x^k / k!)^T / T^a at integer a, E[Y^k] = exp(k (k-1) / (2 s^2)); between
-integers log E_Q[W^a] is at most its chord, being convex in a, and it is 0 at a = 1;
+remove: E_Q[W^a] = a! [x^a] (sum_k E[Y^k] x^k / k!)^T / T^a at integer a, E[Y^k] = exp(k (k-1) / (2
+s^2)); between integers log E_Q[W^a] is at most its chord, being convex in a, and it is 0 at a = 1;
 
-add: E_Q[W^(1-a)] = integral over u of e^(u b) E[exp(-Y e^u / T)]^T du / Gamma(b) with b = a - 1, which is
-x^(-b) = integral of l^(b-1) e^(-l x) dl / Gamma(b).
+add: E_Q[W^(1-a)] = integral over u of e^(u b) E[exp(-Y e^u / T)]^T du / Gamma(b) with b = a - 1,
+which is x^(-b) = integral of l^(b-1) e^(-l x) dl / Gamma(b).
 """
 
 from __future__ import annotations
@@ -34,13 +36,17 @@ _GRID = 96  # values of epsilon that are tried
 
 
 def allocation_renyi(bins: int, sigma: float, order: float) -> float:
-    """Rényi divergence of one epoch at an order > 1, the larger direction, rounded up; inf above order 192."""
+    """Rényi divergence of one epoch at an order > 1, the larger direction, rounded up; inf above
+    order 192.
+    """
     if sigma < 1e-100 or order > _LARGEST_ORDER:
         return math.inf
     moments = _remove_moments(bins, sigma)
     low = math.floor(order)
     share = order - low
-    remove = (1 - share) * float(moments[low]) + share * float(moments[min(low + 1, _LARGEST_ORDER)])
+    remove = (1 - share) * float(moments[low]) + share * float(
+        moments[min(low + 1, _LARGEST_ORDER)]
+    )
     # Divergences never fall with the order, and the integral is well-behaved from b = 1 on.
     b = max(order - 1, 1.0)
     add = _add_moment(bins, sigma, b) / b
@@ -66,7 +72,11 @@ def _product(first: Array, second: Array) -> Array:
     for n in range(first.size):
         terms = first[: n + 1] + second[n::-1]
         largest = float(np.max(terms))
-        result[n] = largest + math.log(float(np.sum(np.exp(terms - largest)))) if largest > -math.inf else -math.inf
+        result[n] = (
+            largest + math.log(float(np.sum(np.exp(terms - largest))))
+            if largest > -math.inf
+            else -math.inf
+        )
     return result
 
 
@@ -74,14 +84,17 @@ def _product(first: Array, second: Array) -> Array:
 def _log_transform(bins: int, sigma: float) -> tuple[Array, Array]:
     """(u, T log E[exp(-Y e^u / T)]) on an even grid of u that reaches far beyond what matters."""
     spread = 1 / sigma
-    # W^-b is largest where all T coordinates are small together: that far to the left the grid must reach.
+    # W^-b is largest where all T coordinates are small together: that far to the left the grid must
+    # reach.
     deepest = _LARGEST_ORDER * spread / bins
     z = np.arange(-14.0 - deepest, 12.0, 0.02)
     log_weights = -0.5 * z * z + math.log(0.02 / math.sqrt(2 * math.pi))
     weights = np.exp(log_weights)
     log_y = z * spread - spread * spread / 2 - math.log(bins)
     u = np.arange(-60.0, 60.0 + spread * (spread + 14 + deepest), min(0.05, 0.1 * spread + 0.01))
-    return u, bins * np.array([_log_expectation(np.exp(np.minimum(log_y + v, 700.0)), weights, log_weights) for v in u])
+    return u, bins * np.array(
+        [_log_expectation(np.exp(np.minimum(log_y + v, 700.0)), weights, log_weights) for v in u]
+    )
 
 
 def _log_expectation(exponent: Array, weights: Array, log_weights: Array) -> float:
@@ -104,36 +117,52 @@ def _add_moment(bins: int, sigma: float, b: float) -> float:
     if values[0] > values[peak] - 30 or values[-1] > values[peak] - 30:
         return unsampled
     total = float(np.sum(np.exp(values - values[peak]))) * (u[1] - u[0])
-    return min(unsampled, float(values[peak]) + math.log(total) - float(gammaln(b)) + 1e-9 * min(1.0, b))
+    return min(
+        unsampled, float(values[peak]) + math.log(total) - float(gammaln(b)) + 1e-9 * min(1.0, b)
+    )
 
 
 def simulated_epsilon(bins: int, sigma: float, count: int, delta: float) -> Interval | None:
-    """Epsilon at delta of `count` epochs by Monte Carlo; None where delta is too small to be verified.
+    """Epsilon at delta of `count` epochs by Monte Carlo; None where delta is too small to be
+    verified.
 
-    X = (1 - e^(eps - L))+ lies in [0, 1]; for n samples with mean m, the true mean exceeds u > m with n KL(m, u) >=
-    log(1/b) with probability at most b (Hoeffding 1963). All values of a grid of epsilons, fixed beforehand, are
-    bounded in both directions with b = beta / (2 * grid), so that with probability 1 - beta all bounds hold, also
-    the one that is chosen afterwards. beta = delta / 20 is added to delta: a run whose accountant errs reveals at
-    most everything (as in Wang, Mahloujifar, Wu, Jia and Mittal 2023, arXiv 2304.01244).
+    X = (1 - e^(eps - L))+ lies in [0, 1]; for n samples with mean m, the true mean exceeds u > m
+    with n KL(m, u) >= log(1/b) with probability at most b (Hoeffding 1963). All values of a grid of
+    epsilons, fixed beforehand, are bounded in both directions with b = beta / (2 * grid), so that
+    with probability 1 - beta all bounds hold, also the one that is chosen afterwards. beta = delta
+    / 20 is added to delta: a run whose accountant errs reveals at most everything (as in Wang,
+    Mahloujifar, Wu, Jia and Mittal 2023, arXiv 2304.01244).
     """
     samples = min(_MOST_SAMPLES, _LARGEST_DRAWS // (bins * count))
     if samples * delta < _LEAST_HITS or sigma < 1e-100:
         return None
     beta = delta / 20
-    largest = count * (1 / sigma / sigma / 2 + 12 / sigma)  # beyond the unsampled release's loss at any such delta
+    # beyond the unsampled release's loss at any such delta
+    largest = count * (1 / sigma / sigma / 2 + 12 / sigma)
     grid = np.concatenate([[0.0], np.geomspace(1e-3, max(largest, 2e-3), _GRID - 1)])
-    means = np.maximum(*(_mean_divergences(bins, sigma, count, samples, sign, grid) for sign in (1, -1)))
+    means = np.maximum(
+        *(_mean_divergences(bins, sigma, count, samples, sign, grid) for sign in (1, -1))
+    )
     log_b = math.log(2 * _GRID / beta)
-    passed = [i for i, mean in enumerate(means) if _upper(float(mean), log_b / samples) + beta <= delta]
+    passed = [
+        i for i, mean in enumerate(means) if _upper(float(mean), log_b / samples) + beta <= delta
+    ]
     if not passed:
         return None
     plain = float(grid[int(np.argmax(means <= delta))])
-    note = f"Monte Carlo with {samples} samples a direction; a failure probability of {beta:.2g} is part of delta"
+    note = (
+        f"Monte Carlo with {samples} samples a direction; a failure probability of {beta:.2g} is "
+        "part of delta"
+    )
     return Interval("monte-carlo", None, plain, float(grid[passed[0]]), note)
 
 
-def _mean_divergences(bins: int, sigma: float, count: int, samples: int, sign: int, grid: Array) -> Array:
-    """Mean of (1 - e^(eps - L))+ for every eps, under P (sign 1) or under Q with the loss negated (sign -1)."""
+def _mean_divergences(
+    bins: int, sigma: float, count: int, samples: int, sign: int, grid: Array
+) -> Array:
+    """Mean of (1 - e^(eps - L))+ for every eps, under P (sign 1) or under Q with the loss negated
+    (sign -1).
+    """
     generator = np.random.Generator(np.random.Philox([_SEED, sign + 1]))
     total, done = np.zeros(grid.size), 0
     block = max(1, min(samples, 2**22 // bins))

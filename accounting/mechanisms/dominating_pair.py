@@ -1,4 +1,6 @@
-"""Pairs of Gaussian mixtures on a line whose likelihood ratio increases along it, cut into cells of the loss."""
+"""Pairs of Gaussian mixtures on a line whose likelihood ratio increases along it, cut into cells of
+the loss.
+"""
 
 from __future__ import annotations
 
@@ -27,8 +29,9 @@ _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(5)
 class Pair:
     """P = sum of weight * N(mean, sigma^2) against such a Q; log(P/Q) must increase along the line.
 
-    loss: log(P/Q) at each x. where: the x at which the loss has each value, -inf (inf) at or beyond its infimum
-    (supremum). anchor: a loss that shall be on the grid, such as one that most of the mass is close to.
+    loss: log(P/Q) at each x. where: the x at which the loss has each value, -inf (inf) at or beyond
+    its infimum (supremum). anchor: a loss that shall be on the grid, such as one that most of the
+    mass is close to.
     """
 
     sigma: float
@@ -41,7 +44,8 @@ class Pair:
     def loss_grids(self, interval: float, tail: float) -> tuple[LossGrid, LossGrid]:
         """The loss log(P/Q) under P and the loss log(Q/P) under Q, on a grid of this width.
 
-        tail: mass that may lie beyond the grid at each end. Raises CannotComputeError when the grid would be too large.
+        tail: mass that may lie beyond the grid at each end. Raises CannotComputeError when the grid
+            would be too large.
         """
         grid, first = self._grid(interval, tail)
         edges = self.where(grid)
@@ -55,14 +59,32 @@ class Pair:
         # The tail itself is charged too: it is far above any rounding of the masses that are lost.
         return (
             LossGrid(
-                interval, first, p_mass * up_p, p_mass * (1 - up_p),
-                p_below, p_above, min(top * q_above, p_above), 0.0, tail, share_rounding, self.anchor,
+                interval,
+                first,
+                p_mass * up_p,
+                p_mass * (1 - up_p),
+                p_below,
+                p_above,
+                min(top * q_above, p_above),
+                0.0,
+                tail,
+                share_rounding,
+                self.anchor,
             ),
             LossGrid(
-                interval, -(first + grid.size - 1), (q_mass * up_q)[::-1], (q_mass * (1 - up_q))[::-1],
-                q_above, q_below, min(bottom * p_below, q_below), 0.0, tail, share_rounding, -self.anchor,
+                interval,
+                -(first + grid.size - 1),
+                (q_mass * up_q)[::-1],
+                (q_mass * (1 - up_q))[::-1],
+                q_above,
+                q_below,
+                min(bottom * p_below, q_below),
+                0.0,
+                tail,
+                share_rounding,
+                -self.anchor,
             ),
-        )  # fmt: skip
+        )
 
     def _grid(self, interval: float, tail: float) -> tuple[Array, int]:
         reach = -float(ndtri(tail)) * self.sigma
@@ -71,16 +93,24 @@ class Pair:
         first = math.floor((float(low) - self.anchor) / interval)
         last = math.ceil((float(high) - self.anchor) / interval)
         if last - first > LARGEST_PMF:
-            raise GridTooFineError(f"one release would need {last - first} grid points (limit {LARGEST_PMF})")
+            raise GridTooFineError(
+                f"one release would need {last - first} grid points (limit {LARGEST_PMF})"
+            )
         return self.anchor + np.arange(first, last + 1) * interval, first
 
     def _masses(self, edges: Array) -> tuple[Array, Array, Array]:
         """(P mass, Q mass, bound on the sum of their relative rounding errors) of every cell."""
-        by_mean = {mean: _normal_masses((edges - mean) / self.sigma) for _, mean in {*self.p, *self.q}}
+        by_mean = {
+            mean: _normal_masses((edges - mean) / self.sigma) for _, mean in {*self.p, *self.q}
+        }
         totals = []
         for mixture in (self.p, self.q):
-            mass = sum((weight * by_mean[mean][0] for weight, mean in mixture), np.zeros(edges.size - 1))
-            error = sum((weight * by_mean[mean][1] for weight, mean in mixture), np.zeros(edges.size - 1))
+            mass = sum(
+                (weight * by_mean[mean][0] for weight, mean in mixture), np.zeros(edges.size - 1)
+            )
+            error = sum(
+                (weight * by_mean[mean][1] for weight, mean in mixture), np.zeros(edges.size - 1)
+            )
             totals.append((mass, error))
         (p_mass, p_error), (q_mass, q_error) = totals
         with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
@@ -96,10 +126,12 @@ class Pair:
     def _upper_shares(
         self, edges: Array, grid: Array, p_mass: Array, q_mass: Array, rounding: Array
     ) -> tuple[Array, Array]:
-        """Share of each cell's mass that goes to the end with the larger loss, for log(P/Q) and log(Q/P).
+        """Share of each cell's mass that goes to the end with the larger loss, for log(P/Q) and
+        log(Q/P).
 
-        With R = E[e^(low - loss) | cell] = e^low Q/P the share is (1 - R) / (1 - e^(-interval)); the other direction
-        is the same cell with the loss negated. Cells too small for that difference are integrated.
+        With R = E[e^(low - loss) | cell] = e^low Q/P the share is (1 - R) / (1 - e^(-interval));
+        the other direction is the same cell with the loss negated. Cells too small for that
+        difference are integrated.
         """
         low, high = grid[:-1], grid[1:]
         scale = -np.expm1(low - high)
@@ -113,7 +145,10 @@ class Pair:
             edges[:-1][narrow], edges[1:][narrow], low[narrow], high[narrow]
         )
         wide = ~direct & ~narrow & ((p_mass > 0) | (q_mass > 0))
-        log_p, log_q = (self._log_masses(mixture, edges[:-1][wide], edges[1:][wide]) for mixture in (self.p, self.q))
+        log_p, log_q = (
+            self._log_masses(mixture, edges[:-1][wide], edges[1:][wide])
+            for mixture in (self.p, self.q)
+        )
         up_p[wide] = -np.expm1(np.minimum(low[wide] + log_q - log_p, 0.0))
         up_q[wide] = -np.expm1(np.minimum(log_p - log_q - high[wide], 0.0))
         return np.clip(up_p / scale, 0.0, 1.0), np.clip(up_q / scale, 0.0, 1.0)
@@ -121,12 +156,15 @@ class Pair:
     def _log_masses(self, mixture: Mixture, low: Array, high: Array) -> Array:
         """log mass of each cell, however small."""
         logs = [
-            math.log(weight) + _log_normal_mass((low - mean) / self.sigma, (high - mean) / self.sigma)
+            math.log(weight)
+            + _log_normal_mass((low - mean) / self.sigma, (high - mean) / self.sigma)
             for weight, mean in mixture
         ]
         return np.logaddexp.reduce(logs)
 
-    def _shares_by_nodes(self, left: Array, right: Array, low: Array, high: Array) -> tuple[Array, Array]:
+    def _shares_by_nodes(
+        self, left: Array, right: Array, low: Array, high: Array
+    ) -> tuple[Array, Array]:
         """(1 - R) of narrow cells in both directions by Gauss-Legendre quadrature in x."""
         centre, half = (left + right) / 2, (right - left) / 2
         p_total, p_drop = np.zeros(left.size), np.zeros(left.size)
@@ -158,12 +196,16 @@ def log_likelihood_ratio(mixture: Mixture, sigma: float, x: Array) -> Array:
     near = np.zeros_like(x)
     for (weight, _), exponent in zip(mixture, exponents, strict=True):
         near = near + weight * np.expm1(np.minimum(exponent, 1.0))
-    far = sum(weight * np.exp(e - largest) for (weight, _), e in zip(mixture, exponents, strict=True))
+    far = sum(
+        weight * np.exp(e - largest) for (weight, _), e in zip(mixture, exponents, strict=True)
+    )
     return np.where(small, np.log1p(np.maximum(near, -1.0 + 1e-300)), largest + np.log(far))
 
 
 def _normal_masses(z: Array) -> tuple[Array, Array]:
-    """(standard normal mass between neighbouring points, from the nearer tail; bound on its rounding error)."""
+    """(standard normal mass between neighbouring points, from the nearer tail; bound on its
+    rounding error).
+    """
     tail = ndtr(-np.abs(z))
     low, high = tail[:-1], tail[1:]
     across = (z[:-1] < 0.0) & (z[1:] > 0.0)

@@ -1,6 +1,8 @@
-"""The exact privacy profile of unsampled Gaussians (Balle and Wang 2018, arXiv 1805.06530, Theorem 8).
+"""The exact privacy profile of unsampled Gaussians (Balle and Wang 2018, arXiv 1805.06530, Theorem
+8).
 
-delta(eps) = Phi(mu/2 - eps/mu) - e^eps Phi(-mu/2 - eps/mu) with mu = sqrt(sum of 1 / noise_multiplier^2).
+delta(eps) = Phi(mu/2 - eps/mu) - e^eps Phi(-mu/2 - eps/mu) with mu = sqrt(sum of 1 /
+noise_multiplier^2).
 """
 
 from __future__ import annotations
@@ -26,12 +28,19 @@ def gaussian_delta(epsilon: float, mu: float, upper: bool = True) -> float:
 
 
 def gaussian_epsilon(delta: float, mu: float, upper: bool = True) -> float:
-    """The smallest epsilon >= 0 at which mu-GDP gives delta, from above (or below), by bisection."""
-    return invert_profile(lambda epsilon: gaussian_delta(epsilon, mu, upper), delta, mu * mu / 2 + mu, upper)
+    """The smallest epsilon >= 0 at which mu-GDP gives delta, from above (or below), by
+    bisection.
+    """
+    return invert_profile(
+        lambda epsilon: gaussian_delta(epsilon, mu, upper), delta, mu * mu / 2 + mu, upper
+    )
 
 
-def invert_profile(delta_at: Callable[[float], float], delta: float, guess: float, upper: bool = True) -> float:
-    """The smallest epsilon >= 0 with delta_at(epsilon) <= delta, from above (or below), by bisection.
+def invert_profile(
+    delta_at: Callable[[float], float], delta: float, guess: float, upper: bool = True
+) -> float:
+    """The smallest epsilon >= 0 with delta_at(epsilon) <= delta, from above (or below), by
+    bisection.
 
     delta_at never increases; guess: where to start looking. inf if no such epsilon is found.
     """

@@ -6,7 +6,9 @@ import math
 
 
 def unsampled_mu(noise_multiplier: float, adjacency: str) -> float:
-    """mu of one release: the sum moves by C, or by 2C when a unit is replaced; rounded up, inf without noise."""
+    """mu of one release: the sum moves by C, or by 2C when a unit is replaced; rounded up, inf
+    without noise.
+    """
     if noise_multiplier < 1e-100:
         return math.inf
     return (2.0 if adjacency == "replace-one" else 1.0) / noise_multiplier * (1 + 1e-15)

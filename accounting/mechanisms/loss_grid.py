@@ -1,15 +1,18 @@
-"""Privacy losses on a grid: a distribution that is certainly too pessimistic, and one certainly too optimistic.
+"""Privacy losses on a grid: a distribution that is certainly too pessimistic, and one certainly too
+optimistic.
 
-A privacy loss log(P/Q) is known through masses in the cells between neighbouring grid points. Write C(k) for
-E_Q[(P/Q - k)+], the hockey-stick divergence at k = e^eps; composition keeps the order of such functions, also
-when each is only smaller pointwise.
+A privacy loss log(P/Q) is known through masses in the cells between neighbouring grid points. Write
+C(k) for E_Q[(P/Q - k)+], the hockey-stick divergence at k = e^eps; composition keeps the order of
+such functions, also when each is only smaller pointwise.
 
-Pessimistic: each cell's mass moves to its two ends so that its P mass and its Q mass are kept. C can only grow
-("connect the dots": Doroshenko, Ghazi, Kamath, Kumar and Manurangsi 2022, arXiv 2207.04380).
+Pessimistic: each cell's mass moves to its two ends so that its P mass and its Q mass are kept. C
+can only grow ("connect the dots": Doroshenko, Ghazi, Kamath, Kumar and Manurangsi 2022, arXiv
+2207.04380).
 
-Optimistic (derived here): between two grid points C lies above its tangents at them, so the chord, lowered by
-the height m of the chord above the tangents' intersection, lies below C. Lowering every grid point by the
-larger m of its two cells gives a broken line below C, whose second differences are the masses.
+Optimistic (derived here): between two grid points C lies above its tangents at them, so the chord,
+lowered by the height m of the chord above the tangents' intersection, lies below C. Lowering every
+grid point by the larger m of its two cells gives a broken line below C, whose second differences
+are the masses.
 """
 
 from __future__ import annotations
@@ -28,9 +31,11 @@ Array = NDArray[np.floating[Any]]
 
 @dataclass(frozen=True)
 class LossPmf:
-    """A privacy loss: offset + (first + i) * interval with P mass masses[i], and +inf with mass `infinite`.
+    """A privacy loss: offset + (first + i) * interval with P mass masses[i], and +inf with mass
+    `infinite`.
 
-    lowered_by: what the divergence at any epsilon must be lowered by, once for each release (0 if pessimistic).
+    lowered_by: what the divergence at any epsilon must be lowered by, once for each release (0 if
+    pessimistic).
     """
 
     first: int
@@ -63,12 +68,18 @@ class LossPmf:
         return index.astype(np.int64), np.exp(exponent - cumulant), cumulant
 
     def realigned(self, offset: float, upper: bool) -> LossPmf:
-        """The same on a grid with another offset: split between neighbours (upper), or moved down."""
+        """The same on a grid with another offset: split between neighbours (upper), or
+        moved down.
+        """
         if offset == self.offset:
             return self
         shift = (self.offset - offset) / self.interval
         whole = math.floor(shift)
-        share = math.expm1(-(shift - whole) * self.interval) / math.expm1(-self.interval) if upper else 0.0
+        share = (
+            math.expm1(-(shift - whole) * self.interval) / math.expm1(-self.interval)
+            if upper
+            else 0.0
+        )
         masses = np.append(self.masses * (1 - share), 0.0)
         masses[1:] += self.masses * share
         return replace(self, first=self.first + whole, masses=masses, offset=offset)
@@ -78,10 +89,12 @@ class LossPmf:
 class LossGrid:
     """P masses of the privacy loss, cell by cell, each split so that its Q mass is kept, too.
 
-    Cell i lies between the losses offset + (first + i) * interval and one interval more; up[i] of its P mass
-    belongs to the upper end and down[i] to the lower one. below, above: P mass of smaller and larger finite
-    losses; above_least: e^(largest grid loss) times the Q mass of the larger ones; infinite: P mass at +inf;
-    rounding_mass: probability charged for the rounding of masses; share_rounding: bound on the rounding of up/(up + down).
+    Cell i lies between the losses offset + (first + i) * interval and one interval more; up[i] of
+    its P mass belongs to the upper end and down[i] to the lower one. below, above: P mass of
+    smaller and larger finite losses; above_least: e^(largest grid loss) times the Q mass of the
+    larger ones; infinite: P mass at +inf;
+    rounding_mass: probability charged for the rounding of masses; share_rounding: bound on the
+    rounding of up/(up + down).
     """
 
     interval: float
@@ -103,10 +116,17 @@ class LossGrid:
         masses[1:] = self.up + moved
         masses[:-1] += self.down - moved
         masses[0] += self.below
-        return LossPmf(self.first, masses, self.above + self.infinite + self.rounding_mass, self.interval, self.offset)
+        return LossPmf(
+            self.first,
+            masses,
+            self.above + self.infinite + self.rounding_mass,
+            self.interval,
+            self.offset,
+        )
 
     def optimistic(self, tilt: float = 1.0) -> LossPmf:
-        """A distribution whose divergences, less `lowered_by`, are nowhere larger, before and after composition.
+        """A distribution whose divergences, less `lowered_by`, are nowhere larger, before and after
+        composition.
 
         tilt: of two such distributions the one with the larger E[exp(tilt * loss)] is returned.
         """
@@ -124,7 +144,9 @@ class LossGrid:
         return max(candidates, key=lambda pmf: (pmf.lowered_by <= 2 * least, pmf.cumulant(tilt)))
 
     def _lowered_by(self, lowered: Array, up: Array, down: Array) -> LossPmf:
-        """The distribution of the broken line that is this much below each grid point, made convex."""
+        """The distribution of the broken line that is this much below each grid point, made
+        convex.
+        """
         slope = np.diff(lowered)
         masses: Array = np.zeros(up.size + 1)
         masses[1:] += up + slope / -math.expm1(-self.interval)
@@ -132,7 +154,9 @@ class LossGrid:
         masses[-1] += self.above_least
         kept, lowered_by = _convex(masses, self.interval)
         exact, lowered_by = 1 - 1e-11, lowered_by + float(lowered[-1])  # the masses' own rounding
-        return LossPmf(self.first, kept * exact, self.infinite * exact, self.interval, self.offset, lowered_by)
+        return LossPmf(
+            self.first, kept * exact, self.infinite * exact, self.interval, self.offset, lowered_by
+        )
 
 
 class DiscretizableLoss(Protocol):
@@ -142,12 +166,15 @@ class DiscretizableLoss(Protocol):
         """A distribution whose divergences are nowhere smaller, before and after composition."""
 
     def optimistic(self, tilt: float = 1.0) -> LossPmf:
-        """A distribution whose divergences, less `lowered_by`, are nowhere larger; as good as possible at this tilt."""
+        """A distribution whose divergences, less `lowered_by`, are nowhere larger; as good as
+        possible at this tilt.
+        """
 
 
 @dataclass(frozen=True)
 class Mixture:
-    """The loss of a mechanism that also tells which of several pairs it used: (weight, loss) with weights summing to 1.
+    """The loss of a mechanism that also tells which of several pairs it used: (weight, loss) with
+    weights summing to 1.
 
     By joint convexity it is at least as revealing as the mechanism that does not tell.
     """
@@ -178,7 +205,11 @@ def mixed(parts: Sequence[tuple[float, LossPmf]], upper: bool) -> LossPmf:
 
 
 def loss_grid_from_atoms(
-    losses: Sequence[float], masses: Sequence[float], infinite: float, interval: float, rounding_mass: float
+    losses: Sequence[float],
+    masses: Sequence[float],
+    infinite: float,
+    interval: float,
+    rounding_mass: float,
 ) -> LossGrid:
     """Cells of a loss with finitely many values (P masses that sum to 1 with `infinite`)."""
     positions = np.asarray(losses, dtype=float) / interval
@@ -192,17 +223,22 @@ def loss_grid_from_atoms(
     np.add.at(up, index, weights * share)
     np.add.at(down, index, weights * (1 - share))
     share_rounding = 1e-12 + 4e-16 * float(np.max(np.abs(positions)))
-    return LossGrid(interval, first, up, down, 0.0, 0.0, 0.0, infinite, rounding_mass, share_rounding)
+    return LossGrid(
+        interval, first, up, down, 0.0, 0.0, 0.0, infinite, rounding_mass, share_rounding
+    )
 
 
 def _following_first_tangent(up: Array, down: Array, lowered: Array, interval: float) -> Array:
-    """Another lowering at the lower end, where the broken line may not leave the first tangent downwards.
+    """Another lowering at the lower end, where the broken line may not leave the first tangent
+    downwards.
 
-    Lowering the first grid point itself loses that much mass. Or the line follows the first tangent until it is
-    low enough, lower[j] = E_Q[(grid point j - P/Q)+], which loses no mass but more of the spread.
+    Lowering the first grid point itself loses that much mass. Or the line follows the first tangent
+    until it is low enough, lower[j] = E_Q[(grid point j - P/Q)+], which loses no mass but more of
+    the spread.
     """
     growth = math.expm1(min(interval, 700.0))
-    along, below = 0.0, 0.0  # E_Q[(z_j - P/Q)+] and z_j Q(P/Q < z_j), both with the mass on the grid only
+    # E_Q[(z_j - P/Q)+] and z_j Q(P/Q < z_j), both with the mass on the grid only
+    along, below = 0.0, 0.0
     result = lowered.copy()
     for j in range(lowered.size):
         result[j] = along
@@ -217,7 +253,8 @@ def _following_first_tangent(up: Array, down: Array, lowered: Array, interval: f
 def _convex(masses: Array, interval: float) -> tuple[Array, float]:
     """Masses of the greatest convex function below the broken line, and how much lower it ends.
 
-    A negative mass is a concave corner: the corner is cut, which spreads it over the neighbouring corners.
+    A negative mass is a concave corner: the corner is cut, which spreads it over the neighbouring
+    corners.
     """
     lowered_by, size = 0.0, masses.size
     waiting = np.nonzero(masses < 0)[0].tolist()

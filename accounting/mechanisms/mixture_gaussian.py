@@ -1,11 +1,14 @@
-"""Gaussian mixtures: a unit adds a vector of norm <= c_i with probability p_i, and noise N(0, s^2) is added.
+"""Gaussian mixtures: a unit adds a vector of norm <= c_i with probability p_i, and noise N(0, s^2)
+is added.
 
-Add-remove and zero-out: P = sum p_i N(c_i, s^2) against Q = N(0, s^2), in both directions (Choquette-Choo, Ganesh,
-Steinke and Thakurta 2023, arXiv 2310.15526). Replace-one: P against sum p_i N(-c_i, s^2). Both derived here as for
-one Poisson sample: with contributions v_i, u_j the divergence is E_0[(sum p_i e^(l_v_i) - a sum p_j e^(l_u_j))+]
-(or with one of the sums replaced by 1). It is convex in every leg; the mixed derivative of two legs of the same sum
-is positive, that of legs of different sums negative. So it grows with every |v_i|, |u_j| and every v_i.v_j, u_i.u_j,
-and falls with v_i.u_j: it is largest with all v_i on one ray, all u_j on the opposite one, and full norms.
+Add-remove and zero-out: P = sum p_i N(c_i, s^2) against Q = N(0, s^2), in both directions
+(Choquette-Choo, Ganesh, Steinke and Thakurta 2023, arXiv 2310.15526). Replace-one: P against sum
+p_i N(-c_i, s^2). Both derived here as for
+one Poisson sample: with contributions v_i, u_j the divergence is E_0[(sum p_i e^(l_v_i) - a sum p_j
+e^(l_u_j))+] (or with one of the sums replaced by 1). It is convex in every leg; the mixed
+derivative of two legs of the same sum is positive, that of legs of different sums negative. So it
+grows with every |v_i|, |u_j| and every v_i.v_j, u_i.u_j, and falls with v_i.u_j: it is largest with
+all v_i on one ray, all u_j on the opposite one, and full norms.
 """
 
 from __future__ import annotations
@@ -32,7 +35,12 @@ _TABLE, _TABLE_REACH = 4096, 40.0
 
 @lru_cache(maxsize=8)
 def mixture_loss_grid(
-    sizes: tuple[float, ...], chances: tuple[float, ...], sigma: float, adjacency: str, interval: float, tail: float
+    sizes: tuple[float, ...],
+    chances: tuple[float, ...],
+    sigma: float,
+    adjacency: str,
+    interval: float,
+    tail: float,
 ) -> tuple[LossGrid, ...]:
     """Privacy loss of one release: (remove, add) directions, or one direction under replace-one."""
     if sigma < 1e-100:
@@ -78,7 +86,9 @@ def _pair(mixture: Mixture, sigma: float, adjacency: str) -> Pair:
             low, high = np.where(excess < 0, x, low), np.where(excess > 0, x, high)
             with np.errstate(divide="ignore", invalid="ignore"):
                 step = x - excess / slope(x)
-            x = np.where((step > low) & (step < high), step, np.where(excess == 0.0, x, (low + high) / 2))
+            x = np.where(
+                (step > low) & (step < high), step, np.where(excess == 0.0, x, (low + high) / 2)
+            )
         return np.where(values <= lowest, -math.inf, x)
 
     q = tuple((chance, -size) for chance, size in mixture) if mirrored else ((1.0, 0.0),)
@@ -87,7 +97,9 @@ def _pair(mixture: Mixture, sigma: float, adjacency: str) -> Pair:
 
 def _mean_size(mixture: Mixture, sigma: float, x: Array) -> Array:
     """E[size | x]: the derivative of the log-likelihood ratio times sigma^2."""
-    exponents = [math.log(chance) + size * (2 * x - size) / (2 * sigma) / sigma for chance, size in mixture]
+    exponents = [
+        math.log(chance) + size * (2 * x - size) / (2 * sigma) / sigma for chance, size in mixture
+    ]
     largest = np.maximum.reduce(exponents)
     weights = [np.exp(exponent - largest) for exponent in exponents]
     total = sum(weight * size for weight, (_, size) in zip(weights, mixture, strict=True))
@@ -98,7 +110,9 @@ def _mean_size(mixture: Mixture, sigma: float, x: Array) -> Array:
 def mixture_renyi(
     sizes: tuple[float, ...], chances: tuple[float, ...], sigma: float, order: float, adjacency: str
 ) -> float:
-    """Rényi divergence of the dominating pair, the larger direction, rounded up; inf where it is out of reach."""
+    """Rényi divergence of the dominating pair, the larger direction, rounded up; inf where it is
+    out of reach.
+    """
     if sigma < 1e-100:
         return math.inf
     mixture, mirrored = _components(sizes, chances), adjacency == "replace-one"
@@ -108,7 +122,9 @@ def mixture_renyi(
     sides = [(remove, 1.0)] if mirrored else [(remove, 1.0), (add, -1.0)]
     worst = 0.0
     for (low, high), sign in sides:
-        points = _panels(low - _REACH * sigma, high + _REACH * sigma, min(sigma, sigma * sigma / largest))
+        points = _panels(
+            low - _REACH * sigma, high + _REACH * sigma, min(sigma, sigma * sigma / largest)
+        )
         if points is None:
             return math.inf
         x, weights = points
@@ -124,7 +140,9 @@ def mixture_renyi(
 
 
 def _panels(low: float, high: float, width: float) -> tuple[Array, Array] | None:
-    """Gauss-Legendre nodes and weights of panels of at most this width; None if there would be too many."""
+    """Gauss-Legendre nodes and weights of panels of at most this width; None if there would be too
+    many.
+    """
     count = math.ceil((high - low) / width)
     if count > _MOST_PANELS:
         return None

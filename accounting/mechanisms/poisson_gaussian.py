@@ -1,11 +1,14 @@
-"""The Poisson-sampled Gaussian: its dominating pairs, their privacy loss and their Rényi divergence.
+"""The Poisson-sampled Gaussian: its dominating pairs, their privacy loss and their Rényi
+divergence.
 
-Add-remove and zero-out: P = (1-q) N(0, s^2) + q N(1, s^2) against Q = N(0, s^2), in both directions.
+Add-remove and zero-out: P = (1-q) N(0, s^2) + q N(1, s^2) against Q = N(0, s^2), in both
+directions.
 
-Replace-one: P against (1-q) N(0, s^2) + q N(-1, s^2). For replaced contributions v, u with |v|, |u| <= 1 the
-divergence E_0[(q e^(l_v) - a q e^(l_u) - (a-1)(1-q))+], l_v = (v.x - |v|^2/2)/s^2, is the price of a spread
-option. It grows with the variance of either leg (convexity) and falls with their covariance (the mixed
-derivative is negative), for every a > 0; so it is largest at |v| = |u| = 1, v = -u (derived here).
+Replace-one: P against (1-q) N(0, s^2) + q N(-1, s^2). For replaced contributions v, u with |v|, |u|
+<= 1 the divergence E_0[(q e^(l_v) - a q e^(l_u) - (a-1)(1-q))+], l_v = (v.x - |v|^2/2)/s^2, is the
+price of a spread option. It grows with the variance of either leg (convexity) and falls with their
+covariance (the mixed derivative is negative), for every a > 0; so it is largest at |v| = |u| = 1, v
+= -u (derived here).
 """
 
 from __future__ import annotations
@@ -28,7 +31,9 @@ Array = NDArray[np.floating[Any]]
 
 
 @lru_cache(maxsize=8)
-def poisson_loss_grid(rate: float, sigma: float, adjacency: str, interval: float, tail: float) -> tuple[LossGrid, ...]:
+def poisson_loss_grid(
+    rate: float, sigma: float, adjacency: str, interval: float, tail: float
+) -> tuple[LossGrid, ...]:
     """Privacy loss of one release: (remove, add) directions, or one direction under replace-one.
 
     Raises CannotComputeError without noise, or when the grid would be too large.
@@ -50,13 +55,17 @@ def add_remove_pair(rate: float, sigma: float) -> Pair:
         with np.errstate(divide="ignore", invalid="ignore"):
             low = np.log(np.maximum(np.exp(np.minimum(values, 0.0)) - (1 - rate), 0.0) / rate)
             middle = np.log1p(np.maximum(np.expm1(np.minimum(values, 50.0)) / rate, -1.0))
-            high = values - math.log(rate) + np.log1p((rate - 1) * np.exp(-np.maximum(values, 30.0)))
+            high = (
+                values - math.log(rate) + np.log1p((rate - 1) * np.exp(-np.maximum(values, 30.0)))
+            )
         exponent = np.where(values < -0.5, low, np.where(values > 40.0, high, middle))
         exponent = np.where(values <= math.log1p(-rate), -math.inf, exponent)
         return sigma * sigma * exponent + 0.5
 
     loss = partial(_sampled_loss, rate=rate, sigma=sigma)
-    return Pair(sigma, p, ((1.0, 0.0),), loss, where, anchor=math.log1p(-rate) if rate < 1.0 else 0.0)
+    return Pair(
+        sigma, p, ((1.0, 0.0),), loss, where, anchor=math.log1p(-rate) if rate < 1.0 else 0.0
+    )
 
 
 def _sampled_loss(x: Array, rate: float, sigma: float) -> Array:
@@ -73,15 +82,23 @@ def _replace_pair(rate: float, sigma: float) -> Pair:
         return _sampled_loss(x, rate, sigma) - _sampled_loss(-x, rate, sigma)
 
     def where(values: Array) -> Array:
-        # With y = e^(x/s^2) and A = e^(-1/(2 s^2)) the loss is that of a quadratic in y, whose root is
-        # x = s^2 (loss/2 + asinh((1-q) sinh(loss/2) / (q A))).
+        # With y = e^(x/s^2) and A = e^(-1/(2 s^2)) the loss is that of a quadratic in y, whose root
+        # is x = s^2 (loss/2 + asinh((1-q) sinh(loss/2) / (q A))).
         half = values / 2
-        log_scale = (math.log1p(-rate) if rate < 1.0 else -math.inf) - math.log(rate) + 0.5 / sigma / sigma
+        log_scale = (
+            (math.log1p(-rate) if rate < 1.0 else -math.inf) - math.log(rate) + 0.5 / sigma / sigma
+        )
         size = np.abs(half)
         with np.errstate(divide="ignore"):
-            log_sinh = np.where(size > 20.0, size - math.log(2.0), np.log(np.sinh(np.minimum(size, 20.0))))
+            log_sinh = np.where(
+                size > 20.0, size - math.log(2.0), np.log(np.sinh(np.minimum(size, 20.0)))
+            )
             argument = log_scale + log_sinh
-            root = np.where(argument > 300.0, argument + math.log(2.0), np.arcsinh(np.exp(np.minimum(argument, 300.0))))
+            root = np.where(
+                argument > 300.0,
+                argument + math.log(2.0),
+                np.arcsinh(np.exp(np.minimum(argument, 300.0))),
+            )
         return sigma * sigma * (half + np.sign(half) * root)
 
     p = ((1.0 - rate, 0.0), (rate, 1.0)) if rate < 1.0 else ((1.0, 1.0),)
@@ -91,8 +108,8 @@ def _replace_pair(rate: float, sigma: float) -> Pair:
 def poisson_delta(rate: float, sigma: float, epsilon: float, upper: bool = True) -> float:
     """delta of one release at epsilon >= 0 under add-remove, rounded up (or down).
 
-    Remove: q d(log(1 + (e^eps - 1)/q)), with d the profile of the unsampled release; add: c d(log(q e^eps / c)),
-    c = 1 - e^eps (1-q), and 0 where c <= 0.
+    Remove: q d(log(1 + (e^eps - 1)/q)), with d the profile of the unsampled release; add: c d(log(q
+    e^eps / c)), c = 1 - e^eps (1-q), and 0 where c <= 0.
     """
     mu = unsampled_mu(sigma, "add-remove")
     high = epsilon - math.log(rate) + math.log1p((rate - 1) * math.exp(-epsilon))
@@ -107,7 +124,8 @@ def poisson_delta(rate: float, sigma: float, epsilon: float, upper: bool = True)
 def poisson_renyi(rate: float, sigma: float, order: float, adjacency: str) -> float:
     """Rényi divergence of one release at an order > 1, rounded up.
 
-    The remove direction is the larger one at every order (Mironov, Talwar and Zhang 2019, arXiv 1908.10530).
+    The remove direction is the larger one at every order (Mironov, Talwar and Zhang 2019, arXiv
+    1908.10530).
     """
     if rate == 0.0:
         return 0.0

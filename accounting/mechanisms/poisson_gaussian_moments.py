@@ -1,7 +1,8 @@
 """Moments of the Poisson-sampled Gaussian in log space, without cancellation.
 
-A(a) = E_{x ~ N(0, s^2)} [(1 + u(x))^a] with u(x) = q (e^((2x-1)/(2 s^2)) - 1) and E[u] = 0. What is computed
-is log(A - 1), from sums of positive terms only, so that a divergence of 1e-12 keeps its digits.
+A(a) = E_{x ~ N(0, s^2)} [(1 + u(x))^a] with u(x) = q (e^((2x-1)/(2 s^2)) - 1) and E[u] = 0. What is
+computed is log(A - 1), from sums of positive terms only, so that a divergence of 1e-12 keeps its
+digits.
 """
 
 from __future__ import annotations
@@ -29,9 +30,11 @@ def log_moment_excess(rate: float, noise_multiplier: float, order: float) -> flo
 
 
 def _binomial(rate: float, noise_multiplier: float, order: int) -> float:
-    """A - 1 = sum over k >= 2 of C(a, k) (1-q)^(a-k) q^k (e^((k^2-k)/(2 s^2)) - 1): every term positive.
+    """A - 1 = sum over k >= 2 of C(a, k) (1-q)^(a-k) q^k (e^((k^2-k)/(2 s^2)) - 1): every term
+    positive.
 
-    The same sum without the exponential is 1, and the terms k = 0, 1 vanish (arXiv 1908.10530, section 3.3).
+    The same sum without the exponential is 1, and the terms k = 0, 1 vanish (arXiv 1908.10530,
+    section 3.3).
     """
     k, choose = _log_binomials(order)
     growth = k * (k - 1) / (2 * noise_multiplier) / noise_multiplier
@@ -51,11 +54,15 @@ def _log_binomials(order: int) -> tuple[Array, Array]:
 
 @lru_cache(maxsize=65536)
 def log_replaced_excess(rate: float, noise_multiplier: float, order: float) -> float:
-    """log(A - 1) for (1-q) N(0) + q N(1) against (1-q) N(0) + q N(-1), rounded up; 0 < rate < 1, order > 1."""
+    """log(A - 1) for (1-q) N(0) + q N(1) against (1-q) N(0) + q N(-1), rounded up; 0 < rate < 1,
+    order > 1.
+    """
     edges = _panel_edges(rate, noise_multiplier, order, mirrored=True)
     x, weights = _nodes(edges)
     log_p, log_q = (_log_sampled(sign * x, rate, noise_multiplier) for sign in (1.0, -1.0))
-    return _log_integral(_log_normal(x, noise_multiplier) + log_q + log_bend(log_p - log_q, order), weights)
+    return _log_integral(
+        _log_normal(x, noise_multiplier) + log_q + log_bend(log_p - log_q, order), weights
+    )
 
 
 def _quadrature(rate: float, noise_multiplier: float, order: float) -> float:
@@ -88,7 +95,9 @@ def _log_sampled(x: Array, rate: float, noise_multiplier: float) -> Array:
 
 
 def log_bend(log_ratio: Array, order: float) -> Array:
-    """log((1+u)^a - 1 - a u) at log(1+u); the form is chosen by the size of u to keep all digits."""
+    """log((1+u)^a - 1 - a u) at log(1+u); the form is chosen by the size of u to keep all
+    digits.
+    """
     u = np.expm1(np.minimum(log_ratio, 700.0))
     power = (order - 1) * log_ratio
     share = (order - 1) * -np.expm1(-np.maximum(log_ratio, 0.0))
@@ -110,7 +119,9 @@ def _bend_series(u: Array, order: float) -> Array:
     return order * (order - 1) / 2 * u * u * total
 
 
-def _panel_edges(rate: float, noise_multiplier: float, order: float, mirrored: bool = False) -> Array:
+def _panel_edges(
+    rate: float, noise_multiplier: float, order: float, mirrored: bool = False
+) -> Array:
     """Panels about one standard deviation wide around every mode, finer around the crossover z0."""
     s = noise_multiplier
     z0 = s * s * (math.log1p(-rate) - math.log(rate)) + 0.5
@@ -119,12 +130,22 @@ def _panel_edges(rate: float, noise_multiplier: float, order: float, mirrored: b
     modes = (0.0, 1.0, 2.0, order, z0, *((-1.0, 2 * order - 1, -z0) if mirrored else ()))
     # Between far-away modes a piece of the integrand is a Gaussian of width s cut off at z0.
     one_span = top / s <= 400
-    spans = [(bottom - reach, top + reach)] if one_span else [(mode - reach, mode + reach) for mode in modes]
-    edges: list[Array] = [np.linspace(low, high, max(2, math.ceil((high - low) / s) + 1)) for low, high in spans]
+    spans = (
+        [(bottom - reach, top + reach)]
+        if one_span
+        else [(mode - reach, mode + reach) for mode in modes]
+    )
+    edges: list[Array] = [
+        np.linspace(low, high, max(2, math.ceil((high - low) / s) + 1)) for low, high in spans
+    ]
     # log(1 + u) bends over a width of s^2 at z0: panels grow from there.
     widths = s * s * 2.0 ** np.arange(-1, 40)
     widths = np.concatenate([[0.0], widths[widths < s]])
-    edges += [bend + side for bend in ((z0, -z0) if mirrored else (z0,)) for side in (-widths, widths)]
+    edges += [
+        bend + side for bend in ((z0, -z0) if mirrored else (z0,)) for side in (-widths, widths)
+    ]
     merged = np.unique(np.concatenate(edges))
     # A panel that bridges a gap between two spans sees only what is negligible at both of them.
-    return merged[(merged >= min(low for low, _ in spans)) & (merged <= max(high for _, high in spans))]
+    return merged[
+        (merged >= min(low for low, _ in spans)) & (merged <= max(high for _, high in spans))
+    ]

@@ -1,24 +1,30 @@
-"""Poisson sampling with a largest batch: larger samples are cut to a uniformly chosen subset of that size.
+"""Poisson sampling with a largest batch: larger samples are cut to a uniformly chosen subset of
+that size.
 
-n units with vectors of norm <= C, each drawn with probability q; more than B are cut to B; the sum is released with
-noise N(0, s^2 C^2). Ganesh 2025 (arXiv 2508.15089) treats this by cases; what is used here is derived below and is
-a little smaller. Let the unit x change (zeroed, absent, or replaced), and let b say whether at least B of the
-*other* units are drawn: p = P(b) = P(Bin(n-1, q) >= B). b does not depend on x, so by joint convexity the mechanism
-is dominated by one that tells b: with probability 1-p that given "not b", with probability p that given b.
+n units with vectors of norm <= C, each drawn with probability q; more than B are cut to B; the sum
+is released with noise N(0, s^2 C^2). Ganesh 2025 (arXiv 2508.15089) treats this by cases; what is
+used here is derived below and is a little smaller. Let the unit x change (zeroed, absent, or
+replaced), and let b say whether at least B of the
+*other* units are drawn: p = P(b) = P(Bin(n-1, q) >= B). b does not depend on x, so by joint
+convexity the mechanism is dominated by one that tells b: with probability 1-p that given "not b",
+with probability p that given b.
 
-Not b: no cut is ever needed. x is drawn with probability q independently of the others, and given these the pair is
-that of plain Poisson sampling.
+Not b: no cut is ever needed. x is drawn with probability q independently of the others, and given
+these the pair is that of plain Poisson sampling.
 
-b: let T be the others drawn, U a uniform B-subset of T, and j uniform in U. Unless x is drawn and survives the cut,
-the released sample is U; if it does, it is U without j and with x. The latter has probability q B / (|T| + 1) given
-T, and whatever |T| is, (U, j) is uniform among all others. So given b, survival is independent of (U, j) and has
-probability c = P(Bin(n, q) > B) (B/n) / p: all n units are alike, so that x is in a cut sample with probability B/n.
-With R the law of the sum over U this is M(D) = (1-c) R + c P1, M(D') = (1-c) R + c Q1, as in sampling without
-replacement at rate c, with P1, Q1 and R at most 2 apart (Q1 = R if x is absent): see `without_replacement`.
+b: let T be the others drawn, U a uniform B-subset of T, and j uniform in U. Unless x is drawn and
+survives the cut, the released sample is U; if it does, it is U without j and with x. The latter has
+probability q B / (|T| + 1) given T, and whatever |T| is, (U, j) is uniform among all others. So
+given b, survival is independent of (U, j) and has probability c = P(Bin(n, q) > B) (B/n) / p: all n
+units are alike, so that x is in a cut sample with probability B/n. With R the law of the sum over U
+this is M(D) = (1-c) R + c P1, M(D') = (1-c) R + c Q1, as in sampling without replacement at rate c,
+with P1, Q1 and R at most 2 apart (Q1 = R if x is absent): see `without_replacement`.
 
-A union bound (Chua et al. 2024, arXiv 2411.04205: delta + T (1 + e^eps) P(Bin(n, q) > B) after T releases) is never
-smaller: counting every survival of a cut as a failure costs at most p c = P(Bin(n, q) > B) B/n a release. What the
-mechanism certainly reveals is plain Poisson sampling at rate (1-p) q + p c: all other vectors may be 0.
+A union bound (Chua et al. 2024, arXiv 2411.04205: delta + T (1 + e^eps) P(Bin(n, q) > B) after T
+releases) is never
+smaller: counting every survival of a cut as a failure costs at most p c = P(Bin(n, q) > B) B/n a
+release. What the mechanism certainly reveals is plain Poisson sampling at rate (1-p) q + p c: all
+other vectors may be 0.
 """
 
 from __future__ import annotations
@@ -40,7 +46,9 @@ _LARGEST_TAIL = 0.01
 
 @dataclass(frozen=True)
 class Truncation:
-    """What cutting large samples does: 1-p, log p and c, each within a relative error of _BINOMIAL (p and 1-p)."""
+    """What cutting large samples does: 1-p, log p and c, each within a relative error of _BINOMIAL
+    (p and 1-p).
+    """
 
     uncut: float
     log_cut: float
@@ -53,11 +61,15 @@ class Truncation:
         # Of the two bounds on 1-p, the one that errs by the smaller of p and 1-p.
         ends = (self.uncut * (1 + shift), 1 - cut * (1 - shift))
         uncut = min(1.0, *ends) if sign > 0 else max(0.0, *ends)
-        return Truncation(uncut, min(0.0, self.log_cut + shift), min(1.0, self.survival * (1 + shift)))
+        return Truncation(
+            uncut, min(0.0, self.log_cut + shift), min(1.0, self.survival * (1 + shift))
+        )
 
 
 def truncation(units: int, rate: float, largest: int) -> Truncation:
-    """The probabilities for n = units, q = rate in (0, 1] and B = largest < n; log p is only a bound where p is 0."""
+    """The probabilities for n = units, q = rate in (0, 1] and B = largest < n; log p is only a
+    bound where p is 0.
+    """
     cut = float(betainc(largest, units - largest, rate))
     uncut = float(betaincc(largest, units - largest, rate))
     survival = rate * largest / (largest + 1)  # an upper bound: at least B + 1 units are drawn
@@ -68,7 +80,9 @@ def truncation(units: int, rate: float, largest: int) -> Truncation:
 
 
 def _log_chernoff(trials: int, rate: float, least: int) -> float:
-    """A bound on log P(Bin(trials, rate) >= least), for least far above the mean: -trials KL(least/trials, rate)."""
+    """A bound on log P(Bin(trials, rate) >= least), for least far above the mean: -trials
+    KL(least/trials, rate).
+    """
     share = least / trials
     rest = (1 - share) * math.log((1 - share) / (1 - rate)) if share < 1.0 else 0.0
     return -trials * (share * math.log(share / rate) + rest) * (1 - 1e-9)
@@ -76,7 +90,9 @@ def _log_chernoff(trials: int, rate: float, least: int) -> float:
 
 @dataclass(frozen=True)
 class Between:
-    """A loss whose parameters are only known up to rounding: too large ones from above, too small ones from below."""
+    """A loss whose parameters are only known up to rounding: too large ones from above, too small
+    ones from below.
+    """
 
     above: DiscretizableLoss
     below: DiscretizableLoss
@@ -91,7 +107,13 @@ class Between:
 
 
 def truncated_loss(
-    units: int, rate: float, largest: int, sigma: float, adjacency: str, interval: float, tail: float
+    units: int,
+    rate: float,
+    largest: int,
+    sigma: float,
+    adjacency: str,
+    interval: float,
+    tail: float,
 ) -> tuple[DiscretizableLoss, ...]:
     """Privacy loss of one release: (remove, add) directions, or one direction under replace-one.
 
@@ -102,14 +124,23 @@ def truncated_loss(
     sides: list[list[DiscretizableLoss]] = []
     for sign in (1, -1):
         parts = exact.rounded(sign)
-        cut = math.exp(parts.log_cut) if parts.log_cut > math.log(_LEAST) else (_LEAST if sign > 0 else 0.0)
-        # What is beyond the grid after a cut weighs little: keeping more would only make the grid larger.
-        after_cut = fixed_size_loss_grid(parts.survival, sigma, interval, min(_LARGEST_TAIL, tail / max(cut, _LEAST)))
+        cut = (
+            math.exp(parts.log_cut)
+            if parts.log_cut > math.log(_LEAST)
+            else (_LEAST if sign > 0 else 0.0)
+        )
+        # What is beyond the grid after a cut weighs little: keeping more would only make the grid
+        # larger.
+        after_cut = fixed_size_loss_grid(
+            parts.survival, sigma, interval, min(_LARGEST_TAIL, tail / max(cut, _LEAST))
+        )
         sides.append([Mixture(((parts.uncut, direction), (cut, after_cut))) for direction in plain])
     return tuple(Between(above, below) for above, below in zip(*sides, strict=True))
 
 
-def truncated_renyi(units: int, rate: float, largest: int, sigma: float, order: float, adjacency: str) -> float:
+def truncated_renyi(
+    units: int, rate: float, largest: int, sigma: float, order: float, adjacency: str
+) -> float:
     """Rényi divergence of the dominating mixture of one release at an order > 1, rounded up.
 
     The moments e^((a-1) D_a) are averaged; what they exceed 1 by is averaged where it is small.
@@ -120,7 +151,9 @@ def truncated_renyi(units: int, rate: float, largest: int, sigma: float, order: 
     if math.isinf(max(plain, after_cut)):
         return math.inf
     if max(plain, after_cut) < 1.0:  # no digits are lost
-        log_moment = math.log1p(parts.uncut * math.expm1(plain) + math.exp(parts.log_cut) * math.expm1(after_cut))
+        log_moment = math.log1p(
+            parts.uncut * math.expm1(plain) + math.exp(parts.log_cut) * math.expm1(after_cut)
+        )
     else:
         log_moment = parts.log_cut + after_cut
         if parts.uncut > 0.0:

@@ -1,7 +1,9 @@
-"""Certified bounds on epsilon and delta, from above and from below, by composing privacy-loss distributions.
+"""Certified bounds on epsilon and delta, from above and from below, by composing privacy-loss
+distributions.
 
-Every direction of the dominating pairs (remove a unit, add a unit) is composed and the larger result is taken
-after composition. Everything that is cut off or rounded is charged; see `composition` and `loss_grid`.
+Every direction of the dominating pairs (remove a unit, add a unit) is composed and the larger
+result is taken after composition. Everything that is cut off or rounded is charged; see
+`composition` and `loss_grid`.
 """
 
 from __future__ import annotations
@@ -27,8 +29,9 @@ _LARGE_EPSILON = 50.0  # a first guess where there is no other
 def pld_epsilon(events: Counted, delta: float, adjacency: str) -> Bounds:
     """Bounds on epsilon at delta in (0, 1).
 
-    events: (event, count) pairs, fixed in advance. Raises CannotComputeError, with the reason, where the distribution cannot
-    be computed; otherwise the bounds are normally within 0.1 % of each other.
+    events: (event, count) pairs, fixed in advance. Raises CannotComputeError, with the reason,
+    where the distribution cannot be computed; otherwise the bounds are normally within 0.1 % of
+    each other.
     """
     if delta <= 0.0:
         raise CannotComputeError("delta = 0 is out of reach of a discretised distribution")
@@ -46,8 +49,11 @@ def pld_epsilon(events: Counted, delta: float, adjacency: str) -> Bounds:
         low, high = (_inverted(single, delta, rough, upper) for upper in (False, True))
         return Bounds(low, min(high, rough))
     if not rough < math.inf:
-        rough, order = _LARGE_EPSILON, 1.5  # no Rényi bound (a failure probability, say): start anywhere
-    found = over_directions(Query(steps, adjacency, order - 1, delta, rough, delta=delta, absolute=_ABSOLUTE))
+        # no Rényi bound (a failure probability, say): start anywhere
+        rough, order = _LARGE_EPSILON, 1.5
+    found = over_directions(
+        Query(steps, adjacency, order - 1, delta, rough, delta=delta, absolute=_ABSOLUTE)
+    )
     return Bounds(found.lower, min(rough, found.upper) if rough != _LARGE_EPSILON else found.upper)
 
 
@@ -73,11 +79,16 @@ def pld_delta(events: Counted, epsilon: float, adjacency: str) -> Bounds:
 
 
 def attained_lower(events: Counted, lower: float, delta: float, adjacency: str) -> float:
-    """What is certain if some dominating pairs are not attained: the largest bound of a part that is.
+    """What is certain if some dominating pairs are not attained: the largest bound of a part that
+    is.
 
     lower: the bound on the epsilon of the dominating pairs.
     """
-    strange = [(event, count) for event, count in events if event.lower_bound_event(adjacency) != (event, adjacency)]
+    strange = [
+        (event, count)
+        for event, count in events
+        if event.lower_bound_event(adjacency) != (event, adjacency)
+    ]
     if not strange:
         return lower
     plain = [(event, count) for event, count in events if (event, count) not in strange]
@@ -89,7 +100,9 @@ def attained_lower(events: Counted, lower: float, delta: float, adjacency: str) 
 
 
 def cheap_lower(events: Counted, delta: float, adjacency: str) -> float:
-    """A lower bound on epsilon without any grid: that of the costliest release with a closed form, alone."""
+    """A lower bound on epsilon without any grid: that of the costliest release with a closed form,
+    alone.
+    """
     best = 0.0
     for event, count in events:
         if event.lower_bound_event(adjacency) != (event, adjacency):
@@ -106,7 +119,9 @@ def cheap_lower(events: Counted, delta: float, adjacency: str) -> float:
 
 
 def _parts(events: Counted, adjacency: str) -> tuple[float, Steps]:
-    """mu of all unsampled Gaussians together, and the other releases; CannotComputeError where there is no bound."""
+    """mu of all unsampled Gaussians together, and the other releases; CannotComputeError where
+    there is no bound.
+    """
     squared, sampled = 0.0, []
     for event, count in events:
         reason = unsupported_reason(event, adjacency)
@@ -119,7 +134,9 @@ def _parts(events: Counted, adjacency: str) -> tuple[float, Steps]:
             squared += count * mu * mu
     if not squared < math.inf:
         raise CannotComputeError("a release has no noise, so it hides nothing")
-    return math.sqrt(squared) * (1 + 1e-15), [(event, count) for event, count in sampled if count > 0]
+    return math.sqrt(squared) * (1 + 1e-15), [
+        (event, count) for event, count in sampled if count > 0
+    ]
 
 
 def _with_gaussian(mu: float, sampled: Steps, adjacency: str) -> Steps:
@@ -137,7 +154,9 @@ def _single(steps: Steps, adjacency: str) -> Callable[[float, bool], float] | No
     return lambda epsilon, upper: event.delta(epsilon, adjacency, upper) or 0.0
 
 
-def _inverted(profile: Callable[[float, bool], float], delta: float, guess: float, upper: bool) -> float:
+def _inverted(
+    profile: Callable[[float, bool], float], delta: float, guess: float, upper: bool
+) -> float:
     return invert_profile(lambda epsilon: profile(epsilon, upper), delta, min(guess, 1e300), upper)
 
 

@@ -1,10 +1,11 @@
 """Composing privacy losses by an exponentially tilted FFT, with every error charged to delta.
 
 With c the composed masses tilted by e^(t s) and normalized (log normaliser K),
-delta(eps) = sum over s > eps of c(s) e^(K - t s) (1 - e^(eps - s)), give or take everything lost on the way:
-mass at +inf, mass beyond the window (Chernoff), and a bound on the round-off of the transform. Tilting is
-derived here; it makes that round-off relative to delta. The same object bounds delta from above (pessimistic
-distributions, every error added) or from below (optimistic ones, every error taken off).
+delta(eps) = sum over s > eps of c(s) e^(K - t s) (1 - e^(eps - s)), give or take everything lost on
+the way: mass at +inf, mass beyond the window (Chernoff), and a bound on the round-off of the
+transform. Tilting is derived here; it makes that round-off relative to delta. The same object
+bounds delta from above (pessimistic distributions, every error added) or from below (optimistic
+ones, every error taken off).
 """
 
 from __future__ import annotations
@@ -38,10 +39,12 @@ _REVIEW = 8  # terms between two looks for such frequencies
 class Composition:
     """The distribution of a sum of independent losses, seen through one tilt.
 
-    pmfs: one-release distributions on one grid; terms: what is composed of them; tilt > 0: where the transform is
-    sharpest; target: the delta whose neighbourhood is asked for (tails far below it are charged, not kept);
+    pmfs: one-release distributions on one grid; terms: what is composed of them; tilt > 0: where
+    the transform is sharpest; target: the delta whose neighbourhood is asked for (tails far below
+    it are charged, not kept);
     upper: whether delta is bounded from above (pmfs pessimistic) or from below (pmfs optimistic);
-    largest: points the window may have. Raises CannotComputeError, before anything is allocated, if it needs more.
+    largest: points the window may have. Raises CannotComputeError, before anything is allocated, if
+    it needs more.
     """
 
     def __init__(
@@ -54,9 +57,10 @@ class Composition:
         largest: int = LARGEST_WINDOW,
     ) -> None:
         self._pmfs, self._terms = aligned(list(pmfs), list(terms), upper)
+        # of the sum; tilted quantities leave it out
         self._offset = math.fsum(
             term.count * self._pmfs[term.weights[0][0]].offset for term in self._terms
-        )  # of the sum; tilted quantities leave it out
+        )
         self._interval = pmfs[0].interval
         self._tilt = tilt
         self._target = target
@@ -70,8 +74,8 @@ class Composition:
     def epsilon(self, delta: float) -> float:
         """A bound on the smallest epsilon >= 0 whose delta is within `delta`.
 
-        From above: with every allowance it is within (inf if none is). From below: with every allowance it is
-        not within yet (0 if it already is there).
+        From above: with every allowance it is within (inf if none is). From below: with every
+        allowance it is not within yet (0 if it already is there).
         """
         for reach in _REACHES:
             losses, deltas = self._deltas_on_grid(delta, reach)
@@ -115,15 +119,21 @@ class Composition:
         return max(0.0, total / _SLACK + self._lost - roundoff)
 
     def sharpest_tilt(self, epsilon: float) -> float:
-        """The tilt at which the round-off of delta at epsilon would be smallest: that of the Chernoff bound."""
+        """The tilt at which the round-off of delta at epsilon would be smallest: that of the
+        Chernoff bound.
+        """
         best = self._tilt
         for reach, count in ((64.0, 25), (1.41, 9)):
             tilts = (best * np.geomspace(1 / reach, reach, count)).tolist()
-            best = min(tilts, key=lambda t: self._cumulant(t) - t * (epsilon - self._offset) - math.log1p(t))
+            best = min(
+                tilts,
+                key=lambda t: self._cumulant(t) - t * (epsilon - self._offset) - math.log1p(t),
+            )
         return best
 
     def _deltas_on_grid(self, delta: float, reach: float) -> tuple[Array, Array]:
-        """Losses around the answer, and the bound on delta at each by running sums (which cancel a little).
+        """Losses around the answer, and the bound on delta at each by running sums (which cancel a
+        little).
 
         reach: how far to look below the Chernoff bound, in units of 1 / tilt.
         """
@@ -136,7 +146,9 @@ class Composition:
         above = sums_beyond(weights)
         deltas = above - discounted_beyond(weights, self._interval)
         sign = 1.0 if self._upper else -1.0
-        return losses, deltas + self._lost + sign * (scale * (self._roundoff / (1 + self._tilt)) + 1e-12 * above)
+        return losses, deltas + self._lost + sign * (
+            scale * (self._roundoff / (1 + self._tilt)) + 1e-12 * above
+        )
 
     def _last_beyond(self, losses: Array, first: int, delta: float) -> float:
         """The largest epsilon near losses[first] whose delta certainly exceeds `delta`."""
@@ -149,7 +161,8 @@ class Composition:
         return float(losses[0]) if index == 0 else self._sharpened(losses, index, delta, 1)
 
     def _sharpened(self, losses: Array, index: int, delta: float, end: int) -> float:
-        """The crossing of `delta` in the cell below losses[index]: its lower (0) or upper (1) end by bisection.
+        """The crossing of `delta` in the cell below losses[index]: its lower (0) or upper (1) end
+        by bisection.
 
         No loss lies inside the cell, so that delta(eps) = A - e^(eps - losses[index]) B there.
         """
@@ -159,7 +172,11 @@ class Composition:
         bracket = [float(losses[max(index - 1, 0)]), top]
         for _ in range(24):
             middle = (bracket[0] + bracket[1]) / 2
-            total = whole - math.exp(middle - top) * discounted + (1e-12 if self._upper else -1e-12) * whole
+            total = (
+                whole
+                - math.exp(middle - top) * discounted
+                + (1e-12 if self._upper else -1e-12) * whole
+            )
             bracket[self._allowing(total, middle) <= delta] = middle
         return bracket[end]
 
@@ -178,13 +195,16 @@ class Composition:
         return math.fsum(term.count * max(tops[i] for i, _ in term.weights) for term in self._terms)
 
     def _lost_mass(self) -> float:
-        """What delta gains (from above: mass at +inf and the cut tail; from below: mass at +inf, less `lowered_by`)."""
+        """What delta gains (from above: mass at +inf and the cut tail; from below: mass at +inf,
+        less `lowered_by`).
+        """
         infinite = infinite_mass(self._pmfs, self._terms)
         if self._upper:
             # The tail above the window is at most this by the choice of the window.
             return infinite + 1e-7 * self._target
         lowered_by = math.fsum(
-            term.count * math.fsum(w * self._pmfs[i].lowered_by for i, w in term.weights) for term in self._terms
+            term.count * math.fsum(w * self._pmfs[i].lowered_by for i, w in term.weights)
+            for term in self._terms
         )
         return infinite * (1 - 1e-9) - lowered_by
 
@@ -193,7 +213,9 @@ class Composition:
         return math.fsum(term.count * blended_cumulant(term, each) for term in self._terms)
 
     def _window(self, largest: int) -> tuple[int, int]:
-        """(first index, size) of a window outside which the tails are negligible, by Chernoff bounds."""
+        """(first index, size) of a window outside which the tails are negligible, by Chernoff
+        bounds.
+        """
         spread = self._spread()
         step = math.sqrt(40.0) / max(spread, 1e-300)
         factors = np.geomspace(0.01, 6.0, 10).tolist()
@@ -203,16 +225,22 @@ class Composition:
             above = self._cumulant(self._tilt + gap)
             high = min(high, (above - log_tail) / (self._tilt + gap))
             wide = min(wide, (above - self._normaliser + _WRAPPED) / gap)
-        high = max(high, wide)  # the true tail is charged; the tilted one would wrap around and cost accuracy
+        # the true tail is charged; the tilted one would wrap around and cost accuracy
+        high = max(high, wide)
         low = max(
-            (self._normaliser - self._cumulant(self._tilt - step * factor) - _WRAPPED) / (step * factor)
+            (self._normaliser - self._cumulant(self._tilt - step * factor) - _WRAPPED)
+            / (step * factor)
             for factor in factors
         )
         reach = (high - low) / self._interval
         if not reach < largest - 8:
-            raise CannotComputeError(f"the composition would need {reach:.3g} grid points (limit {largest})")
+            raise CannotComputeError(
+                f"the composition would need {reach:.3g} grid points (limit {largest})"
+            )
         first = math.floor(low / self._interval) - 1
-        return first, int(fft.next_fast_len(max(8, math.ceil(high / self._interval) + 2 - first), real=True))
+        return first, int(
+            fft.next_fast_len(max(8, math.ceil(high / self._interval) + 2 - first), real=True)
+        )
 
     def _spread(self) -> float:
         """Standard deviation of the composed loss under the tilt."""
@@ -227,7 +255,9 @@ class Composition:
             total = blended_cumulant(term, each)
             shares = [(math.exp(each[i] - total) * w, *moments[i]) for i, w in term.weights]
             centre = math.fsum(share * mean for share, mean, _ in shares)
-            spread = math.fsum(share * (square + (mean - centre) ** 2) for share, mean, square in shares)
+            spread = math.fsum(
+                share * (square + (mean - centre) ** 2) for share, mean, square in shares
+            )
             variance += term.count * spread
         return self._interval * math.sqrt(variance)
 
@@ -246,10 +276,13 @@ class Composition:
         composed = np.maximum(np.roll(fft.irfft(spectrum, size), -(self._low % size)), 0.0)
         # Parseval and Cauchy-Schwarz: sum |error| <= sqrt(sum over all frequencies of |error|^2).
         roundoff = 2 * math.sqrt(2 * float(np.sum(errors * errors))) + 2 * _NEGLIGIBLE * size
-        # Mass that wraps around the window from below only adds to the sum: a lower bound must take it off.
+        # Mass that wraps around the window from below only adds to the sum: a lower bound must take
+        # it off.
         return composed, roundoff if self._upper else roundoff + 4 * math.exp(-_WRAPPED)
 
-    def _product(self, steps: list[ComplexArray], cumulants: list[float]) -> tuple[ComplexArray, Array]:
+    def _product(
+        self, steps: list[ComplexArray], cumulants: list[float]
+    ) -> tuple[ComplexArray, Array]:
         """(the spectrum of all terms, the smallest magnitude any factor has at each frequency)."""
         spectrum = np.ones(steps[0].size, dtype=complex)
         weakest = np.ones(steps[0].size)

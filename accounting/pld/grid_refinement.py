@@ -1,8 +1,10 @@
-"""Choosing the grid of losses: finer and finer, until the bounds from above and from below are close.
+"""Choosing the grid of losses: finer and finer, until the bounds from above and from below are
+close.
 
-A grid of width v adds about T v^2 (t+1) / 12 to epsilon at tilt t and takes twice that from the lower bound
-(derived here: a split adds about v^2/6 to the variance of one release's loss, the chords take v^2/3). The best
-tilt is that of the Chernoff bound at the answer.
+A grid of width v adds about T v^2 (t+1) / 12 to epsilon at tilt t and takes twice that from the
+lower bound
+(derived here: a split adds about v^2/6 to the variance of one release's loss, the chords take
+v^2/3). The best tilt is that of the Chernoff bound at the answer.
 """
 
 from __future__ import annotations
@@ -36,7 +38,9 @@ class Bounds(NamedTuple):
 
 
 class Grid(NamedTuple):
-    """Width of the grid of losses, tilt of the transform, and the delta below which tails may be cut."""
+    """Width of the grid of losses, tilt of the transform, and the delta below which tails may be
+    cut.
+    """
 
     width: float
     tilt: float
@@ -47,8 +51,9 @@ class Grid(NamedTuple):
 class Query:
     """What is asked of the composition of some releases.
 
-    Either epsilon at `delta`, or delta at `epsilon`. near: an epsilon close to (not below) where it is asked; target:
-    the delta there, roughly; tilt: a first guess; absolute: how wide the bounds may always be.
+    Either epsilon at `delta`, or delta at `epsilon`. near: an epsilon close to (not below) where it
+    is asked; target: the delta there, roughly; tilt: a first guess; absolute: how wide the bounds
+    may always be.
     """
 
     steps: list[tuple[Event, int]]
@@ -68,7 +73,11 @@ class Query:
 
     def ask(self, composition: Composition) -> float:
         """The answer, read from a composition."""
-        return composition.epsilon(self.delta) if self.delta is not None else composition.delta(self.epsilon or 0.0)
+        return (
+            composition.epsilon(self.delta)
+            if self.delta is not None
+            else composition.delta(self.epsilon or 0.0)
+        )
 
     def epsilon_of(self, answer: float) -> float:
         """The epsilon that an answer belongs to."""
@@ -85,7 +94,8 @@ class Query:
 
 
 def over_directions(query: Query) -> Bounds:
-    """The larger of the directions' bounds; a direction that is clearly the smaller one is not refined.
+    """The larger of the directions' bounds; a direction that is clearly the smaller one is not
+    refined.
 
     Raises CannotComputeError where no grid within the limits gives an answer.
     """
@@ -103,8 +113,12 @@ def _stays_below(query: Query, enough: float, grid: Grid) -> bool:
         if not _losses(query, query.above.nodes, 1, grid):
             return True
         coarse = grid._replace(width=_COARSER * grid.width)
-        pmfs = _within_limits([loss.pessimistic() for loss in _losses(query, query.above.nodes, 1, coarse)])
-        composition = Composition(pmfs, query.above.terms, grid.tilt, grid.target, True, _LARGEST_REFINED)
+        pmfs = _within_limits(
+            [loss.pessimistic() for loss in _losses(query, query.above.nodes, 1, coarse)]
+        )
+        composition = Composition(
+            pmfs, query.above.terms, grid.tilt, grid.target, True, _LARGEST_REFINED
+        )
     except CannotComputeError:
         return False
     return query.ask(composition) <= enough
@@ -117,11 +131,14 @@ def _first_width(query: Query) -> float:
 
 
 def _power_of_two(width: float) -> float:
-    return 2.0 ** math.floor(math.log2(width))  # few distinct values: neighbouring questions share their grid
+    # few distinct values: neighbouring questions share their grid
+    return 2.0 ** math.floor(math.log2(width))
 
 
 def _converged(query: Query, side: int, enough: float, grid: Grid) -> tuple[Bounds, Grid]:
-    """(one direction's bounds, the grid they came from); no effort is made below an upper end of `enough`."""
+    """(one direction's bounds, the grid they came from); no effort is made below an upper end of
+    `enough`.
+    """
     best, width, done, stalls = Bounds(0.0, math.inf), math.inf, None, 0
     tried: set[Grid] = set()
     while grid not in tried and len(tried) < _LARGEST_EFFORT:
@@ -149,22 +166,36 @@ def _converged(query: Query, side: int, enough: float, grid: Grid) -> tuple[Boun
             # Round-off rules: look on either side of the tilt.
             grid = grid._replace(tilt=grid.tilt * (8.0 if stalls % 2 else 1 / 64))
             continue
-        wanted = grid.width * math.sqrt(0.7 * WIDTH * best.upper / width) if width < math.inf else grid.width / 2
+        wanted = (
+            grid.width * math.sqrt(0.7 * WIDTH * best.upper / width)
+            if width < math.inf
+            else grid.width / 2
+        )
         target = min(grid.target, query.point(best.upper)[1])
         step = round(math.log2(max(grid.width / 64, wanted) / grid.width))
         grid = Grid(grid.width * 2.0 ** min(-1, step), tilt, target)
     if done is None:
-        raise CannotComputeError("the distribution needs more grid points than the limit, or delta is too small for it")
+        raise CannotComputeError(
+            "the distribution needs more grid points than the limit, or delta is too small for it"
+        )
     return best, done
 
 
 def _easier(grid: Grid, done: Grid | None, too_fine: bool) -> Grid | None:
-    """What to try when a grid was refused: a tilt nearer to one that worked, then a wider grid; None to give up."""
+    """What to try when a grid was refused: a tilt nearer to one that worked, then a wider grid;
+    None to give up.
+    """
     if done is not None and grid.tilt != done.tilt and not too_fine:
         nearer = math.sqrt(grid.tilt * done.tilt)
-        return grid._replace(tilt=nearer if abs(math.log(grid.tilt / done.tilt)) > 0.4 else done.tilt)
+        return grid._replace(
+            tilt=nearer if abs(math.log(grid.tilt / done.tilt)) > 0.4 else done.tilt
+        )
     wider = 2 * grid.width
-    return None if wider > 1e6 or (done is not None and wider >= 2 * done.width) else grid._replace(width=wider)
+    return (
+        None
+        if wider > 1e6 or (done is not None and wider >= 2 * done.width)
+        else grid._replace(width=wider)
+    )
 
 
 def _on_grid(
@@ -205,8 +236,11 @@ def _close(query: Query, bounds: Bounds) -> bool:
 
 
 def _losses(query: Query, nodes: list[Event], side: int, grid: Grid) -> list[DiscretizableLoss]:
-    """The privacy loss of each distinct release in one direction; none if there is no such direction."""
-    # Cutting this much adds 1e-5 to delta, relatively; keeping more would let rare losses dominate the tilted masses.
+    """The privacy loss of each distinct release in one direction; none if there is no such
+    direction.
+    """
+    # Cutting this much adds 1e-5 to delta, relatively; keeping more would let rare losses dominate
+    # the tilted masses.
     tail = 1e-5 * grid.target / query.releases
     if tail < 1e-280:
         raise CannotComputeError(f"delta={grid.target!r} is out of reach of double precision")
@@ -220,5 +254,7 @@ def _losses(query: Query, nodes: list[Event], side: int, grid: Grid) -> list[Dis
 def _within_limits(pmfs: list[LossPmf]) -> list[LossPmf]:
     points = sum(pmf.masses.size for pmf in pmfs)
     if points > _LARGEST_TOTAL:
-        raise GridTooFineError(f"single releases would need {points} grid points together (limit {_LARGEST_TOTAL})")
+        raise GridTooFineError(
+            f"single releases would need {points} grid points together (limit {_LARGEST_TOTAL})"
+        )
     return pmfs

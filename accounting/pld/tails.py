@@ -19,7 +19,9 @@ def sums_beyond(values: Array) -> Array:
 
 
 def discounted_beyond(values: Array, interval: float) -> Array:
-    """At each position j the sum over later i of values[i] e^(-(i - j) interval), in blocks that cannot overflow."""
+    """At each position j the sum over later i of values[i] e^(-(i - j) interval), in blocks that
+    cannot overflow.
+    """
     result = np.zeros(values.size)
     block = max(1, int(500.0 / interval))
     carried, end = 0.0, values.size  # carried: the sum over i >= end, discounted to position `end`

@@ -14,7 +14,8 @@ _SLACK = 1 + 1e-9  # rounding of the moments
 
 
 def chernoff_delta(pmfs: Sequence[LossPmf], terms: Sequence[Term], epsilon: float) -> float:
-    """A quick upper bound on delta of a composition of pessimistic distributions, by their moments alone.
+    """A quick upper bound on delta of a composition of pessimistic distributions, by their moments
+    alone.
 
     (1 - e^(eps - s))+ <= c e^(t (s - eps)) with a = t + 1 and c = (1/a) (1 - 1/a)^t.
     """
@@ -28,11 +29,15 @@ def chernoff_delta(pmfs: Sequence[LossPmf], terms: Sequence[Term], epsilon: floa
 
 
 def infinite_mass(pmfs: Sequence[LossPmf], terms: Sequence[Term]) -> float:
-    each = [(math.fsum(w * pmfs[i].infinite for i, w in term.weights), term.count) for term in terms]
+    each = [
+        (math.fsum(w * pmfs[i].infinite for i, w in term.weights), term.count) for term in terms
+    ]
     return -math.expm1(math.fsum(count * math.log1p(-mass) for mass, count in each))
 
 
-def aligned(pmfs: list[LossPmf], terms: list[Term], upper: bool) -> tuple[list[LossPmf], list[Term]]:
+def aligned(
+    pmfs: list[LossPmf], terms: list[Term], upper: bool
+) -> tuple[list[LossPmf], list[Term]]:
     """Give the distributions of each term one grid: that of the term's heaviest one."""
     result, moved = list(pmfs), []
     known: dict[tuple[int, float], int] = {}
@@ -53,4 +58,6 @@ def blended_cumulant(term: Term, cumulants: Sequence[float]) -> float:
     if len(term.weights) == 1:
         return cumulants[term.weights[0][0]] + math.log(term.weights[0][1])
     largest = max(cumulants[i] for i, _ in term.weights)
-    return largest + math.log(math.fsum(w * math.exp(cumulants[i] - largest) for i, w in term.weights))
+    return largest + math.log(
+        math.fsum(w * math.exp(cumulants[i] - largest) for i, w in term.weights)
+    )

@@ -1,6 +1,7 @@
 """Rényi differential privacy of the events, and its conversion to (epsilon, delta).
 
-Every event knows its own divergence; here they are added up on a grid of orders. Everything is rounded up.
+Every event knows its own divergence; here they are added up on a grid of orders. Everything is
+rounded up.
 """
 
 from __future__ import annotations
@@ -43,7 +44,8 @@ DEFAULT_ORDERS: tuple[float, ...] = tuple(
         }
     )
 )
-# A sparser grid for searches that end in a tighter accountant: every subset of orders is a valid bound.
+# A sparser grid for searches that end in a tighter accountant: every subset of orders is a valid
+# bound.
 COARSE_ORDERS: tuple[float, ...] = tuple(
     sorted(
         {
@@ -63,7 +65,9 @@ def renyi_divergence(event: Event, order: float, adjacency: str) -> float:
     Raises InputError for an order that is not in (1, inf) or an unknown adjacency.
     """
     require_adjacency(adjacency)
-    require(1.0 < order < math.inf, f"Rényi order {order!r} is not in (1, inf); give an order above 1")
+    require(
+        1.0 < order < math.inf, f"Rényi order {order!r} is not in (1, inf); give an order above 1"
+    )
     if unsupported_reason(event, adjacency) is not None:
         return math.inf
     if failures(event, adjacency) > 0.0:
@@ -79,8 +83,12 @@ def failures(event: Event, adjacency: str) -> float:
     return min(1.0, -math.expm1(log_kept) * (1 + 1e-12))
 
 
-def renyi_curve(event: Event, adjacency: str, orders: Sequence[float] | None = None) -> tuple[Array, Array]:
-    """(orders, rho) of an event on a grid of orders; rho is rounded up, inf where there is no bound."""
+def renyi_curve(
+    event: Event, adjacency: str, orders: Sequence[float] | None = None
+) -> tuple[Array, Array]:
+    """(orders, rho) of an event on a grid of orders; rho is rounded up, inf where there is no
+    bound.
+    """
     require_adjacency(adjacency)
     grid = DEFAULT_ORDERS if orders is None else tuple(float(order) for order in orders)
     require(
@@ -101,12 +109,16 @@ def _sum_of_curves(event: Event, adjacency: str, grid: tuple[float, ...]) -> Arr
     nodes, terms, _ = blended(flatten(event), adjacency, upper=True)
     curves = [curve_of(node, grid, adjacency) for node in nodes]
     for term in terms:
-        total += term.count * mixed_curve(np.asarray(grid), [(weight, curves[i]) for i, weight in term.weights])
+        total += term.count * mixed_curve(
+            np.asarray(grid), [(weight, curves[i]) for i, weight in term.weights]
+        )
     return total * (1 + 1e-15)
 
 
 def mixed_curve(orders: Array, parts: Sequence[tuple[float, Array]]) -> Array:
-    """Rényi curve of a mechanism that tells which of several it is: the moments e^((a-1) rho) are averaged."""
+    """Rényi curve of a mechanism that tells which of several it is: the moments e^((a-1) rho) are
+    averaged.
+    """
     if len(parts) == 1:
         return parts[0][1]
     logs = [math.log(weight) + (orders - 1) * rho for weight, rho in parts]
@@ -117,9 +129,9 @@ def mixed_curve(orders: Array, parts: Sequence[tuple[float, Array]]) -> Array:
 def epsilon_from_curve(orders: Array, rho: Array, delta: float) -> tuple[float, float]:
     """(epsilon, best order) implied by a Rényi curve at delta, rounded up and never below 0.
 
-    min over a of rho + log((a-1)/a) - (log delta + log a) / (a-1)   (Canonne, Kamath and Steinke 2020,
-    Proposition 12; Balle et al. 2020, Theorem 21), and 0 where delta^2 >= 1 - e^(-rho) (Bretagnolle and
-    Huber, through the Kullback-Leibler divergence, which no rho is below).
+    min over a of rho + log((a-1)/a) - (log delta + log a) / (a-1)   (Canonne, Kamath and Steinke
+    2020, Proposition 12; Balle et al. 2020, Theorem 21), and 0 where delta^2 >= 1 - e^(-rho)
+    (Bretagnolle and Huber, through the Kullback-Leibler divergence, which no rho is below).
     """
     require_delta(delta)
     orders, rho = _checked_curve(orders, rho)
@@ -139,10 +151,12 @@ def epsilon_from_curve(orders: Array, rho: Array, delta: float) -> tuple[float, 
 def delta_from_curve(orders: Array, rho: Array, epsilon: float) -> float:
     """The smallest delta a Rényi curve implies at epsilon >= 0, rounded up and never above 1.
 
-    min over a of exp((a-1)(rho - epsilon)) (1 - 1/a)^a / (a-1), and sqrt(1 - e^(-rho)) (the bound on the
-    total variation distance, which no delta exceeds).
+    min over a of exp((a-1)(rho - epsilon)) (1 - 1/a)^a / (a-1), and sqrt(1 - e^(-rho)) (the bound
+    on the total variation distance, which no delta exceeds).
     """
-    require(epsilon >= 0.0, f"epsilon={epsilon!r} is not a number >= 0; give a non-negative epsilon")
+    require(
+        epsilon >= 0.0, f"epsilon={epsilon!r} is not a number >= 0; give a non-negative epsilon"
+    )
     orders, rho = _checked_curve(orders, rho)
     if epsilon == math.inf:
         return 0.0 if bool(np.any(np.isfinite(rho))) else 1.0
@@ -156,7 +170,8 @@ def delta_from_curve(orders: Array, rho: Array, epsilon: float) -> float:
 def renyi_epsilon(
     event: Event, delta: float, adjacency: str, orders: Sequence[float] | None = None
 ) -> tuple[float, float]:
-    """(epsilon, best order) of an event; the grid grows upwards while its last order is the best one.
+    """(epsilon, best order) of an event; the grid grows upwards while its last order is the best
+    one.
 
     Without orders, a coarse grid is searched first and the default grid only around its best order.
     """
@@ -165,7 +180,9 @@ def renyi_epsilon(
     delta = given_success(delta, failures(event, adjacency))
     if unsupported_reason(event, adjacency) is not None or delta < 0.0:
         return math.inf, DEFAULT_ORDERS[0]
-    grid, rho = _searched(event, delta, adjacency, COARSE_ORDERS if orders is None else tuple(orders))
+    grid, rho = _searched(
+        event, delta, adjacency, COARSE_ORDERS if orders is None else tuple(orders)
+    )
     epsilon, order = epsilon_from_curve(grid, rho, delta)
     if orders is None and 0.0 < epsilon < math.inf:
         best = int(np.searchsorted(grid, order))
@@ -176,12 +193,16 @@ def renyi_epsilon(
         epsilon, order = epsilon_from_curve(grid, rho, delta)
     while order == grid[-1] and 0.0 < epsilon < math.inf and delta > 0 and order < _LARGEST_ORDER:
         more = _integers_up(math.ceil(order * _GROWTH), min(order * 4, _LARGEST_ORDER * _GROWTH))
-        grid, rho = _merged(np.append(grid, more), np.append(rho, _sum_of_curves(event, adjacency, tuple(more))))
+        grid, rho = _merged(
+            np.append(grid, more), np.append(rho, _sum_of_curves(event, adjacency, tuple(more)))
+        )
         epsilon, order = epsilon_from_curve(grid, rho, delta)
     return epsilon, order
 
 
-def renyi_delta(event: Event, epsilon: float, adjacency: str, orders: Sequence[float] | None = None) -> float:
+def renyi_delta(
+    event: Event, epsilon: float, adjacency: str, orders: Sequence[float] | None = None
+) -> float:
     """The smallest delta the event's Rényi curve implies at epsilon >= 0, failures included."""
     failing = failures(event, adjacency)
     if unsupported_reason(event, adjacency) is not None or failing >= 1.0:
@@ -201,8 +222,12 @@ def given_success(delta: float, failing: float) -> float:
     return (delta - failing) / (1 - failing) * (1 - 1e-12) if failing < min(1.0, delta) else -1.0
 
 
-def _searched(event: Event, delta: float, adjacency: str, orders: tuple[float, ...]) -> tuple[Array, Array]:
-    """The part of the curve that can matter for epsilon: rho never falls, and epsilon(a) >= rho(a) - 1/(a-1)."""
+def _searched(
+    event: Event, delta: float, adjacency: str, orders: tuple[float, ...]
+) -> tuple[Array, Array]:
+    """The part of the curve that can matter for epsilon: rho never falls, and epsilon(a) >= rho(a)
+    - 1/(a-1).
+    """
     grid, rho, best = np.zeros(0), np.zeros(0), math.inf
     for start in range(0, len(orders), _CHUNK):
         part = np.asarray(orders[start : start + _CHUNK])
@@ -222,13 +247,17 @@ def _merged(orders: Array, rho: Array) -> tuple[Array, Array]:
 def _checked_curve(orders: Array, rho: Array) -> tuple[Array, Array]:
     orders, rho = np.asarray(orders, dtype=float), np.asarray(rho, dtype=float)
     if orders.shape != rho.shape or orders.size == 0 or np.isnan(rho).any() or (rho < 0).any():
-        raise InputError("a Rényi curve needs one rho >= 0 for every order; take it from renyi_curve()")
+        raise InputError(
+            "a Rényi curve needs one rho >= 0 for every order; take it from renyi_curve()"
+        )
     return orders, rho
 
 
 @lru_cache(maxsize=4096)
 def curve_of(event: Event, orders: tuple[float, ...], adjacency: str) -> Array:
-    """Rényi divergences of one release of a primitive event at these orders; kept for the next question."""
+    """Rényi divergences of one release of a primitive event at these orders; kept for the next
+    question.
+    """
     return np.asarray([event.renyi(order, adjacency) for order in orders])
 
 

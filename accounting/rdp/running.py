@@ -16,15 +16,34 @@ _ORDERS = (
     *(1.05, 1.1, 1.2, 1.3, 1.4, 1.5, 1.65, 1.8),
     *(2.0 + 0.2 * step for step in range(10)),
     *(4.0 + 0.5 * step for step in range(17)),
-    *(13.0, 14.0, 15.0, 16.0, 18.0, 20.0, 23.0, 26.0, 30.0, 35.0, 41.0, 48.0, 64.0, 128.0, 256.0, 1024.0, 4096.0),
+    *(
+        13.0,
+        14.0,
+        15.0,
+        16.0,
+        18.0,
+        20.0,
+        23.0,
+        26.0,
+        30.0,
+        35.0,
+        41.0,
+        48.0,
+        64.0,
+        128.0,
+        256.0,
+        1024.0,
+        4096.0,
+    ),
 )
 
 
 class RunningCurve:
     """The sum of the Rényi curves of everything charged, on a sparse grid of orders.
 
-    A release that was charged before costs one addition. Where every release differs, each is bounded by a mixture
-    of neighbours on a lattice (see `blending`), so that few curves are ever computed.
+    A release that was charged before costs one addition. Where every release differs, each is
+    bounded by a mixture of neighbours on a lattice (see `blending`), so that few curves are ever
+    computed.
     """
 
     def __init__(self, adjacency: str) -> None:
@@ -43,7 +62,9 @@ class RunningCurve:
         """Upper bound on epsilon at delta of everything charged."""
         for event, count in self._pending.items():
             self._rho = self._rho + count * self._curve(event) * (1 + 1e-15)
-            self._log_kept += count * math.log1p(-min(event.failure_probability_under(self._adjacency), 1 - 2**-53))
+            self._log_kept += count * math.log1p(
+                -min(event.failure_probability_under(self._adjacency), 1 - 2**-53)
+            )
         self._pending = {}
         left = given_success(delta, -math.expm1(self._log_kept) * (1 + 1e-12))
         return epsilon_from_curve(self._orders, self._rho, left)[0] if left >= 0.0 else math.inf
@@ -53,6 +74,8 @@ class RunningCurve:
             return np.full(self._orders.size, math.inf)
         if event not in self._kinds and len(self._kinds) >= _MANY and can_blend(event):
             corners = corners_on_lattice(cast(PoissonGaussian, event), self._adjacency)
-            return mixed_curve(self._orders, [(w, curve_of(node, _ORDERS, self._adjacency)) for w, node in corners])
+            return mixed_curve(
+                self._orders, [(w, curve_of(node, _ORDERS, self._adjacency)) for w, node in corners]
+            )
         self._kinds.add(event)
         return curve_of(event, _ORDERS, self._adjacency)

@@ -1,4 +1,6 @@
-"""The one bridge to the accountants: charges a step's event, durably, before its sample is drawn (law 1)."""
+"""The one bridge to the accountants: charges a step's event, durably, before its sample is drawn
+(law 1).
+"""
 
 from __future__ import annotations
 
@@ -18,11 +20,13 @@ from dpclip.sampling import Charge
 
 
 class Ledger:
-    """Charges steps against a plan; on disk as a hash-chained journal, or in memory for scripts and notebooks.
+    """Charges steps against a plan; on disk as a hash-chained journal, or in memory for scripts and
+    notebooks.
 
-    A charge is identified by (step, generation): asking again for one that is on record returns its receipt
-    without a second charge, which is how a bit-identical replay is paid for once. The same file says which sum each
-    noise was added to, so that a charge without a release is a step whose noise was never drawn.
+    A charge is identified by (step, generation): asking again for one that is on record returns its
+    receipt without a second charge, which is how a bit-identical replay is paid for once. The same
+    file says which sum each noise was added to, so that a charge without a release is a step whose
+    noise was never drawn.
     """
 
     def __init__(self, plan: Plan, journal: Journal | None) -> None:
@@ -44,7 +48,9 @@ class Ledger:
             plan: what is charged against.
             settings: keyed digest of the run's settings, which binds them to its history.
         """
-        header = {"plan": plan.to_json(), "digest": plan.digest()} | ({"settings": settings} if settings else {})
+        header = {"plan": plan.to_json(), "digest": plan.digest()} | (
+            {"settings": settings} if settings else {}
+        )
         return cls(plan, Journal.create(path, header) if path else None)
 
     @staticmethod
@@ -73,8 +79,9 @@ class Ledger:
             check_arithmetic_recorded(old)
             changed = [k for k, v in plan.to_json().items() if old.get(k) != v]
             raise InputError(
-                f"the ledger {path} was written for another plan (changed: {', '.join(changed) or 'unknown'}): "
-                "resume with the original settings, or start a new run in a new folder"
+                f"the ledger {path} was written for another plan (changed: "
+                f"{', '.join(changed) or 'unknown'}): resume with the original settings, or start "
+                "a new run in a new folder"
             )
         return cls(plan, journal)
 
@@ -89,7 +96,9 @@ class Ledger:
         self._charges[Charge(event, step % 2, generation)] += 1
         if self._filter is not None:
             self._filter.charge(event)
-            receipt = Receipt(step, generation, sigma, len(self._charged), None, self._filter.remaining())
+            receipt = Receipt(
+                step, generation, sigma, len(self._charged), None, self._filter.remaining()
+            )
         else:
             done = self._planned_steps()
             left = 0.0 if done is None else max(0.0, 1 - done / self.plan.steps)
@@ -109,20 +118,26 @@ class Ledger:
         event = self.plan.event(noise_multiplier)
         self._check_budget(Charge(event, step % 2, generation))
         if self._journal is not None:
-            body = {"kind": "step", "step": step, "generation": generation, "event": event.to_json()}
+            body = {
+                "kind": "step",
+                "step": step,
+                "generation": generation,
+                "event": event.to_json(),
+            }
             self._journal.append(body)
         return self._book(step, generation, event)
 
     def confirm(self, receipt: Receipt, digest: str) -> bool:
         """Record which sum a step's noise is about to be added to; it is on disk when this returns.
 
-        A replay that arrives at another sum must not meet the same noise: the difference of the two releases would be
-        that of the two private sums.
+        A replay that arrives at another sum must not meet the same noise: the difference of the two
+        releases would be that of the two private sums.
 
         Args:
             receipt: of the step's charge.
-            digest: Poly1305 tag of the sum under a key that serves this (step, generation) alone, which tells nothing
-                to who lacks the run's key; so it may stand in the ledger, which leaves the private folder.
+            digest: Poly1305 tag of the sum under a key that serves this (step, generation) alone,
+                which tells nothing to who lacks the run's key; so it may stand in the ledger, which
+                leaves the private folder.
 
         Returns:
             False if another sum is on record for the same noise.
@@ -132,13 +147,20 @@ class Ledger:
         if known is not None:
             return known == digest
         if self._journal is not None:
-            body = {"kind": "release", "step": receipt.step, "generation": receipt.generation, "commitment": digest}
+            body = {
+                "kind": "release",
+                "step": receipt.step,
+                "generation": receipt.generation,
+                "commitment": digest,
+            }
             self._journal.append(body)
         self._released[slot] = digest
         return True
 
     def admitted_noise(self, step: int, generation: int, wish: float) -> float:
-        """The noise of the step: what the plan makes of the rule's wish, or more if a filter admits no less."""
+        """The noise of the step: what the plan makes of the rule's wish, or more if a filter admits
+        no less.
+        """
         known = self._charged.get((step, generation))
         if known is not None:
             return known.noise_multiplier
@@ -156,7 +178,9 @@ class Ledger:
         if self._filter is not None:
             if self._filter.can_afford(charge.event):
                 return
-            raise BudgetExceededError(f"step {self.charges + 1} does not fit into what the privacy filter has left")
+            raise BudgetExceededError(
+                f"step {self.charges + 1} does not fit into what the privacy filter has left"
+            )
         after = self.plan.spent(self._charges + Counter([charge]))
         planned, most = self.plan.whole
         if set(after) == {planned} and after[planned] <= most and self._plan_fits:
@@ -167,8 +191,8 @@ class Ledger:
         spent = accountant.epsilon(self.plan.delta).upper
         if spent > self.plan.target_epsilon:
             raise BudgetExceededError(
-                f"step {self.charges + 1} would spend epsilon {spent:.4g} of {self.plan.target_epsilon:g} "
-                f"at delta {self.plan.delta:g}"
+                f"step {self.charges + 1} would spend epsilon {spent:.4g} of "
+                f"{self.plan.target_epsilon:g} at delta {self.plan.delta:g}"
             )
 
     def _planned_steps(self) -> int | None:
@@ -176,11 +200,17 @@ class Ledger:
         spent = self.plan.spent(self._charges)
         if set(spent) != {planned} or spent[planned] > most:
             return None
-        return self.plan.scheme.after(self.plan, spent[planned]) if self.plan.private else spent[planned]
+        return (
+            self.plan.scheme.after(self.plan, spent[planned])
+            if self.plan.private
+            else spent[planned]
+        )
 
     @cached_property
     def _plan_fits(self) -> bool:
-        """Whether all planned steps together stay within the budget; asked of the accountant once a run."""
+        """Whether all planned steps together stay within the budget; asked of the accountant once a
+        run.
+        """
         accountant = make_accountant(self.plan.accountant, self.plan.adjacency)
         return accountant.quote(*self.plan.whole, self.plan.delta).upper <= self.plan.target_epsilon
 
@@ -198,7 +228,9 @@ class Ledger:
         return generation
 
     def compare(self) -> Comparison:
-        """All accountants on what has been charged so far; a filter promises its budget, and they only compare."""
+        """All accountants on what has been charged so far; a filter promises its budget, and they
+        only compare.
+        """
         if self._filter is not None:
             return filtered(self._filter, self.plan.delta)
         return compare(

@@ -26,12 +26,14 @@ ARITHMETICS = ("exact", "fast")
 
 @dataclass(frozen=True)
 class Plan(Schedule):
-    """Everything that the privacy of a run depends on: a schedule, and how it is drawn and accounted for.
+    """Everything that the privacy of a run depends on: a schedule, and how it is drawn and
+    accounted for.
 
     Attributes:
         accountant: "prv" or "rdp", the accountant whose figure is the guarantee.
         unit: what one unit of privacy is, in words.
-        sampling: how batches are drawn, and with it how steps compose: a name of `dpclip.sampling.SCHEMES`.
+        sampling: how batches are drawn, and with it how steps compose: a name of
+            `dpclip.sampling.SCHEMES`.
         arithmetic: "exact", sums and noise without rounding error, or "fast", float32 products.
         noise: what is added to each step's sum: a name of `dpclip.noise.mechanisms.MECHANISMS`.
     """
@@ -43,13 +45,16 @@ class Plan(Schedule):
     noise: str = "white-gaussian"
 
     def __post_init__(self) -> None:
-        # One type each, whatever was given, so that a plan read back from JSON is the same plan with the same digest.
+        # One type each, whatever was given, so that a plan read back from JSON is the same plan
+        # with the same digest.
         for name in ("units", "expected_batch_size", "steps"):
             object.__setattr__(self, name, whole_number(name, getattr(self, name)))
         for name in ("noise_multiplier", "delta", "target_epsilon"):
             object.__setattr__(self, name, float(getattr(self, name)))
         if self.units < 1:
-            raise InputError(f"units = {self.units}: there is nothing to train on; give at least one record")
+            raise InputError(
+                f"units = {self.units}: there is nothing to train on; give at least one record"
+            )
         if not 1 <= self.expected_batch_size <= self.units:
             raise InputError(
                 f"batch size {self.expected_batch_size} is impossible with N = {self.units} units: "
@@ -58,9 +63,14 @@ class Plan(Schedule):
         if self.steps < 1:
             raise InputError(f"steps = {self.steps}: train for at least one step")
         if not 0 <= self.noise_multiplier < math.inf:
-            raise InputError(f"noise_multiplier = {self.noise_multiplier}: a number from 0 to below infinity is needed")
+            raise InputError(
+                f"noise_multiplier = {self.noise_multiplier}: a number from 0 to below infinity is "
+                "needed"
+            )
         if self.arithmetic not in ARITHMETICS:
-            raise InputError(f"arithmetic {self.arithmetic!r} is unknown: choose one of {', '.join(ARITHMETICS)}")
+            raise InputError(
+                f"arithmetic {self.arithmetic!r} is unknown: choose one of {', '.join(ARITHMETICS)}"
+            )
         self.scheme.check(self)
 
     @property
@@ -70,7 +80,10 @@ class Plan(Schedule):
 
     @property
     def sample_rate(self) -> float:
-        """Probability that a unit is in a batch that may draw it. The sampler's realised rate is never above it."""
+        """Probability that a unit is in a batch that may draw it.
+
+        The sampler's realised rate is never above it.
+        """
         return self.scheme.sample_rate(self)
 
     def event(self, noise_multiplier: float | None = None) -> Event:
@@ -115,15 +128,17 @@ class Plan(Schedule):
 
 
 def check_arithmetic_recorded(fields: dict[str, Any]) -> None:
-    """Refuse the plan of a run that added up and drew noise in another way: nothing of it can be replayed.
+    """Refuse the plan of a run that added up and drew noise in another way: nothing of it can be
+    replayed.
 
     Raises:
         InputError: the fields of a plan do not name its arithmetic.
     """
     if "arithmetic" not in fields:
         raise InputError(
-            "this run was begun by an earlier version, whose sums and noise were computed otherwise, so it cannot be "
-            "continued: its report and what it spent stand; start a new run"
+            "this run was begun by an earlier version, whose sums and noise were computed "
+            "otherwise, so it cannot be continued: its report and what it spent stand; start a new "
+            "run"
         )
 
 
@@ -150,13 +165,17 @@ def check_target(epsilon: float, delta: float, units: int) -> None:
         InputError: epsilon not positive, delta outside (0, 1/N).
     """
     if not epsilon > 0:
-        raise InputError(f"epsilon = {epsilon}: a budget must be positive; 8 is a common start, inf for none")
+        raise InputError(
+            f"epsilon = {epsilon}: a budget must be positive; 8 is a common start, inf for none"
+        )
     if not 0 < delta < 1:
-        raise InputError(f"delta = {delta}: a probability strictly between 0 and 1 is needed, well below 1/N")
+        raise InputError(
+            f"delta = {delta}: a probability strictly between 0 and 1 is needed, well below 1/N"
+        )
     if delta >= 1 / units:
         raise InputError(
-            f"delta = {delta:g} is not below 1/N = {1 / units:.3g} (N = {units}): publishing one record outright "
-            f"would satisfy it; choose at most {default_delta(units):.2g}"
+            f"delta = {delta:g} is not below 1/N = {1 / units:.3g} (N = {units}): publishing one "
+            f"record outright would satisfy it; choose at most {default_delta(units):.2g}"
         )
 
 
@@ -190,8 +209,8 @@ def make_plan(
         target_epsilon: the budget, or infinity.
         target_delta: defaults to `default_delta(units)`.
         epochs: passes over the data; or give `steps`.
-        noise_multiplier: skip the calibration and use this one (its epsilon must still be within the budget,
-            which the ledger checks step by step).
+        noise_multiplier: skip the calibration and use this one (its epsilon must still be within
+            the budget, which the ledger checks step by step).
         sampling: what the clipping rule asks for.
         arithmetic: "exact" or "fast".
 
@@ -206,28 +225,46 @@ def make_plan(
     check_target(target_epsilon, delta, units)
     count = steps_for(units, expected_batch_size, epochs) if steps is None else steps  # type: ignore[arg-type]
     draft = Plan(
-        units, expected_batch_size, count, 0.0, delta, target_epsilon, adjacency=adjacency, accountant=accountant,
-        unit=unit, sampling=sampling, arithmetic=arithmetic,
-    )  # fmt: skip
+        units,
+        expected_batch_size,
+        count,
+        0.0,
+        delta,
+        target_epsilon,
+        adjacency=adjacency,
+        accountant=accountant,
+        unit=unit,
+        sampling=sampling,
+        arithmetic=arithmetic,
+    )
     if not draft.private:
         return draft
     if noise_multiplier is not None:
         return replace(draft, noise_multiplier=noise_multiplier)
     planned = _calibrated(draft)
     if accountant != "rdp" and _reported(planned) > target_epsilon:
-        # The opinions differ on this schedule, so the statement will report the largest: plan for that one.
+        # The opinions differ on this schedule, so the statement will report the largest: plan for
+        # that one.
         planned = _calibrated(replace(draft, accountant="rdp"))
     return planned
 
 
 def _calibrated(draft: Plan) -> Plan:
     found = calibrate_noise_multiplier(
-        draft.target_epsilon, draft.delta, draft.sample_rate, replace(draft, noise_multiplier=1.0).whole[1],
-        adjacency=draft.adjacency, accountant=draft.accountant,
-    )  # fmt: skip
-    return replace(draft, noise_multiplier=draft.scheme.noise_multiplier(draft, found.noise_multiplier))
+        draft.target_epsilon,
+        draft.delta,
+        draft.sample_rate,
+        replace(draft, noise_multiplier=1.0).whole[1],
+        adjacency=draft.adjacency,
+        accountant=draft.accountant,
+    )
+    return replace(
+        draft, noise_multiplier=draft.scheme.noise_multiplier(draft, found.noise_multiplier)
+    )
 
 
 def _reported(plan: Plan) -> float:
     """What a statement on the whole plan would say."""
-    return compare([plan.whole], plan.delta, adjacency=plan.adjacency, accountant=plan.accountant).epsilon
+    return compare(
+        [plan.whole], plan.delta, adjacency=plan.adjacency, accountant=plan.accountant
+    ).epsilon

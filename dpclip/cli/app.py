@@ -33,7 +33,10 @@ def _show_version(wanted: bool) -> None:
 @app.callback()
 def options(
     version: Annotated[
-        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and exit.")
+        bool,
+        typer.Option(
+            "--version", callback=_show_version, is_eager=True, help="Print the version and exit."
+        ),
     ] = False,
 ) -> None:
     """Train and fine-tune models under differential privacy, and prove it afterwards."""
@@ -41,7 +44,9 @@ def options(
 
 @contextmanager
 def one_line_errors() -> Iterator[None]:
-    """An error of ours ends with one line and the exit code of its class, never with a traceback."""
+    """An error of ours ends with one line and the exit code of its class, never with a
+    traceback.
+    """
     try:
         yield
     except (DpclipError, AccountingError) as error:

@@ -17,12 +17,20 @@ def add_to(app: typer.Typer, errors: Callable[[], AbstractContextManager[None]])
     def calibrate(
         epsilon: Annotated[float, typer.Option(help="Target epsilon.")],
         delta: Annotated[float, typer.Option(help="The delta of the guarantee.")],
-        sample_rate: Annotated[float, typer.Option(help="Probability q that a unit joins a step's batch.")],
+        sample_rate: Annotated[
+            float, typer.Option(help="Probability q that a unit joins a step's batch.")
+        ],
         steps: Annotated[int, typer.Option(help="Number of steps.")],
-        adjacency: Annotated[str, typer.Option(help="add-remove, zero-out or replace-one.")] = "add-remove",
+        adjacency: Annotated[
+            str, typer.Option(help="add-remove, zero-out or replace-one.")
+        ] = "add-remove",
         accountant: Annotated[str, typer.Option(help="prv or rdp.")] = "prv",
-        clipping: Annotated[str | None, typer.Option(help="A rule: its batches, sensitivity and noise.")] = None,
-        batch_size: Annotated[int, typer.Option(help="Expected units a step, for --clipping.")] = 256,
+        clipping: Annotated[
+            str | None, typer.Option(help="A rule: its batches, sensitivity and noise.")
+        ] = None,
+        batch_size: Annotated[
+            int, typer.Option(help="Expected units a step, for --clipping.")
+        ] = 256,
         as_json: Annotated[bool, typer.Option("--json", help="Print JSON for machines.")] = False,
     ) -> None:
         """The noise multiplier that keeps a schedule within (epsilon, delta), on the safe side."""
@@ -44,7 +52,10 @@ def add_to(app: typer.Typer, errors: Callable[[], AbstractContextManager[None]])
                 fields = {"noise_multiplier": found.noise_multiplier, "epsilon": found.epsilon}
                 typer.echo(json.dumps(fields))
             else:
-                typer.echo(f"noise multiplier {found.noise_multiplier:.6g} spends epsilon {found.epsilon:.6g}")
+                typer.echo(
+                    f"noise multiplier {found.noise_multiplier:.6g} spends epsilon "
+                    f"{found.epsilon:.6g}"
+                )
 
 
 def _with_rule(clipping: str, as_json: bool, **schedule: Any) -> None:
@@ -59,14 +70,17 @@ def _with_rule(clipping: str, as_json: bool, **schedule: Any) -> None:
         typer.echo(_line("least noise", other))
     if "flat_at_the_same_cap" in found:
         flat = found["flat_at_the_same_cap"]
-        typer.echo(f"for comparison: flat at C = {flat['C']:.4g}: noise {flat['noise']:.6g} on the sum")
+        typer.echo(
+            f"for comparison: flat at C = {flat['C']:.4g}: noise {flat['noise']:.6g} on the sum"
+        )
 
 
 def _line(title: str, found: dict[str, Any]) -> str:
     rule = ", ".join(f"{key} {_short(value)}" for key, value in found["rule"].items())
     return (
-        f"{title}: {rule}; drawn by {found['sampling']}; noise multiplier {found['noise_multiplier']:.6g} times "
-        f"sensitivity {found['sensitivity']:.6g}: noise {found['noise']:.6g} on the sum"
+        f"{title}: {rule}; drawn by {found['sampling']}; noise multiplier "
+        f"{found['noise_multiplier']:.6g} times sensitivity {found['sensitivity']:.6g}: noise "
+        f"{found['noise']:.6g} on the sum"
     )
 
 

@@ -22,7 +22,13 @@ _OWN = ("epsilon", "clipping", "seed", "baseline")
 
 
 def run(
-    rules: str, epsilons: str, seeds: int, config: Path | None, output: Path, rest: list[str], as_json: bool
+    rules: str,
+    epsilons: str,
+    seeds: int,
+    config: Path | None,
+    output: Path,
+    rest: list[str],
+    as_json: bool,
 ) -> None:
     """Compare, print the table, write the figure.
 
@@ -40,11 +46,15 @@ def run(
     grid = comparison.ComparisonGrid(base, comparison.split_rules(rules), budgets, seeds)
     console = Console(highlight=False, quiet=as_json, soft_wrap=True)
     count = sum(1 for _ in grid.cells())
-    console.print(f"{count} runs: {len(grid.rules)} rules, ε = {epsilons}, {seeds} seeds, in {output}")
+    console.print(
+        f"{count} runs: {len(grid.rules)} rules, ε = {epsilons}, {seeds} seeds, in {output}"
+    )
     listener = _Counter(console)
 
     def began(number: int, cell: comparison.ComparisonCell) -> None:
-        listener.begin(f"run {number + 1} of {count}: {cell.rule}, ε = {cell.epsilon:g}, seed {cell.seed}")
+        listener.begin(
+            f"run {number + 1} of {count}: {cell.rule}, ε = {cell.epsilon:g}, seed {cell.seed}"
+        )
 
     result = comparison.carry_out(grid, output, listener, began)
     figure = write_figure(output, result)
@@ -59,7 +69,8 @@ def settings_from(words: list[str]) -> dict[str, Any]:
     """Options of `dpclip train` as settings.
 
     Raises:
-        InputError: an option that train does not have, or that the comparison sets itself; a value that does not fit.
+        InputError: an option that train does not have, or that the comparison sets itself; a value
+            that does not fit.
     """
     hints = get_type_hints(Settings)
     known = {option(field.name): field.name for field in fields(Settings) if field.name not in _OWN}
@@ -69,7 +80,9 @@ def settings_from(words: list[str]) -> dict[str, Any]:
         word, equals, value = queue.pop(0).partition("=")
         name = known.get(word)
         if name is None:
-            raise InputError(f"{word}: compare takes the options of train but for {', '.join(map(option, _OWN))}")
+            raise InputError(
+                f"{word}: compare takes the options of train but for {', '.join(map(option, _OWN))}"
+            )
         if hints[name] is bool:
             found[name] = True
             continue
@@ -89,7 +102,9 @@ def _typed(word: str, value: str, hint: Any) -> Any:
     try:
         return kinds[0](value)
     except ValueError:
-        raise InputError(f"{word} {value!r} is not a {'whole number' if kinds[0] is int else 'number'}") from None
+        raise InputError(
+            f"{word} {value!r} is not a {'whole number' if kinds[0] is int else 'number'}"
+        ) from None
 
 
 def _budget(text: str) -> float:
@@ -97,7 +112,8 @@ def _budget(text: str) -> float:
         value = float(text)
     except ValueError:
         raise InputError(
-            f"--epsilon {text!r} is not a number: give budgets as 1,2,8 (inf trains without privacy)"
+            f"--epsilon {text!r} is not a number: give budgets as 1,2,8 (inf trains without "
+            "privacy)"
         ) from None
     if not value > 0 or math.isnan(value):
         raise InputError(f"--epsilon {text!r} must be positive")

@@ -38,11 +38,20 @@ def run(
     warnings.filterwarnings("ignore")
     labels = _LABELS if task == "classification" else None
     loaded = load_model(
-        model, task, labels=labels, tokenizer=tokenizer, from_scratch=from_scratch, lora=lora, device=device
+        model,
+        task,
+        labels=labels,
+        tokenizer=tokenizer,
+        from_scratch=from_scratch,
+        lora=lora,
+        device=device,
     )
     length = max_length or min(_LONGEST, loaded.context)
     if not 1 <= length <= loaded.context:
-        raise InputError(f"--max-length {length} must be between 1 and the model's context of {loaded.context} tokens")
+        raise InputError(
+            f"--max-length {length} must be between 1 and the model's context of {loaded.context} "
+            "tokens"
+        )
     stand_in: LanguageModelling | Classification = LanguageModelling(loaded.tokenizer, length)
     if task == "classification":
         stand_in = Classification(loaded.tokenizer, length, tuple(_LABELS))
@@ -72,18 +81,22 @@ def _show(found: Diagnosis, length: int) -> None:
     console.print(table)
     uses = [finding.parameter for finding in found.findings]
     for name in sorted({name for name in uses if uses.count(name) > 1}):
-        console.print(f"{name} is used {uses.count(name)} times: its norm has the exact cross terms")
+        console.print(
+            f"{name} is used {uses.count(name)} times: its norm has the exact cross terms"
+        )
     console.print(f"{found.trainable:,} trainable parameters; records of {length} tokens")
     if found.slowdown is not None:
         console.print(
-            f"memory: {found.row_bytes / 2**20:.0f} MiB a row and {found.fixed_bytes / 2**20:.0f} MiB besides; "
-            f"{found.rows_that_fit} rows would fit now\n"
-            f"time: a private micro-batch takes {found.slowdown:.2f} times the plain forward and backward pass here"
+            f"memory: {found.row_bytes / 2**20:.0f} MiB a row and {found.fixed_bytes / 2**20:.0f} "
+            f"MiB besides; {found.rows_that_fit} rows would fit now\ntime: a private micro-batch "
+            f"takes {found.slowdown:.2f} times the plain forward and backward pass here"
         )
     for refusal in found.refusals:
-        Console(stderr=True, soft_wrap=True, highlight=False).print(f"dpclip: refused: {refusal}", markup=False)
+        Console(stderr=True, soft_wrap=True, highlight=False).print(
+            f"dpclip: refused: {refusal}", markup=False
+        )
     if not found.refusals:
         console.print(
-            "rows do not influence each other, bit for bit on this machine, and per-sample gradients are right: ready "
-            "to train"
+            "rows do not influence each other, bit for bit on this machine, and per-sample "
+            "gradients are right: ready to train"
         )

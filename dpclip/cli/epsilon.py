@@ -15,11 +15,15 @@ def add_to(app: typer.Typer, errors: Callable[[], AbstractContextManager[None]])
 
     @app.command("epsilon")
     def epsilon(
-        sample_rate: Annotated[float, typer.Option(help="Probability q that a unit joins a step's batch.")],
+        sample_rate: Annotated[
+            float, typer.Option(help="Probability q that a unit joins a step's batch.")
+        ],
         noise_multiplier: Annotated[float, typer.Option(help="Noise std over L2 sensitivity.")],
         steps: Annotated[int, typer.Option(help="Number of steps.")],
         delta: Annotated[float, typer.Option(help="The delta of the guarantee.")],
-        adjacency: Annotated[str, typer.Option(help="add-remove, zero-out or replace-one.")] = "add-remove",
+        adjacency: Annotated[
+            str, typer.Option(help="add-remove, zero-out or replace-one.")
+        ] = "add-remove",
         accountant: Annotated[str, typer.Option(help="prv or rdp.")] = "prv",
         as_json: Annotated[bool, typer.Option("--json", help="Print JSON for machines.")] = False,
     ) -> None:
@@ -34,15 +38,24 @@ def add_to(app: typer.Typer, errors: Callable[[], AbstractContextManager[None]])
             book.charge(event, check_steps(steps))
             found = book.epsilon(delta)
             if as_json:
-                # Without a certified lower end: 0 is always true, and the bound is the only estimate.
+                # Without a certified lower end: 0 is always true, and the bound is the only
+                # estimate.
                 lower = 0.0 if found.lower is None else found.lower
                 estimate = found.upper if found.estimate is None else found.estimate
                 fields = {
-                    "epsilon": finite(found.upper), "estimate": finite(estimate), "lower": finite(lower),
-                    "delta": delta, "accountant": accountant, "adjacency": adjacency, "note": found.note,
-                }  # fmt: skip
+                    "epsilon": finite(found.upper),
+                    "estimate": finite(estimate),
+                    "lower": finite(lower),
+                    "delta": delta,
+                    "accountant": accountant,
+                    "adjacency": adjacency,
+                    "note": found.note,
+                }
                 typer.echo(json.dumps(fields))
             else:
                 note = f" ({found.note})" if found.note else ""
                 between = "" if found.lower is None else f" (certainly above {found.lower:.6g})"
-                typer.echo(f"epsilon {found.upper:.6g}{between} at delta {delta:g}, {adjacency}, {accountant}{note}")
+                typer.echo(
+                    f"epsilon {found.upper:.6g}{between} at delta {delta:g}, {adjacency}, "
+                    f"{accountant}{note}"
+                )

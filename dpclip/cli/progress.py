@@ -31,7 +31,10 @@ class NoProgress:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         return None
 
@@ -66,7 +69,10 @@ class ConsoleProgress(NoProgress):
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self._stop()
         if kind is KeyboardInterrupt:
@@ -84,13 +90,22 @@ class ConsoleProgress(NoProgress):
         self._job = job
         self.console.print(_header(job, folder))
         columns = (
-            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("steps"),
-            TextColumn("{task.fields[spent]}"), TextColumn("{task.fields[held_out]}"), TimeRemainingColumn(),
-        )  # fmt: skip
-        self._progress = Progress(*columns, console=self.console, disable=not self.console.is_terminal)
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("steps"),
+            TextColumn("{task.fields[spent]}"),
+            TextColumn("{task.fields[held_out]}"),
+            TimeRemainingColumn(),
+        )
+        self._progress = Progress(
+            *columns, console=self.console, disable=not self.console.is_terminal
+        )
         self._progress.start()
         description = "training" if job.plan.private else "training without privacy"
-        self._task = self._progress.add_task(description, total=job.plan.steps, spent="", held_out="")
+        self._task = self._progress.add_task(
+            description, total=job.plan.steps, spent="", held_out=""
+        )
 
     def on_evaluate(self, step: int, metric: str, value: float) -> None:
         """A held-out figure."""
@@ -121,20 +136,29 @@ class ConsoleProgress(NoProgress):
         lines = [guarantee["sentence"]]
         if outcome.status != "complete":
             lines.append(
-                f"Steps given up because the budget was used up: {run['steps_given_up']} of {run['steps_planned']}."
+                f"Steps given up because the budget was used up: {run['steps_given_up']} of "
+                f"{run['steps_planned']}."
             )
         lines += _figures(outcome, self._job.task.metric if self._job else "metric")
-        lines.append(f"Report: {outcome.folder}/public/report.html   Model: {outcome.folder}/public/model")
+        lines.append(
+            f"Report: {outcome.folder}/public/report.html   Model: {outcome.folder}/public/model"
+        )
         self.console.print(Panel("\n".join(lines), title="privacy statement", border_style="green"))
 
 
 def _figures(outcome: Outcome, metric: str) -> list[str]:
     if outcome.after is None:
-        return ["No held-out data was given (--eval-data), so no figure on how well it learned is published."]
+        return [
+            "No held-out data was given (--eval-data), so no figure on how well it learned is "
+            "published."
+        ]
     before = "" if outcome.before is None else f"{outcome.before:.4g} before, "
     text = f"Held-out {metric}: {before}{outcome.after:.4g} after"
     if outcome.baseline is not None:
-        text += f"; {outcome.baseline:.4g} for the same run without privacy (unprotected, kept in private/)"
+        text += (
+            f"; {outcome.baseline:.4g} for the same run without privacy (unprotected, kept in "
+            "private/)"
+        )
     return [text + "."]
 
 
@@ -142,7 +166,8 @@ def _header(job: Job, folder: Path | None) -> Panel:
     plan, settings = job.plan, job.settings
     parameters = sum(p.numel() for p in job.loaded.model.parameters() if p.requires_grad)
     budget = (
-        f"ε = {plan.target_epsilon:g} at δ = {plan.delta:g}, {plan.adjacency}, {plan.scheme.certificate(plan.accountant)}"
+        f"ε = {plan.target_epsilon:g} at δ = {plan.delta:g}, {plan.adjacency}, "
+        f"{plan.scheme.certificate(plan.accountant)}"
         if math.isfinite(plan.target_epsilon)
         else "none: ε = inf, training without privacy"
     )
@@ -150,13 +175,23 @@ def _header(job: Job, folder: Path | None) -> Panel:
         ("budget", budget),
         ("unit", plan.unit),
         ("data", f"{job.records.source}: {job.records.rows:,} rows, N = {plan.units:,} units"),
-        ("batches", f"{plan.scheme.sampler_title}, q = {plan.sample_rate:.6g}, expected batch {plan.expected_batch_size}"),
+        (
+            "batches",
+            f"{plan.scheme.sampler_title}, q = {plan.sample_rate:.6g}, expected batch "
+            f"{plan.expected_batch_size}",
+        ),
         ("steps", f"{plan.steps:,}"),
-        ("noise", f"σ = {plan.noise_multiplier:.4g} times the sensitivity" if plan.private else "none"),
+        (
+            "noise",
+            f"σ = {plan.noise_multiplier:.4g} times the sensitivity" if plan.private else "none",
+        ),
         ("clipping", settings.clipping if plan.private else "none"),
         *([("after noise", settings.postprocess)] if settings.postprocess != "none" else []),
         ("model", f"{job.loaded.name}, {parameters:,} trainable parameters"),
-        ("records", f"at most {job.task.max_length} tokens; longer ones are truncated, never split"),
+        (
+            "records",
+            f"at most {job.task.max_length} tokens; longer ones are truncated, never split",
+        ),
         ("held-out", _held_out(job)),
         ("run folder", str(folder) if folder else "none (comparison)"),
     ]
@@ -169,5 +204,7 @@ def _header(job: Job, folder: Path | None) -> Panel:
 def _held_out(job: Job) -> str:
     if job.evaluation_records is None:
         return "none (--eval-data FILE gives held-out figures)"
-    whose = "public" if job.settings.eval_data is None else "declared public by you; not protected by ε"
+    whose = (
+        "public" if job.settings.eval_data is None else "declared public by you; not protected by ε"
+    )
     return f"{job.evaluation_records.source}: {job.evaluation_records.rows:,} rows, {whose}"

@@ -19,7 +19,9 @@ def add_to(app: typer.Typer, errors: Callable[[], AbstractContextManager[None]])
         form: Annotated[str, typer.Option("--format", help="html, md or json.")] = "md",
         as_json: Annotated[bool, typer.Option("--json", help="The same as --format json.")] = False,
     ) -> None:
-        """Print the privacy statement of a run; html also writes RUN/public/report.html and prints its path."""
+        """Print the privacy statement of a run; html also writes RUN/public/report.html and prints
+        its path.
+        """
         with errors():
             from dpclip import report as reports
             from dpclip.errors import InputError

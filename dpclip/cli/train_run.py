@@ -15,7 +15,14 @@ from dpclip.record.run_folder import RunFolder, check_free, free_folder
 from dpclip.train.settings import UNBOUND, Settings, option, read_toml
 
 
-def run(given: dict[str, Any], *, config: Path | None, output: Path | None, resume: Path | None, as_json: bool) -> str:
+def run(
+    given: dict[str, Any],
+    *,
+    config: Path | None,
+    output: Path | None,
+    resume: Path | None,
+    as_json: bool,
+) -> str:
     """Start or resume a run; returns its status.
 
     Raises:
@@ -47,7 +54,9 @@ def run(given: dict[str, Any], *, config: Path | None, output: Path | None, resu
 
 def _folder_to_resume(resume: Path, config: Path | None, output: Path | None) -> RunFolder:
     if config is not None or output is not None:
-        raise InputError("--resume takes the run's own folder and settings: leave out --config and --output")
+        raise InputError(
+            "--resume takes the run's own folder and settings: leave out --config and --output"
+        )
     return RunFolder.open(resume)
 
 
@@ -57,21 +66,29 @@ def _settings_to_resume(folder: RunFolder, given: dict[str, Any]) -> Settings:
         before = getattr(settings, name)
         if value != before and name not in UNBOUND:
             raise InputError(
-                f"{option(name)} {value} differs from the {before} that the run was started with: leave it out "
-                "to resume, or start a new run in a new folder"
+                f"{option(name)} {value} differs from the {before} that the run was started with: "
+                "leave it out to resume, or start a new run in a new folder"
             )
     return settings.changed(**{k: v for k, v in given.items() if k in UNBOUND})
 
 
-def _settings_to_start(given: dict[str, Any], config: Path | None, output: Path | None) -> tuple[Settings, Path | None]:
+def _settings_to_start(
+    given: dict[str, Any], config: Path | None, output: Path | None
+) -> tuple[Settings, Path | None]:
     values = {**(read_toml(config) if config else {}), **given}
     folder = values.pop("output", None)
     if output is None and folder is not None:
         output = Path(folder)
     if values.get("epsilon") is None:
-        raise InputError("no privacy budget was given: add --epsilon 8 (or --epsilon inf to train without privacy)")
+        raise InputError(
+            "no privacy budget was given: add --epsilon 8 (or --epsilon inf to train without "
+            "privacy)"
+        )
     if not values["epsilon"] > 0:
-        raise InputError(f"--epsilon {values['epsilon']} must be positive: 8 is a common start, inf means no privacy")
+        raise InputError(
+            f"--epsilon {values['epsilon']} must be positive: 8 is a common start, inf means no "
+            "privacy"
+        )
     if output is not None:
         check_free(output)
     return Settings(**values), output

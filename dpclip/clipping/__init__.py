@@ -37,6 +37,7 @@ def make_rule(text: str) -> ClippingRule:
     """Build a rule from `NAME` or `NAME:key=value,key=value`.
 
     Raises:
-        InputError: unknown rule or setting (the known ones are listed), or a value that is not a number.
+        InputError: unknown rule or setting (the known ones are listed), or a value that is not a
+            number.
     """
     return RULES.make(text)

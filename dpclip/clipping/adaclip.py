@@ -1,4 +1,6 @@
-"""AdaClip: each coordinate shifted and scaled by what was released of it, so that noise goes where there is room."""
+"""AdaClip: each coordinate shifted and scaled by what was released of it, so that noise goes where
+there is room.
+"""
 
 from __future__ import annotations
 
@@ -20,11 +22,12 @@ from dpclip.released import Released, StepRelease
 class AdaClip(TransformedClipping):
     """w = (g - a) / b by coordinates, clipped to norm 1; the released gradient is b w~ + a.
 
-    b_i = sqrt(s_i sum_j s_j) makes E||w||^2 <= 1 at the least total noise, s_i the coordinate's standard deviation.
-    a and s follow the released gradients alone: a = EMA(g~), s^2 = EMA of h B ((g~ - a)^2 - v), v the noise's own
-    variance in g~. Both factors are ours. B (the expected batch): g~ is a mean, and a sample's variance is B times a
-    mean's. h (headroom): where all samples are clipped, h = 1 finds the scale that is already used, so that one which
-    began too small would stay so.
+    b_i = sqrt(s_i sum_j s_j) makes E||w||^2 <= 1 at the least total noise, s_i the coordinate's
+    standard deviation. a and s follow the released gradients alone: a = EMA(g~), s^2 = EMA of h B
+    ((g~ - a)^2 - v), v the noise's own variance in g~. Both factors are ours. B (the expected
+    batch): g~ is a mean, and a sample's variance is B times a mean's. h (headroom): where all
+    samples are clipped, h = 1 finds the scale that is already used, so that one which began too
+    small would stay so.
 
     Args:
         mean_decay: of a.
@@ -34,12 +37,13 @@ class AdaClip(TransformedClipping):
 
     Guarantee: one sample moves the sum of w by at most 1.
 
-    Edge cases: a starts at 0 and s^2 at sqrt(lowest highest), so b starts small and the first steps clip hard. Where
-    sigma sqrt(d) is not well below sqrt(B), what is left of the noise after v is subtracted feeds s, and
+    Edge cases: a starts at 0 and s^2 at sqrt(lowest highest), so b starts small and the first steps
+    clip hard. Where sigma sqrt(d) is not well below sqrt(B), what is left of the noise after v is
+    subtracted feeds s, and
     the scale grows to `highest`: then flat clipping is better (measured here).
 
-    Reference: Pichapati, Suresh, Yu, Reddi, Kumar, "AdaCliP: Adaptive Clipping for Private SGD", 2019 (updates and
-    constants from memory of the paper).
+    Reference: Pichapati, Suresh, Yu, Reddi, Kumar, "AdaCliP: Adaptive Clipping for Private SGD",
+    2019 (updates and constants from memory of the paper).
     """
 
     mean_decay: float = 0.99
@@ -99,7 +103,3 @@ class AdaClip(TransformedClipping):
     def describe(self) -> dict[str, Any]:
         fields = ("mean_decay", "variance_decay", "headroom", "lowest", "highest")
         return {"rule": self.name, **{name: getattr(self, name) for name in fields}}
-
-
-
-

@@ -1,4 +1,6 @@
-"""Automatic clipping: every gradient is scaled by its own norm, so the threshold needs no tuning."""
+"""Automatic clipping: every gradient is scaled by its own norm, so the threshold needs no
+tuning.
+"""
 
 from __future__ import annotations
 
@@ -17,16 +19,17 @@ class Automatic(ClippingRule):
     """AUTO-S: factor_i = R / (||g_i|| + gamma).
 
     Args:
-        max_grad_norm: R, the norm that a large gradient is scaled to; with Adam it only sets the unit of
-            gamma's effect, with SGD it multiplies the learning rate.
+        max_grad_norm: R, the norm that a large gradient is scaled to; with Adam it only sets the
+            unit of gamma's effect, with SGD it multiplies the learning rate.
         gamma: stability constant, positive; keeps the order of small gradients (paper: 0.01).
 
-    Guarantee: ||factor_i g_i|| = R ||g_i|| / (||g_i|| + gamma) < R, so one sample moves the sum by less than R.
+    Guarantee: ||factor_i g_i|| = R ||g_i|| / (||g_i|| + gamma) < R, so one sample moves the sum by
+    less than R.
 
     Edge cases: a zero gradient gets the finite factor R / gamma and contributes zero.
 
-    Reference: Bu, Wang, Zha, Karypis, "Automatic Clipping: Differentially Private Deep Learning Made Easier and
-    Stronger", 2023, equation for AUTO-S.
+    Reference: Bu, Wang, Zha, Karypis, "Automatic Clipping: Differentially Private Deep Learning
+    Made Easier and Stronger", 2023, equation for AUTO-S.
     """
 
     max_grad_norm: float = 1.0
@@ -57,8 +60,8 @@ class AutomaticV(ClippingRule):
 
     Guarantee: one sample moves the sum by at most R.
 
-    Edge cases: a zero gradient has no direction and gets factor 0. A sample's size is lost altogether, which
-    `Automatic` keeps for small ones.
+    Edge cases: a zero gradient has no direction and gets factor 0. A sample's size is lost
+    altogether, which `Automatic` keeps for small ones.
 
     Reference: as `Automatic`, equation for AUTO-V.
     """

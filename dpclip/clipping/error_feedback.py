@@ -1,4 +1,6 @@
-"""DiceSGD: what clipping cuts off is kept in a private error, and fed back within a bound of its own."""
+"""DiceSGD: what clipping cuts off is kept in a private error, and fed back within a bound of its
+own.
+"""
 
 from __future__ import annotations
 
@@ -16,54 +18,59 @@ from dpclip.errors import InputError
 from dpclip.gradient_sum import GradientSum
 from dpclip.released import Released, StepRelease, Sum
 
-# In `literal` and `leaky` the error takes in unclipped gradients, whose size their proofs do not mind. A gradient this
-# many thresholds long is shortened all the same, so that no sample can drive the error beyond float32.
+# In `literal` and `leaky` the error takes in unclipped gradients, whose size their proofs do not
+# mind. A gradient this many thresholds long is shortened all the same, so that no sample can drive
+# the error beyond float32.
 _FINITE = 1e6
 _LEAK = math.sqrt(8.0)
 
 _ASSUMED = (
-    "every per-sample gradient is bounded as the published theorem for DiceSGD assumes, and its constant, which could "
-    "not be verified, is right"
+    "every per-sample gradient is bounded as the published theorem for DiceSGD assumes, and its "
+    "constant, which could not be verified, is right"
 )
 
 
 @RULES.register
 @dataclass
 class ErrorFeedback(ClippingRule):
-    """Release v = sum_i clip(g_i, C1) + clip(e, C2); the error e takes up what v left out, and is never released.
+    """Release v = sum_i clip(g_i, C1) + clip(e, C2); the error e takes up what v left out, and is
+    never released.
 
     On the scale of sums, with B the public expected batch and P = clip(., B C2):
 
         v     = sum_i clip(g_i, C1) + P(e)
         e_new = residual(e - P(e)) + sum_i clip(g_i, C3) - sum_i clip(g_i, C1)
 
-    | mode       | residual          | C3            | batches | sensitivity S of what is released                  |
-    | one-step   | 0                 | cap           | halves  | sqrt(C1^2 + min(2 B C2, C3 - C1)^2), each pair     |
-    | capped     | e - P(e)          | cap           | passes  | sqrt(k) C1 + k (C3 - C1), all steps together       |
-    | leaky      | P(e - P(e))       | none          | passes  | sqrt(k) (C1 + sqrt(8) B C2)                        |
-    | literal    | e - P(e)          | none          | passes  | sqrt(k) C1 + 2 B C2 sqrt(T)                        |
+    | mode       | residual          | C3            | batches | sensitivity S of what is released
+    | | one-step   | 0                 | cap           | halves  | sqrt(C1^2 + min(2 B C2, C3 -
+    C1)^2), each pair     | | capped     | e - P(e)          | cap           | passes  | sqrt(k) C1
+    + k (C3 - C1), all steps together       | | leaky      | P(e - P(e))       | none          |
+    passes  | sqrt(k) (C1 + sqrt(8) B C2)                        | | literal    | e - P(e)
+    | none          | passes  | sqrt(k) C1 + 2 B C2 sqrt(T)                        |
 
-    k is the number of passes, T of steps; capped with k = 1: sqrt(C1^2 + (C3 - C1)^2). `literal` is the paper's
-    algorithm, `leaky` its published code's residual. The four sensitivities are derived in
-    docs/explanation/error-feedback.md.
+    k is the number of passes, T of steps; capped with k = 1: sqrt(C1^2 + (C3 - C1)^2). `literal` is
+    the paper's algorithm, `leaky` its published code's residual. The four sensitivities are derived
+    in docs/explanation/error-feedback.md.
 
     Args:
         max_grad_norm: C1.
-        error_norm: C2, on the scale of the mean; at least C1 removes clipping's bias (paper). By default C1, and C1 / B
-            in the modes whose sensitivity grows with it. With 0 there is no feedback.
+        error_norm: C2, on the scale of the mean; at least C1 removes clipping's bias (paper). By
+            default C1, and C1 / B in the modes whose sensitivity grows with it. With 0 there is no
+            feedback.
         cap: C3, at least C1; by default 2 C1.
         mode: "one-step", "capped", "leaky" or "literal".
-        calibration: "proved", or "published": noise C1 sqrt(1 + 2 B C2 / C1) over Poisson batches, as in the authors'
-            code, with which the guarantee is conditional. An audit of `literal` at the published calibration exceeds
-            its epsilon many times over when gradients are not bounded.
+        calibration: "proved", or "published": noise C1 sqrt(1 + 2 B C2 / C1) over Poisson batches,
+            as in the authors' code, with which the guarantee is conditional. An audit of `literal`
+            at the published calibration exceeds its epsilon many times over when gradients are not
+            bounded.
 
-    Error and v are float64 until the noise is added; S is enlarged by what rounding v to float32 would add, in every
-    step that a unit's trace may move, which is far more.
+    Error and v are float64 until the noise is added; S is enlarged by what rounding v to float32
+    would add, in every step that a unit's trace may move, which is far more.
 
     Edge cases: an empty batch still releases P(e). A sample that is not finite enters neither sum.
 
-    Reference: Zhang, Bu, Wu, Hong, "Differentially Private SGD Without Clipping Bias: An Error-Feedback Approach",
-    2024 (arXiv 2311.14632).
+    Reference: Zhang, Bu, Wu, Hong, "Differentially Private SGD Without Clipping Bias: An
+    Error-Feedback Approach", 2024 (arXiv 2311.14632).
     """
 
     max_grad_norm: float = 1.0
@@ -78,17 +85,23 @@ class ErrorFeedback(ClippingRule):
         if self.mode not in _MODES:
             raise InputError(f"mode {self.mode!r} is unknown: choose one of {', '.join(_MODES)}")
         if self.calibration not in ("proved", "published"):
-            raise InputError(f"calibration {self.calibration!r} is unknown: choose one of proved, published")
+            raise InputError(
+                f"calibration {self.calibration!r} is unknown: choose one of proved, published"
+            )
         if self.error_norm is not None and not 0 <= self.error_norm < math.inf:
-            raise InputError(f"error_norm = {self.error_norm}: a finite threshold on the error, 0 or more")
+            raise InputError(
+                f"error_norm = {self.error_norm}: a finite threshold on the error, 0 or more"
+            )
         if self.cap is not None and not self.max_grad_norm <= self.cap < math.inf:
-            raise InputError(f"cap = {self.cap} is not between max_grad_norm = {self.max_grad_norm} and infinity")
+            raise InputError(
+                f"cap = {self.cap} is not between max_grad_norm = {self.max_grad_norm} and infinity"
+            )
         self._shape = RunShape(1, 1, 1)
         self._error: GradientSum | None = None
         self._next: GradientSum | None = None
         self._restored: dict[str, Tensor] = {}
 
-    # --- what it promises ---------------------------------------------------------------------------------------
+    # --- what it promises -------------------------------------------------------------------------
 
     @property
     def sampling(self) -> str:  # type: ignore[override]
@@ -106,7 +119,11 @@ class ErrorFeedback(ClippingRule):
         """C1, C2 and C3 on the scale of sums: C2 is multiplied by B."""
         batch, first = self._shape.expected_batch_size, self.max_grad_norm
         mode = _MODES[self.mode]
-        second = first * (batch if mode.capped else 1) if self.error_norm is None else self.error_norm * batch
+        second = (
+            first * (batch if mode.capped else 1)
+            if self.error_norm is None
+            else self.error_norm * batch
+        )
         third = (self.cap or 2 * first) if mode.capped else first * _FINITE
         return first, second, third
 
@@ -125,7 +142,7 @@ class ErrorFeedback(ClippingRule):
         first, _, third = self.thresholds
         return {"release": [first], "capped": [third]}
 
-    # --- the step -----------------------------------------------------------------------------------------------
+    # --- the step ---------------------------------------------------------------------------------
 
     def clip_factors(self, norms: Tensor) -> dict[str, Tensor]:
         first, _, third = self.thresholds
@@ -156,11 +173,13 @@ class ErrorFeedback(ClippingRule):
         found = [self._restored.get(str(i)) for i in range(len(like.tensors))]
         self._restored = {}
         return [
-            torch.zeros_like(t, dtype=torch.float64) if e is None else e.to(t.device, torch.float64).view_as(t)
+            torch.zeros_like(t, dtype=torch.float64)
+            if e is None
+            else e.to(t.device, torch.float64).view_as(t)
             for e, t in zip(found, like.tensors, strict=True)
         ]
 
-    # --- state: private -----------------------------------------------------------------------------------------
+    # --- state: private ---------------------------------------------------------------------------
 
     def tensor_state(self) -> dict[str, Tensor]:
         """The error. It holds raw gradients: private checkpoints only."""
@@ -173,7 +192,12 @@ class ErrorFeedback(ClippingRule):
 
     def describe(self) -> dict[str, Any]:
         first, second, third = self.thresholds
-        fields: dict[str, Any] = {"rule": self.name, "mode": self.mode, "C1": first, "C2 (sum)": second}
+        fields: dict[str, Any] = {
+            "rule": self.name,
+            "mode": self.mode,
+            "C1": first,
+            "C2 (sum)": second,
+        }
         if _MODES[self.mode].capped:
             fields["C3"] = third
         if self._shape.participations is not None:
@@ -183,18 +207,22 @@ class ErrorFeedback(ClippingRule):
 
 
 def _in_float64(total: Sum) -> GradientSum:
-    return GradientSum([tensor.double() for tensor in total.tensors], list(total.groups), list(total.dtypes))
+    return GradientSum(
+        [tensor.double() for tensor in total.tensors], list(total.groups), list(total.dtypes)
+    )
 
 
 def shortened(tensors: list[Tensor], threshold: float) -> list[Tensor]:
     """All tensors scaled alike so that their joint norm is at most the threshold."""
-    square = sum((t.double().square().sum() for t in tensors), start=torch.zeros((), dtype=torch.float64))
+    square = sum(
+        (t.double().square().sum() for t in tensors), start=torch.zeros((), dtype=torch.float64)
+    )
     norm = float(square.sqrt()) * (1 + 1e-6)  # scaling rounds each element once more
     factor = min(1.0, threshold / norm) if norm > 0 else 1.0
     return [t * factor for t in tensors]
 
 
-# --- the four modes ----------------------------------------------------------------------------------------------
+# --- the four modes -------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -215,7 +243,9 @@ class _Mode:
 
 
 def _rounding(first: float, second: float, shape: RunShape, steps: int) -> float:
-    """What rounding v to float32 may add over so many steps: two half units in the last place of 2 B C1 + 2 B C2."""
+    """What rounding v to float32 may add over so many steps: two half units in the last place of 2
+    B C1 + 2 B C2.
+    """
     return math.sqrt(steps) * 2.0**-23 * (2 * shape.expected_batch_size * first + 2 * second)
 
 

@@ -21,8 +21,8 @@ class Flat(ClippingRule):
 
     Guarantee: one sample moves the sum by at most C (add or remove one; L2).
 
-    Edge cases: a zero gradient keeps factor 1; a non-finite one never reaches the rule (the engine drops it);
-    an empty batch gives an empty row of factors.
+    Edge cases: a zero gradient keeps factor 1; a non-finite one never reaches the rule (the engine
+    drops it); an empty batch gives an empty row of factors.
 
     Reference: Abadi et al., "Deep Learning with Differential Privacy", 2016, Algorithm 1.
     """
@@ -41,5 +41,3 @@ class Flat(ClippingRule):
 
     def describe(self) -> dict[str, Any]:
         return {"rule": self.name, "max_grad_norm": self.max_grad_norm}
-
-

@@ -1,4 +1,6 @@
-"""GeoClip: gradients rotated and scaled by the covariance of what was released, so that noise follows its shape."""
+"""GeoClip: gradients rotated and scaled by the covariance of what was released, so that noise
+follows its shape.
+"""
 
 from __future__ import annotations
 
@@ -18,10 +20,11 @@ from dpclip.released import Released, StepRelease
 
 
 class Covariance:
-    """An estimate of one parameter's covariance: k directions with variances of their own, one for all the others.
+    """An estimate of one parameter's covariance: k directions with variances of their own, one for
+    all the others.
 
-    With k = d it is the full covariance. A new observation z is taken in exactly within the span of the directions and
-    z; then the direction of least variance joins the others.
+    With k = d it is the full covariance. A new observation z is taken in exactly within the span of
+    the directions and z; then the direction of least variance joins the others.
 
     Args:
         size: d.
@@ -50,7 +53,10 @@ class Covariance:
         directions = self.directions.to(vectors)
         rest = float(self.rest) ** exponent
         along = vectors @ directions
-        return vectors * rest + (along * (self.variances.pow(exponent).to(vectors) - rest)) @ directions.mT
+        return (
+            vectors * rest
+            + (along * (self.variances.pow(exponent).to(vectors) - rest)) @ directions.mT
+        )
 
     def observe(self, z: Tensor, weight: float) -> None:
         """Covariance <- decay covariance + (1 - decay) weight z z^T.
@@ -69,13 +75,17 @@ class Covariance:
             inside = torch.cat([along, torch.tensor([length], dtype=along.dtype)])
         else:
             basis, diagonal, inside = self.directions, self.variances, along
-        small = torch.diag(self.decay * diagonal) + (1 - self.decay) * weight * torch.outer(inside, inside)
+        small = torch.diag(self.decay * diagonal) + (1 - self.decay) * weight * torch.outer(
+            inside, inside
+        )
         values, vectors = torch.linalg.eigh(small)
-        spare = len(values) - len(self.variances)  # the direction of least variance joins the others
+        # the direction of least variance joins the others
+        spare = len(values) - len(self.variances)
         rest = self.decay * self.rest
         if spare:
             rest = (rest * (self.others - 1) + values[0]) / self.others
-        self.directions = torch.linalg.qr(basis @ vectors[:, spare:]).Q.contiguous()  # orthonormal again, to rounding
+        # orthonormal again, to rounding
+        self.directions = torch.linalg.qr(basis @ vectors[:, spare:]).Q.contiguous()
         self.variances = values[spare:].clamp(self.lowest, self.highest)
         self.rest = rest.clamp(self.lowest, self.highest)
 
@@ -85,26 +95,31 @@ class Covariance:
 class GeoClip(TransformedClipping):
     """w = M (g - a), clipped to norm 1; the released gradient is M^-1 w~ + a.
 
-    M = (gamma / sum of sqrt(lambda))^(1/2) Cov^(-1/4): of all transformations with E||w||^2 <= gamma the one with the
-    least total noise. Covariance and mean a follow the released gradients alone.
+    M = (gamma / sum of sqrt(lambda))^(1/2) Cov^(-1/4): of all transformations with E||w||^2 <=
+    gamma the one with the least total noise. Covariance and mean a follow the released gradients
+    alone.
 
     Args:
         gamma: E||w||^2 that is aimed at.
         mean_decay: of a.
         decay: of a full covariance; `low_rank_decay` of one of low rank.
-        full_below: parameters of at most this many elements have a full covariance; each is a block of its own.
+        full_below: parameters of at most this many elements have a full covariance; each is a block
+            of its own.
         rank: directions kept of larger ones.
         lowest, highest: eigenvalues stay between.
 
     Guarantee: one sample moves the sum of w by at most 1.
 
-    Edge cases: everything starts at a = 0, Cov = I. The covariance contains the noise, as published: where
-    sigma sqrt(d) is not well below sqrt(B) the noise feeds it, and flat clipping is better (measured here).
+    Edge cases: everything starts at a = 0, Cov = I. The covariance contains the noise, as
+    published: where sigma sqrt(d) is not well below sqrt(B) the noise feeds it, and flat clipping
+    is better (measured here).
 
-    Reference: Gilani et al., "GeoClip: Geometry-Aware Clipping for Differentially Private SGD", 2025, Algorithm 1. The
-    published demo noises each sample by itself and estimates the covariance from those, which is another mechanism.
-    Differs: blocks are parameters; large blocks keep one variance for all directions outside the leading ones instead
-    of discarding them, because a direction that is never released could never be learned again.
+    Reference: Gilani et al., "GeoClip: Geometry-Aware Clipping for Differentially Private SGD",
+    2025, Algorithm 1. The published demo noises each sample by itself and estimates the covariance
+    from those, which is another mechanism.
+    Differs: blocks are parameters; large blocks keep one variance for all directions outside the
+    leading ones instead of discarding them, because a direction that is never released could never
+    be learned again.
     """
 
     gamma: float = 1.0
@@ -123,7 +138,10 @@ class GeoClip(TransformedClipping):
             check_decay(name, getattr(self, name))
         check_range(self.lowest, self.highest)
         if self.full_below < 0 or self.rank < 1:
-            raise InputError(f"full_below = {self.full_below}, rank = {self.rank}: at least 0, and at least 1 direction")
+            raise InputError(
+                f"full_below = {self.full_below}, rank = {self.rank}: at least 0, and at least 1 "
+                "direction"
+            )
         self._mean: list[Tensor] = []
         self._shapes: list[Covariance] = []
 
@@ -159,7 +177,11 @@ class GeoClip(TransformedClipping):
     def tensor_state(self) -> dict[str, Tensor]:
         state = {f"mean.{i}": mean for i, mean in enumerate(self._mean)}
         for i, shape in enumerate(self._shapes):
-            parts = {"directions": shape.directions, "variances": shape.variances, "rest": shape.rest}
+            parts = {
+                "directions": shape.directions,
+                "variances": shape.variances,
+                "rest": shape.rest,
+            }
             state |= {f"{name}.{i}": value for name, value in parts.items()}
         return state
 
@@ -170,5 +192,14 @@ class GeoClip(TransformedClipping):
             shape.rest = state[f"rest.{i}"]
 
     def describe(self) -> dict[str, Any]:
-        fields = ("gamma", "mean_decay", "decay", "low_rank_decay", "full_below", "rank", "lowest", "highest")
+        fields = (
+            "gamma",
+            "mean_decay",
+            "decay",
+            "low_rank_decay",
+            "full_below",
+            "rank",
+            "lowest",
+            "highest",
+        )
         return {"rule": self.name, **{name: getattr(self, name) for name in fields}}

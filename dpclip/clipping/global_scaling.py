@@ -1,4 +1,6 @@
-"""Global clipping: all gradients are scaled alike, so their directions add up as without clipping."""
+"""Global clipping: all gradients are scaled alike, so their directions add up as without
+clipping.
+"""
 
 from __future__ import annotations
 
@@ -21,13 +23,15 @@ class Global(ClippingRule):
     Args:
         max_grad_norm: C.
         upper: Z, at least C; gradients up to it keep their relative sizes.
-        beyond: "clip" (factor C / ||g_i||, as in DPSGD-Global-Adapt) or "drop" (factor 0, as in DPSGD-Global).
+        beyond: "clip" (factor C / ||g_i||, as in DPSGD-Global-Adapt) or "drop" (factor 0, as in
+            DPSGD-Global).
 
     Guarantee: one sample moves the sum by at most C.
 
-    Reference: Bu, Wang, Long, Su, "On the Convergence and Calibration of Deep Learning with Differential Privacy",
-    2021 (drop); Esipova, Ghomi, Luo, Cresswell, "Disparate Impact in Differential Privacy from Gradient
-    Misalignment", 2023 (clip). Z is fixed here; both papers' noise is unchanged by it.
+    Reference: Bu, Wang, Long, Su, "On the Convergence and Calibration of Deep Learning with
+    Differential Privacy", 2021 (drop); Esipova, Ghomi, Luo, Cresswell, "Disparate Impact in
+    Differential Privacy from Gradient Misalignment", 2023 (clip). Z is fixed here; both papers'
+    noise is unchanged by it.
     """
 
     max_grad_norm: float = 1.0
@@ -39,7 +43,10 @@ class Global(ClippingRule):
         check_threshold("max_grad_norm", self.max_grad_norm)
         check_threshold("upper", self.upper)
         if self.upper < self.max_grad_norm:
-            raise InputError(f"upper = {self.upper} is below max_grad_norm = {self.max_grad_norm}: give at least that")
+            raise InputError(
+                f"upper = {self.upper} is below max_grad_norm = {self.max_grad_norm}: give at "
+                "least that"
+            )
         if self.beyond not in ("clip", "drop"):
             raise InputError(f"beyond {self.beyond!r} is unknown: choose one of clip, drop")
 

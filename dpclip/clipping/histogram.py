@@ -22,9 +22,10 @@ from dpclip.released import Released, SideQuery, StepRelease
 class Histogram(ClippingRule):
     """factor_i = min(1, C_t / ||g_i||), C_{t+1} read off a noisy histogram of the norms.
 
-    Every `every` steps each sample adds one to the bin of its norm: a side statistic of sensitivity 1, noised in the
-    same release as the gradient. Bins that are not above `floor` noise standard deviations
-    count as empty. Bins are spaced evenly in log ||g||; the first reaches down to 0 and the last has no upper end.
+    Every `every` steps each sample adds one to the bin of its norm: a side statistic of sensitivity
+    1, noised in the same release as the gradient. Bins that are not above `floor` noise standard
+    deviations count as empty. Bins are spaced evenly in log ||g||; the first reaches down to 0 and
+    the last has no upper end.
 
     Args:
         max_grad_norm: C_0.
@@ -36,8 +37,9 @@ class Histogram(ClippingRule):
 
     Guarantee: one sample moves the sum by at most C_t, and the histogram by 1.
 
-    Reference: Wei et al., "DC-SGD: Differentially Private SGD with Dynamic Clipping through Gradient Norm
-    Distribution Estimation", 2025. Range, bins and budget share are ours: the paper's were not at hand.
+    Reference: Wei et al., "DC-SGD: Differentially Private SGD with Dynamic Clipping through
+    Gradient Norm Distribution Estimation", 2025. Range, bins and budget share are ours: the paper's
+    were not at hand.
     """
 
     max_grad_norm: float = 1.0
@@ -53,13 +55,21 @@ class Histogram(ClippingRule):
         check_threshold("lowest", self.lowest)
         check_threshold("highest", self.highest)
         if self.lowest >= self.highest:
-            raise InputError(f"lowest = {self.lowest} is not below highest = {self.highest}: give a range of norms")
+            raise InputError(
+                f"lowest = {self.lowest} is not below highest = {self.highest}: give a range of "
+                "norms"
+            )
         if self.bins < 2 or self.every < 1:
-            raise InputError(f"bins = {self.bins}, every = {self.every}: at least two bins, and one step between them")
+            raise InputError(
+                f"bins = {self.bins}, every = {self.every}: at least two bins, and one step "
+                "between them"
+            )
         if not 0 <= self.floor < math.inf:
             raise InputError(f"floor = {self.floor}: a number of standard deviations, 0 or more")
         if not 0 < self.budget_share < 1:
-            raise InputError(f"budget_share = {self.budget_share}: a part of the step's budget, between 0 and 1")
+            raise InputError(
+                f"budget_share = {self.budget_share}: a part of the step's budget, between 0 and 1"
+            )
         self._threshold, self._steps, self._size = self.max_grad_norm, 0, 1
 
     def partition(self, names: Sequence[str], sizes: Sequence[int]) -> list[int]:
@@ -80,7 +90,9 @@ class Histogram(ClippingRule):
 
     @property
     def centres(self) -> list[float]:
-        """What stands for the norms in a bin: its geometric middle; its one end for the first and the last."""
+        """What stands for the norms in a bin: its geometric middle; its one end for the first and
+        the last.
+        """
         edges = self.edges
         return [edges[0], *(math.sqrt(a * b) for a, b in itertools.pairwise(edges)), edges[-1]]
 
@@ -122,7 +134,11 @@ class Histogram(ClippingRule):
 
     def describe(self) -> dict[str, Any]:
         fields = ("max_grad_norm", "lowest", "highest", "bins", "budget_share", "every", "floor")
-        return {"rule": self.name, "threshold": self._threshold, **{name: getattr(self, name) for name in fields}}
+        return {
+            "rule": self.name,
+            "threshold": self._threshold,
+            **{name: getattr(self, name) for name in fields},
+        }
 
 
 @RULES.register
@@ -141,7 +157,8 @@ class HistogramQuantile(Histogram):
         super().__post_init__()
         if not 0 < self.quantile < 1:
             raise InputError(
-                f"quantile = {self.quantile}: a number strictly between 0 and 1 is needed; 0.5 is the median"
+                f"quantile = {self.quantile}: a number strictly between 0 and 1 is needed; 0.5 is "
+                "the median"
             )
 
     def choose(self, counts: list[float], step: StepRelease) -> float:
@@ -161,12 +178,13 @@ class HistogramQuantile(Histogram):
 @RULES.register
 @dataclass
 class HistogramError(Histogram):
-    """DC-SGD-E: C minimises noise plus clipping error, z^2 C^2 d / B^2 + mean_i max(||g_i|| - C, 0)^2.
+    """DC-SGD-E: C minimises noise plus clipping error, z^2 C^2 d / B^2 + mean_i max(||g_i|| - C,
+    0)^2.
 
-    z is the gradient's own noise multiplier, d its size and B the expected batch; the second term is taken on the
-    noisy histogram's bin centres and its own total, never on the norms themselves. Bins within four standard
-    deviations of nothing count as empty (`floor`, ours): the noise of an empty bin at a large norm would outweigh every
-    sample.
+    z is the gradient's own noise multiplier, d its size and B the expected batch; the second term
+    is taken on the noisy histogram's bin centres and its own total, never on the norms themselves.
+    Bins within four standard deviations of nothing count as empty (`floor`, ours): the noise of an
+    empty bin at a large norm would outweigh every sample.
     """
 
     floor: float = 4.0
@@ -177,7 +195,10 @@ class HistogramError(Histogram):
         whole, centres = sum(counts), self.centres
 
         def error(threshold: float) -> float:
-            clipped = sum(n * max(c - threshold, 0.0) ** 2 for n, c in zip(counts, centres, strict=True)) / whole
+            clipped = (
+                sum(n * max(c - threshold, 0.0) ** 2 for n, c in zip(counts, centres, strict=True))
+                / whole
+            )
             return noise * threshold**2 + clipped
 
         grid = [self.lowest * (self.highest / self.lowest) ** (index / 400) for index in range(401)]

@@ -16,8 +16,9 @@ from dpclip.clipping.rule import RULES, ClippingRule
 class Normalized(ClippingRule):
     """factor_i = C / (r + ||g_i||).
 
-    The same function as `Automatic`; what differs is what r is for: chosen of the order of the gradients it makes the
-    rule nearly linear in small ones, so that they keep their size beside large ones.
+    The same function as `Automatic`; what differs is what r is for: chosen of the order of the
+    gradients it makes the rule nearly linear in small ones, so that they keep their size beside
+    large ones.
 
     Args:
         max_grad_norm: C.
@@ -25,8 +26,8 @@ class Normalized(ClippingRule):
 
     Guarantee: one sample moves the sum by less than C.
 
-    Reference: Yang, Zhang, Chen, Liu, "Normalized/Clipped SGD with Perturbation for Differentially Private Non-Convex
-    Optimization", 2022.
+    Reference: Yang, Zhang, Chen, Liu, "Normalized/Clipped SGD with Perturbation for Differentially
+    Private Non-Convex Optimization", 2022.
     """
 
     max_grad_norm: float = 1.0
@@ -44,4 +45,8 @@ class Normalized(ClippingRule):
         return {"release": self.max_grad_norm / (norms + self.regularizer)}
 
     def describe(self) -> dict[str, Any]:
-        return {"rule": self.name, "max_grad_norm": self.max_grad_norm, "regularizer": self.regularizer}
+        return {
+            "rule": self.name,
+            "max_grad_norm": self.max_grad_norm,
+            "regularizer": self.regularizer,
+        }

@@ -1,4 +1,6 @@
-"""A threshold for each group of parameters: each layer, each block, each tensor, or groups of your own."""
+"""A threshold for each group of parameters: each layer, each block, each tensor, or groups of your
+own.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,9 @@ def is_adapter(name: str) -> bool:
 
 
 def layer_of(name: str) -> str:
-    """The layer that owns a parameter: its weight and bias go together, and so do the two halves of a LoRA adapter."""
+    """The layer that owns a parameter: its weight and bias go together, and so do the two halves of
+    a LoRA adapter.
+    """
     path = name.split(".")
     for half in _ADAPTERS:
         if half in path:
@@ -33,7 +37,9 @@ def layer_of(name: str) -> str:
 
 
 def block_of(name: str) -> str:
-    """The numbered block that owns a parameter (`transformer.h.3`), or its layer where there is none."""
+    """The numbered block that owns a parameter (`transformer.h.3`), or its layer where there is
+    none.
+    """
     path = layer_of(name).split(".")
     numbers = [i for i, part in enumerate(path) if part.isdigit()]
     return ".".join(path[: numbers[0] + 1]) if numbers else ".".join(path)
@@ -45,11 +51,13 @@ def tensor_of(name: str) -> str:
 
 
 def noise_shares(allocation: str, bounds: Sequence[float], sizes: Sequence[int]) -> list[float]:
-    """Each group's share of 1/sigma^2, (C_k / s_k)^2 / sum_j (C_j / s_j)^2, for a choice of the noise's s_k.
+    """Each group's share of 1/sigma^2, (C_k / s_k)^2 / sum_j (C_j / s_j)^2, for a choice of the
+    noise's s_k.
 
     Args:
-        allocation: "uniform": s_k equal; "proportional": s_k proportional to C_k; "minimum-variance": sum_k d_k s_k^2
-            is least, which s_k^2 proportional to C_k / sqrt(d_k) reaches (derived here with a Lagrange multiplier).
+        allocation: "uniform": s_k equal; "proportional": s_k proportional to C_k;
+            "minimum-variance": sum_k d_k s_k^2 is least, which s_k^2 proportional to C_k /
+            sqrt(d_k) reaches (derived here with a Lagrange multiplier).
         bounds: C_k.
         sizes: d_k, elements of each group.
     """
@@ -71,19 +79,20 @@ class PerGroup(ClippingRule):
     """factor_ik = min(1, C_k / ||g_ik||) for each group k of parameters.
 
     Args:
-        max_grad_norm: C; the groups share it, C_k = C / sqrt(K), so that a sample's whole gradient has norm at most C.
+        max_grad_norm: C; the groups share it, C_k = C / sqrt(K), so that a sample's whole gradient
+            has norm at most C.
         allocation: how the noise is shared out, see `noise_shares`; all cost the same privacy.
         group_of: the group of a parameter, by its name.
         thresholds: C_k by group, for groups whose threshold is not C / sqrt(K).
 
     Guarantee: one sample moves group k's sum by at most C_k.
 
-    Edge cases: groups are clipped one by one inside the backward pass, so a gradient that is not finite is dropped in
-    its group, and the sample's other groups count.
+    Edge cases: groups are clipped one by one inside the backward pass, so a gradient that is not
+    finite is dropped in its group, and the sample's other groups count.
 
-    Reference: McMahan, Ramage, Talwar, Zhang, "Learning Differentially Private Recurrent Language Models", 2018
-    (per-layer clipping); He et al., "Exploring the Limits of Differentially Private Deep Learning with Group-wise
-    Clipping", 2023. The minimum-variance allocation is derived here.
+    Reference: McMahan, Ramage, Talwar, Zhang, "Learning Differentially Private Recurrent Language
+    Models", 2018 (per-layer clipping); He et al., "Exploring the Limits of Differentially Private
+    Deep Learning with Group-wise Clipping", 2023. The minimum-variance allocation is derived here.
     """
 
     max_grad_norm: float = 1.0
@@ -98,7 +107,10 @@ class PerGroup(ClippingRule):
         for group, threshold in self.thresholds.items():
             check_threshold(f"the threshold of {group}", threshold)
         if self.allocation not in _ALLOCATIONS:
-            raise InputError(f"allocation {self.allocation!r} is unknown: choose one of {', '.join(_ALLOCATIONS)}")
+            raise InputError(
+                f"allocation {self.allocation!r} is unknown: choose one of "
+                f"{', '.join(_ALLOCATIONS)}"
+            )
         self.group_names: list[Hashable] = [""]
         self._sizes = [1]
 
@@ -108,9 +120,13 @@ class PerGroup(ClippingRule):
         unknown = [group for group in self.thresholds if group not in self.group_names]
         if unknown:
             raise InputError(
-                f"threshold for {unknown[0]}: there is no such group; the model has {_some(self.group_names)}"
+                f"threshold for {unknown[0]}: there is no such group; the model has "
+                f"{_some(self.group_names)}"
             )
-        self._sizes = [sum(n for o, n in zip(owners, sizes, strict=True) if o == group) for group in self.group_names]
+        self._sizes = [
+            sum(n for o, n in zip(owners, sizes, strict=True) if o == group)
+            for group in self.group_names
+        ]
         return [self.group_names.index(owner) for owner in owners]
 
     def bounds(self) -> list[float]:
@@ -125,7 +141,12 @@ class PerGroup(ClippingRule):
 
     def describe(self) -> dict[str, Any]:
         bounds = [float(f"{bound:.6g}") for bound in self.bounds()]
-        return {"rule": self.name, "groups": len(self.group_names), "thresholds": bounds, "allocation": self.allocation}
+        return {
+            "rule": self.name,
+            "groups": len(self.group_names),
+            "thresholds": bounds,
+            "allocation": self.allocation,
+        }
 
 
 @RULES.register

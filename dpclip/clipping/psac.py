@@ -1,4 +1,6 @@
-"""Per-sample adaptive clipping: like automatic clipping, without blowing up the smallest gradients."""
+"""Per-sample adaptive clipping: like automatic clipping, without blowing up the smallest
+gradients.
+"""
 
 from __future__ import annotations
 
@@ -16,8 +18,8 @@ from dpclip.clipping.rule import RULES, ClippingRule
 class Psac(ClippingRule):
     """factor_i = C / (||g_i|| + r / (||g_i|| + r)).
 
-    The weight is largest at ||g_i|| = sqrt(r) - r and falls back to C as the gradient vanishes, where automatic
-    clipping's grows to C / gamma.
+    The weight is largest at ||g_i|| = sqrt(r) - r and falls back to C as the gradient vanishes,
+    where automatic clipping's grows to C / gamma.
 
     Args:
         max_grad_norm: C.
@@ -27,7 +29,8 @@ class Psac(ClippingRule):
 
     Edge cases: a zero gradient gets factor C.
 
-    Reference: Xia et al., "Differentially Private Learning with Per-Sample Adaptive Clipping", AAAI 2023.
+    Reference: Xia et al., "Differentially Private Learning with Per-Sample Adaptive Clipping", AAAI
+    2023.
     """
 
     max_grad_norm: float = 1.0
@@ -42,7 +45,13 @@ class Psac(ClippingRule):
         return [self.max_grad_norm]
 
     def clip_factors(self, norms: Tensor) -> dict[str, Tensor]:
-        return {"release": self.max_grad_norm / (norms + self.regularizer / (norms + self.regularizer))}
+        return {
+            "release": self.max_grad_norm / (norms + self.regularizer / (norms + self.regularizer))
+        }
 
     def describe(self) -> dict[str, Any]:
-        return {"rule": self.name, "max_grad_norm": self.max_grad_norm, "regularizer": self.regularizer}
+        return {
+            "rule": self.name,
+            "max_grad_norm": self.max_grad_norm,
+            "regularizer": self.regularizer,
+        }

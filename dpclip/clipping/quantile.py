@@ -1,4 +1,6 @@
-"""Thresholds that follow a quantile of the gradient norms, learned from noisy counts that share each step's release."""
+"""Thresholds that follow a quantile of the gradient norms, learned from noisy counts that share
+each step's release.
+"""
 
 from __future__ import annotations
 
@@ -26,30 +28,37 @@ def single_group(name: str) -> str:
 @RULES.register
 @dataclass
 class Quantile(PerGroup):
-    """factor_i = min(1, C_t / ||g_i||); C_{t+1} = C_t exp(-eta (b - gamma)), b the noisy share of samples within C_t.
+    """factor_i = min(1, C_t / ||g_i||); C_{t+1} = C_t exp(-eta (b - gamma)), b the noisy share of
+    samples within C_t.
 
-    A step counts, for each group, the samples whose norm is at most C_t, centred: b_i - 1/2, so that one sample moves
-    the count by 1/2 and not by 1. The K counts are one side statistic of sensitivity sqrt(K)/2, noised in the same
-    release as the gradient and paid for in sigma_eff: with count noise sigma_b on a single group the gradient's own
-    multiplier is (z^-2 - (2 sigma_b)^-2)^(-1/2). The share divides by the public expected batch size.
+    A step counts, for each group, the samples whose norm is at most C_t, centred: b_i - 1/2, so
+    that one sample moves the count by 1/2 and not by 1. The K counts are one side statistic of
+    sensitivity sqrt(K)/2, noised in the same release as the gradient and paid for in sigma_eff:
+    with count noise sigma_b on a single group the gradient's own multiplier is (z^-2 - (2
+    sigma_b)^-2)^(-1/2). The share divides by the public expected batch size.
 
     Args:
         max_grad_norm: C_0, shared by the groups as in `PerGroup`.
         quantile: gamma.
         rate: eta, of the geometric update.
         budget_share: the counts' part of each step's 1/sigma^2.
-        count_noise: sigma_b itself, standard deviation of each noisy count (paper: batch / 20); 0 goes by the share.
-        first_rate: the rate of step t is first_rate / sqrt(t) while that is more than `rate`; 0: not (as in the paper).
-        total: if positive, thresholds are rescaled after each update to this joint norm (post-processing).
-        allocation, group_of, thresholds: as in `PerGroup`.
+        count_noise: sigma_b itself, standard deviation of each noisy count (paper: batch / 20); 0
+            goes by the share.
+        first_rate: the rate of step t is first_rate / sqrt(t) while that is more than `rate`; 0:
+            not (as in the paper).
+        total: if positive, thresholds are rescaled after each update to this joint norm
+        (post-processing). allocation, group_of, thresholds: as in `PerGroup`.
 
-    Guarantee: one sample moves group k's sum by at most C_k and the counts by at most sqrt(K)/2 in all.
+    Guarantee: one sample moves group k's sum by at most C_k and the counts by at most sqrt(K)/2 in
+    all.
 
-    Edge cases: on an empty batch the noisy share is about 0 and the threshold grows by at most exp(eta gamma). A share
-    so far out that C would leave [1e-8, 1e8] leaves it at the end.
+    Edge cases: on an empty batch the noisy share is about 0 and the threshold grows by at most
+    exp(eta gamma). A share so far out that C would leave [1e-8, 1e8] leaves it at the end.
 
-    Reference: Andrew, Thakkar, McMahan, Ramaswamy, "Differentially Private Learning with Adaptive Clipping", 2021;
-    by layer: He et al., "Exploring the Limits of Differentially Private Deep Learning with Group-wise Clipping", 2023.
+    Reference: Andrew, Thakkar, McMahan, Ramaswamy, "Differentially Private Learning with Adaptive
+    Clipping", 2021;
+    by layer: He et al., "Exploring the Limits of Differentially Private Deep Learning with
+    Group-wise Clipping", 2023.
     """
 
     max_grad_norm: float = 0.1
@@ -66,13 +75,18 @@ class Quantile(PerGroup):
         super().__post_init__()
         if not 0 < self.quantile < 1:
             raise InputError(
-                f"quantile = {self.quantile}: a number strictly between 0 and 1 is needed; 0.5 is the median"
+                f"quantile = {self.quantile}: a number strictly between 0 and 1 is needed; 0.5 is "
+                "the median"
             )
         check_threshold("rate", self.rate)
         if not 0 < self.budget_share < 1:
-            raise InputError(f"budget_share = {self.budget_share}: a part of the step's budget, between 0 and 1")
+            raise InputError(
+                f"budget_share = {self.budget_share}: a part of the step's budget, between 0 and 1"
+            )
         if self.count_noise < 0 or self.total < 0:
-            raise InputError(f"count_noise = {self.count_noise} and total = {self.total} cannot be negative")
+            raise InputError(
+                f"count_noise = {self.count_noise} and total = {self.total} cannot be negative"
+            )
         self._current = super().bounds()
         self._share = math.nan
         self._updates = 0
@@ -88,7 +102,9 @@ class Quantile(PerGroup):
     def side_queries(self) -> Sequence[SideQuery]:
         counts = self.counts(self.budget_share)
         if self.count_noise > 0:
-            return [replace(counts, relative_noise=self.count_noise / counts.sensitivity, share=0.0)]
+            return [
+                replace(counts, relative_noise=self.count_noise / counts.sensitivity, share=0.0)
+            ]
         return [counts]
 
     def counts(self, share: float) -> SideQuery:
@@ -130,7 +146,11 @@ class Quantile(PerGroup):
 
     def describe(self) -> dict[str, Any]:
         learned = {"quantile": self.quantile, "rate": self.rate, "initial": self.max_grad_norm}
-        noise = {"count_noise": self.count_noise} if self.count_noise else {"budget_share": self.budget_share}
+        noise = (
+            {"count_noise": self.count_noise}
+            if self.count_noise
+            else {"budget_share": self.budget_share}
+        )
         return {**super().describe(), **learned, **noise}
 
 

@@ -1,4 +1,6 @@
-"""What rules share that change coordinates before they clip: flat gradients in, flat gradients back."""
+"""What rules share that change coordinates before they clip: flat gradients in, flat gradients
+back.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +38,9 @@ class TransformedClipping(ClippingRule):
         return view.map_samples(self.transform, self._sizes)
 
     def inverted(self, step: StepRelease) -> StepRelease:
-        back = [self.inverse(slot, w.reshape(-1)).view_as(w) for slot, w in enumerate(step.gradient)]
+        back = [
+            self.inverse(slot, w.reshape(-1)).view_as(w) for slot, w in enumerate(step.gradient)
+        ]
         return replace(step, gradient=back, coordinate_stds=())
 
     @abstractmethod

@@ -22,11 +22,13 @@ class Value(TransformedClipping):
     Args:
         max_grad_norm: C, which d coordinates of size c have together.
 
-    Guarantee: one sample moves the sum by at most C in L2. A sample reaches that bound only if all its coordinates are
-    large, so the noise is that of a much longer gradient than most samples have: of use for few parameters.
+    Guarantee: one sample moves the sum by at most C in L2. A sample reaches that bound only if all
+    its coordinates are large, so the noise is that of a much longer gradient than most samples
+    have: of use for few parameters.
 
-    Reference: the coordinate-wise clipping of Pascanu, Mikolov, Bengio, "On the difficulty of training recurrent neural
-    networks", 2013, here a sample at a time; its L2 sensitivity is derived here.
+    Reference: the coordinate-wise clipping of Pascanu, Mikolov, Bengio, "On the difficulty of
+    training recurrent neural networks", 2013, here a sample at a time; its L2 sensitivity is
+    derived here.
     """
 
     max_grad_norm: float = 1.0
@@ -46,7 +48,8 @@ class Value(TransformedClipping):
 
     def transform(self, slot: int, gradients: Tensor) -> Tensor:
         clamped = gradients.clamp(-self.threshold, self.threshold)
-        return torch.where(gradients.isfinite(), clamped, torch.nan)  # so that the sample is dropped (law 6)
+        # so that the sample is dropped (law 6)
+        return torch.where(gradients.isfinite(), clamped, torch.nan)
 
     def inverse(self, slot: int, mean: Tensor) -> Tensor:
         return mean

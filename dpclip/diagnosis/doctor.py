@@ -1,4 +1,6 @@
-"""Examines a model before it meets data: how each layer's norm is computed, what it costs, what is refused."""
+"""Examines a model before it meets data: how each layer's norm is computed, what it costs, what is
+refused.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,7 @@ from dpclip.diagnosis.model_check import check_model, check_rows
 from dpclip.errors import BatchDimensionError, InputError
 from dpclip.gradient_sum import GradientSum
 from dpclip.memory import free_bytes
-from dpclip.per_sample import BookkeepingBackend, FactoredView, make_backend
+from dpclip.per_sample import BookkeepingBackend, make_backend
 from dpclip.per_sample.forms.factored import Factored
 from dpclip.per_sample.forms.lookups import Lookups
 from dpclip.per_sample.forms.outer_products import OuterProducts
@@ -59,7 +61,8 @@ class Diagnosis:
         row_bytes: memory of a row of a micro-batch.
         fixed_bytes: memory whatever the batch.
         rows_that_fit: rows of a micro-batch in the memory that is free now.
-        slowdown: time of a private micro-batch over the plain forward and backward pass, measured here.
+        slowdown: time of a private micro-batch over the plain forward and backward pass, measured
+            here.
     """
 
     findings: list[Finding]
@@ -102,28 +105,23 @@ def examine(
     try:
         findings = _findings(model, losses, collate(list(longest)), len(longest))
         needed = footprint(model, losses, collate, longest)
-        slowdown = None if refusals else _slowdown(model, losses, collate(list(longest)), len(longest))
+        slowdown = (
+            None if refusals else _slowdown(model, losses, collate(list(longest)), len(longest))
+        )
     except BatchDimensionError as error:
         return Diagnosis([], refusals or [str(error)], trainable, 0, 0, 0, None)
     rows = needed.rows(free_bytes(next(model.parameters()).device))
     return Diagnosis(findings, refusals, trainable, needed.row, needed.fixed, rows, slowdown)
 
 
-class _Observer(BookkeepingBackend):
-    """Notes every use that is taken in."""
-
-    uses: list[tuple[Call, nn.Parameter, Factored]]
-
-    def take(self, view: FactoredView, call: Call, parameter: nn.Parameter, use: Factored) -> None:
-        self.uses.append((call, parameter, use))
-        super().take(view, call, parameter, use)
-
-
-def _findings(model: nn.Module, losses: Callable[[nn.Module, Any], Tensor], batch: Any, rows: int) -> list[Finding]:
+def _findings(
+    model: nn.Module, losses: Callable[[nn.Module, Any], Tensor], batch: Any, rows: int
+) -> list[Finding]:
     parameters = [p for p in model.parameters() if p.requires_grad]
     names = {id(p): name for name, p in model.named_parameters()}
-    observer = _Observer(model, parameters, [0] * len(parameters))
-    observer.uses = []
+    observer = BookkeepingBackend(model, parameters, [0] * len(parameters))
+    uses: list[tuple[Call, nn.Parameter, Factored]] = []
+    observer.recording.observer = lambda *use: uses.append(use)
     try:
         with observer.capture(rows):
             losses(model, batch).mean().backward()
@@ -137,7 +135,7 @@ def _findings(model: nn.Module, losses: Callable[[nn.Module, Any], Tensor], batc
             _method(call, parameter, use),
             sum(t.numel() * t.element_size() for t in use.tensors()) // rows,
         )
-        for call, parameter, use in observer.uses
+        for call, parameter, use in uses
     ]
     return sorted(found, key=lambda finding: list(names.values()).index(finding.parameter))
 
@@ -159,7 +157,9 @@ def _method(call: Call, parameter: nn.Parameter, use: Factored) -> str:
     return "module repeated by torch.func, written out"
 
 
-def _slowdown(model: nn.Module, losses: Callable[[nn.Module, Any], Tensor], batch: Any, rows: int) -> float:
+def _slowdown(
+    model: nn.Module, losses: Callable[[nn.Module, Any], Tensor], batch: Any, rows: int
+) -> float:
     """Median ratio of alternating rounds."""
     parameters = [p for p in model.parameters() if p.requires_grad]
     backend = make_backend("auto", model, parameters, [0] * len(parameters))

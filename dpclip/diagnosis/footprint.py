@@ -53,7 +53,9 @@ def footprint(
     parameters = [p for p in model.parameters() if p.requires_grad]
     backend = make_backend(grad_sample_mode, model, parameters, [0] * len(parameters))
     try:
-        one, three = (_kept(backend, model, losses, collate(list(longest[:count])), count) for count in (1, 3))
+        one, three = (
+            _kept(backend, model, losses, collate(list(longest[:count])), count) for count in (1, 3)
+        )
     finally:
         backend.close()
     sums = sum(p.numel() * accumulation_dtype(p.dtype).itemsize for p in parameters)
@@ -61,7 +63,13 @@ def footprint(
     return Footprint(3 * sums, row + (_COPIES * sums if materialized else 0))
 
 
-def _kept(backend: Backend, model: nn.Module, losses: Callable[[nn.Module, Any], Tensor], batch: Any, rows: int) -> int:
+def _kept(
+    backend: Backend,
+    model: nn.Module,
+    losses: Callable[[nn.Module, Any], Tensor],
+    batch: Any,
+    rows: int,
+) -> int:
     storages: dict[int, int] = {}
     weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
 

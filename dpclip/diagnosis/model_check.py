@@ -1,8 +1,10 @@
-"""Checks a model before it meets private data: no coupling between rows, and per-sample gradients that are right.
+"""Checks a model before it meets private data: no coupling between rows, and per-sample gradients
+that are right.
 
-Everything runs on public stand-in rows. A forward pass that couples rows (batch normalization, a loss averaged over
-all tokens) gives a row another loss when its neighbours change; an unsupported layer gives gradients that differ
-from one-at-a-time autograd. Both are found by trying, not by a list of module names.
+Everything runs on public stand-in rows. A forward pass that couples rows (batch normalization, a
+loss averaged over all tokens) gives a row another loss when its neighbours change; an unsupported
+layer gives gradients that differ from one-at-a-time autograd. Both are found by trying, not by a
+list of module names.
 """
 
 from __future__ import annotations
@@ -67,7 +69,8 @@ def check_rows(
     rows: int,
     grad_sample_mode: str = "auto",
 ) -> None:
-    """Whether each row's loss and gradient are the same bits whoever shares its micro-batch (`row_check.py`).
+    """Whether each row's loss and gradient are the same bits whoever shares its micro-batch
+    (`row_check.py`).
 
     Args:
         model: in training mode; left as it was.
@@ -110,8 +113,8 @@ def check_batch_norm(model: nn.Module) -> None:
     for name, module in model.named_modules():
         if isinstance(module, _BatchNorm):
             raise InputError(
-                f"module {name!r} is a {type(module).__name__}, which mixes the records of a batch, so no record can "
-                "be protected: replace it by GroupNorm or LayerNorm"
+                f"module {name!r} is a {type(module).__name__}, which mixes the records of a "
+                "batch, so no record can be protected: replace it by GroupNorm or LayerNorm"
             )
 
 
@@ -121,8 +124,9 @@ def _check_buffers(model: nn.Module, before: dict[str, Tensor]) -> None:
     for name, buffer in model.named_buffers():
         if name in saved and name in before and not torch.equal(buffer, before[name]):
             raise InputError(
-                f"buffer {name!r} is updated by the forward pass and saved with the model, unprotected: switch the "
-                "statistics off (track_running_stats=False, say) or make the buffer non-persistent"
+                f"buffer {name!r} is updated by the forward pass and saved with the model, "
+                "unprotected: switch the statistics off (track_running_stats=False, say) or make "
+                "the buffer non-persistent"
             )
 
 
@@ -144,7 +148,9 @@ def _untouched(model: nn.Module) -> Iterator[dict[str, Tensor]]:
 def _check_invariance(
     model: nn.Module, losses: Losses, collate: Callable[[list[Any]], Any], examples: list[Any]
 ) -> None:
-    """The last (longest) row's loss must not change when the rows before it do (same shapes, same dropout)."""
+    """The last (longest) row's loss must not change when the rows before it do (same shapes, same
+    dropout).
+    """
     model.train()
     last = examples[-1]
     ours, theirs = [examples[0]] * (len(examples) - 1), [examples[1]] * (len(examples) - 1)
@@ -155,14 +161,16 @@ def _check_invariance(
             batch_losses = losses(model, collate([*others, last]))
         if batch_losses.shape != (len(examples),):
             raise InputError(
-                f"the loss has shape {tuple(batch_losses.shape)} for {len(examples)} rows: one loss a row is needed"
+                f"the loss has shape {tuple(batch_losses.shape)} for {len(examples)} rows: one "
+                "loss a row is needed"
             )
         found.append(batch_losses[-1])
     tolerance = 1e-4 if found[0].dtype in (torch.float32, torch.float64) else 5e-2
     if not torch.allclose(found[0], found[1], rtol=tolerance, atol=tolerance):
         raise InputError(
-            f"a record's loss changes with the other records of its batch ({found[0]:.6g} against {found[1]:.6g}): "
-            "some module mixes the rows, so no record can be protected; look for batch statistics or token-mean losses"
+            f"a record's loss changes with the other records of its batch ({found[0]:.6g} against "
+            f"{found[1]:.6g}): some module mixes the rows, so no record can be protected; look for "
+            "batch statistics or token-mean losses"
         )
 
 
@@ -182,18 +190,22 @@ def _check_gradients(
         together = view.squared_norms()[0].sqrt()
     finally:
         backend.close()
-    alone = torch.stack([_norm_alone(model, losses, collate([e]), list(named.values())) for e in examples])
+    alone = torch.stack(
+        [_norm_alone(model, losses, collate([e]), list(named.values())) for e in examples]
+    )
     tolerance = 1e-3 if all(p.dtype != torch.bfloat16 for p in named.values()) else 5e-2
     gap = (together.to(alone) - alone).abs()
     if bool((gap > tolerance * alone.clamp(min=1e-6)).any()):
         raise InputError(
-            f"per-sample gradient norms {together.tolist()} differ from one-at-a-time autograd {alone.tolist()}: "
-            "the model has a layer whose per-sample gradient is not computed rightly; freeze it, or try "
-            "--grad-sample-mode functorch"
+            f"per-sample gradient norms {together.tolist()} differ from one-at-a-time autograd "
+            f"{alone.tolist()}: the model has a layer whose per-sample gradient is not computed "
+            "rightly; freeze it, or try --grad-sample-mode functorch"
         )
 
 
-def _norm_alone(model: nn.Module, losses: Losses, batch: Any, parameters: list[nn.Parameter]) -> Tensor:
+def _norm_alone(
+    model: nn.Module, losses: Losses, batch: Any, parameters: list[nn.Parameter]
+) -> Tensor:
     gradients = torch.autograd.grad(losses(model, batch).sum(), parameters, allow_unused=True)
     squares = [g.to(accumulation_dtype(g.dtype)).square().sum() for g in gradients if g is not None]
     return torch.stack(squares).sum().sqrt()

@@ -1,6 +1,8 @@
-"""How smooth a loss is along the way an optimizer takes, and whether smoothness grows with the gradient.
+"""How smooth a loss is along the way an optimizer takes, and whether smoothness grows with the
+gradient.
 
-Reference: Zhang, He, Sra, Jadbabaie, "Why gradient clipping accelerates training", 2020 (arXiv 1905.11881).
+Reference: Zhang, He, Sra, Jadbabaie, "Why gradient clipping accelerates training", 2020 (arXiv
+1905.11881).
 """
 
 from __future__ import annotations
@@ -31,34 +33,40 @@ INTERIOR = tuple(k / 6 for k in range(1, 6))
 
 
 class SmoothnessProbe:
-    """Estimates max over alpha of ||grad(x + alpha d) - grad(x)|| / ||alpha d||, d the step that was taken.
+    """Estimates max over alpha of ||grad(x + alpha d) - grad(x)|| / ||alpha d||, d the step that
+    was taken.
 
-    **Not private.** The numbers are exact functions of the batch that the probe is given. In a private run that batch
+    **Not private.** The numbers are exact functions of the batch that the probe is given. In a
+    private run that batch
     must be public: what is measured on private records is not covered by the run's guarantee.
 
     Args:
-        loss: returns the loss on a fixed public batch; gradients are taken with `torch.autograd.grad`, and no `.grad`
-            changes.
-        gradient_of: instead of `loss`, zeroes the gradients and runs backward on a fixed public batch. Gradients of the
-            optimizer's parameters are put back afterwards; those of other parameters are the caller's business.
+        loss: returns the loss on a fixed public batch; gradients are taken with
+            `torch.autograd.grad`, and no `.grad` changes.
+        gradient_of: instead of `loss`, zeroes the gradients and runs backward on a fixed public
+            batch. Gradients of the optimizer's parameters are put back afterwards; those of other
+            parameters are the caller's business.
         every: optimizer steps from one measurement to the next; the first step is measured.
         alphas: points of the way, above 0 and at most 1; by default five evenly spaced inner ones.
         module: its buffers (running statistics) are put back after a measurement.
 
     Raises:
-        InputError: both or none of `loss` and `gradient_of`, `every` below 1, an alpha outside (0, 1].
+        InputError: both or none of `loss` and `gradient_of`, `every` below 1, an alpha outside (0,
+            1].
 
-    A measurement costs 1 + len(alphas) gradients and three copies of the parameters. Afterwards parameters, gradients,
-    buffers and the random states of Python, NumPy, the CPU and the parameters' CUDA devices are what they were, bit
-    for bit; all gradients of one measurement are computed from the same random state, so dropout drops the same units.
-    Do not compute them through a model that per-sample gradients are being recorded of: its hooks would see the public
+    A measurement costs 1 + len(alphas) gradients and three copies of the parameters. Afterwards
+    parameters, gradients, buffers and the random states of Python, NumPy, the CPU and the
+    parameters' CUDA devices are what they were, bit for bit; all gradients of one measurement are
+    computed from the same random state, so dropout drops the same units. Do not compute them
+    through a model that per-sample gradients are being recorded of: its hooks would see the public
     batch too.
 
-    ||alpha d|| is the distance really gone, after rounding in the parameters' precision. A step that moves nothing, or
-    a gradient that is not finite, makes no record and adds to `left_out`.
+    ||alpha d|| is the distance really gone, after rounding in the parameters' precision. A step
+    that moves nothing, or a gradient that is not finite, makes no record and adds to `left_out`.
 
-    What is measured also depends on the optimizer: descent with step h often settles where the smoothness is 2 / h, and
-    clipping makes 2 / h proportional to the gradient norm. A correlation alone does not show a property of the loss.
+    What is measured also depends on the optimizer: descent with step h often settles where the
+    smoothness is 2 / h, and clipping makes 2 / h proportional to the gradient norm. A correlation
+    alone does not show a property of the loss.
 
     Example:
         with probe.attached(optimizer):
@@ -77,12 +85,17 @@ class SmoothnessProbe:
     ) -> None:
         if (loss is None) == (gradient_of is None):
             raise InputError(
-                f"the probe has {'no' if loss is None else 'two'} sources of gradients; give loss or gradient_of"
+                f"the probe has {'no' if loss is None else 'two'} sources of gradients; give loss "
+                "or gradient_of"
             )
         if every < 1:
-            raise InputError(f"every is {every}, below 1; give the number of steps between measurements")
+            raise InputError(
+                f"every is {every}, below 1; give the number of steps between measurements"
+            )
         if not alphas or not all(0 < alpha <= 1 for alpha in alphas):
-            raise InputError(f"alphas are {list(alphas)}, not all in (0, 1]; give points of the way, such as 0.5")
+            raise InputError(
+                f"alphas are {list(alphas)}, not all in (0, 1]; give points of the way, such as 0.5"
+            )
         self.loss, self.gradient_of, self.every, self.module = loss, gradient_of, every, module
         self.alphas = tuple(alphas)
         self.records: list[SmoothnessRecord] = []
@@ -90,7 +103,7 @@ class SmoothnessProbe:
         self._hooks: list[RemovableHandle] = []
         self._before: list[Tensor] = []
 
-    # --- attaching ----------------------------------------------------------------------------------------------------
+    # --- attaching --------------------------------------------------------------------------------
 
     def attach(self, optimizer: Optimizer) -> None:
         """Measure this optimizer's steps from now on.
@@ -140,10 +153,12 @@ class SmoothnessProbe:
         else:
             self.left_out += 1
 
-    # --- measuring ----------------------------------------------------------------------------------------------------
+    # --- measuring --------------------------------------------------------------------------------
 
     def _measure(self, kept: _Snapshot, before: list[Tensor]) -> tuple[float, float]:
-        """Gradient norm at the beginning of the step and the largest quotient; NaN where nothing moved."""
+        """Gradient norm at the beginning of the step and the largest quotient; NaN where nothing
+        moved.
+        """
         kept.move(before, 0.0)
         first = self._gradient(kept)
         quotients = []
@@ -153,21 +168,28 @@ class SmoothnessProbe:
             if distance > 0:
                 quotients.append(_distance(self._gradient(kept), first) / distance)
         norm = _distance(first, [torch.zeros_like(g) for g in first])
-        return norm, float(np.max(quotients)) if quotients else math.nan  # NumPy's maximum does not lose a NaN
+        # NumPy's maximum does not lose a NaN
+        return norm, float(np.max(quotients)) if quotients else math.nan
 
     def _gradient(self, kept: _Snapshot) -> list[Tensor]:
         kept.restore_random()
         if self.loss is not None:
             found = torch.autograd.grad(self.loss(), kept.parameters, allow_unused=True)
-            return [torch.zeros_like(p) if g is None else g for p, g in zip(kept.parameters, found, strict=True)]
+            return [
+                torch.zeros_like(p) if g is None else g
+                for p, g in zip(kept.parameters, found, strict=True)
+            ]
         for p in kept.parameters:
             p.grad = None
         if self.gradient_of is not None:
             self.gradient_of()
         # Cloned, because gradient_of may keep its gradient tensors and fill them again.
-        return [torch.zeros_like(p) if p.grad is None else p.grad.detach().clone() for p in kept.parameters]
+        return [
+            torch.zeros_like(p) if p.grad is None else p.grad.detach().clone()
+            for p in kept.parameters
+        ]
 
-    # --- results ------------------------------------------------------------------------------------------------------
+    # --- results ----------------------------------------------------------------------------------
 
     def fit(self) -> SmoothnessFit:
         """Least-squares L0 and L1, neither below 0, over all records.
@@ -180,13 +202,21 @@ class SmoothnessProbe:
     def to_json(self) -> str:
         """Settings, records and, from two records on, the fit."""
         fit = (
-            {k: None if math.isnan(v) else v for k, v in asdict(self.fit()).items()} if len(self.records) > 1 else None
+            {k: None if math.isnan(v) else v for k, v in asdict(self.fit()).items()}
+            if len(self.records) > 1
+            else None
         )
-        found: dict[str, Any] = {"every": self.every, "alphas": self.alphas, "left_out": self.left_out, "fit": fit}
+        found: dict[str, Any] = {
+            "every": self.every,
+            "alphas": self.alphas,
+            "left_out": self.left_out,
+            "fit": fit,
+        }
         return json.dumps({**found, "records": [asdict(r) for r in self.records]}, indent=1)
 
     def figure(self, path: str | Path) -> None:
-        """Smoothness against gradient norm on log axes, coloured by step, with the fitted line; `.svg` or `.png`.
+        """Smoothness against gradient norm on log axes, coloured by step, with the fitted line;
+        `.svg` or `.png`.
 
         Raises:
             InputError: fewer than two records, or another suffix.
@@ -196,7 +226,7 @@ class SmoothnessProbe:
         draw(self.records, self.fit(), Path(path))
 
 
-# --- the state of a run -----------------------------------------------------------------------------------------------
+# --- the state of a run ---------------------------------------------------------------------------
 
 
 @dataclass
@@ -214,7 +244,11 @@ class _Snapshot:
         buffers = [(b, b.detach().clone()) for b in module.buffers()] if module is not None else []
         after = [p.detach().clone() for p in parameters]
         return cls(
-            parameters, after, [p.grad for p in parameters], buffers, _random_state({p.device for p in parameters})
+            parameters,
+            after,
+            [p.grad for p in parameters],
+            buffers,
+            _random_state({p.device for p in parameters}),
         )
 
     @torch.no_grad()
@@ -254,5 +288,7 @@ def _parameters(optimizer: Optimizer) -> list[Tensor]:
 @torch.no_grad()
 def _distance(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> float:
     """L2, in float64."""
-    parts = [torch.linalg.vector_norm(a.double() - b.double()) for a, b in zip(ours, theirs, strict=True)]
+    parts = [
+        torch.linalg.vector_norm(a.double() - b.double()) for a, b in zip(ours, theirs, strict=True)
+    ]
     return math.hypot(*(torch.stack([part.to(parts[0].device) for part in parts]).tolist()))

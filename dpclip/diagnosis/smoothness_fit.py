@@ -23,7 +23,8 @@ class SmoothnessRecord:
     Attributes:
         step: number of the step, from 0 on, since the probe was attached.
         gradient_norm: L2 norm of the public batch's gradient before the step.
-        smoothness: largest change of that gradient over the way gone, an estimate of the Hessian's norm.
+        smoothness: largest change of that gradient over the way gone, an estimate of the Hessian's
+            norm.
     """
 
     step: int
@@ -38,7 +39,8 @@ class SmoothnessFit:
     Attributes:
         l0: L0, at least 0.
         l1: L1, at least 0.
-        largest_ratio: largest smoothness over the line; l0 and l1 times this bound every record from above.
+        largest_ratio: largest smoothness over the line; l0 and l1 times this bound every record
+            from above.
         log_correlation: Pearson's, of the logarithms; NaN where one of them does not vary.
         records: how many were fitted.
     """
@@ -90,7 +92,9 @@ def _line(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
 def _log_correlation(x: np.ndarray, y: np.ndarray) -> float:
     kept = (x > 0) & (y > 0)
     u, v = np.log(x[kept]), np.log(y[kept])
-    return float(np.corrcoef(u, v)[0, 1]) if len(u) > 1 and u.std() > 0 and v.std() > 0 else math.nan
+    return (
+        float(np.corrcoef(u, v)[0, 1]) if len(u) > 1 and u.std() > 0 and v.std() > 0 else math.nan
+    )
 
 
 def _panel(axes: Axes, records: Sequence[SmoothnessRecord], fit: SmoothnessFit) -> None:
@@ -98,15 +102,24 @@ def _panel(axes: Axes, records: Sequence[SmoothnessRecord], fit: SmoothnessFit) 
 
     kept = [r for r in records if r.gradient_norm > 0 and r.smoothness > 0]
     x = np.array([r.gradient_norm for r in kept])
-    dots = axes.scatter(x, [r.smoothness for r in kept], c=[r.step for r in kept], s=14, cmap="viridis")
+    dots = axes.scatter(
+        x, [r.smoothness for r in kept], c=[r.step for r in kept], s=14, cmap="viridis"
+    )
     if len(x) and fit.l0 + fit.l1 > 0:
         grid = np.geomspace(x.min(), x.max(), 100)
         axes.plot(
-            grid, fit.l0 + fit.l1 * grid, color="#b4531f", linewidth=1.4, label=f"{fit.l0:.3g} + {fit.l1:.3g} ‖g‖"
+            grid,
+            fit.l0 + fit.l1 * grid,
+            color="#b4531f",
+            linewidth=1.4,
+            label=f"{fit.l0:.3g} + {fit.l1:.3g} ‖g‖",
         )
         axes.legend(frameon=False, fontsize=8)
-    axes.set(xscale="log", yscale="log", xlabel="gradient norm ‖g‖", ylabel="smoothness along the step")
-    for axis in (axes.xaxis, axes.yaxis):  # fewer, shorter labels than the default's on a range below a decade
+    axes.set(
+        xscale="log", yscale="log", xlabel="gradient norm ‖g‖", ylabel="smoothness along the step"
+    )
+    # fewer, shorter labels than the default's on a range below a decade
+    for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axis.set_minor_locator(NullLocator())
         axis.set_major_formatter("{x:g}")

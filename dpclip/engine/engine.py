@@ -44,7 +44,8 @@ class _Open:
     sums: dict[str, ExactSum | GradientSum] = field(default_factory=dict)
     units: int = 0  # whose gradients may be in the sums
     sides: dict[str, Tensor] = field(default_factory=dict)
-    half_done: bool = False  # a micro-batch whose first groups are in the sums and whose last are not
+    # a micro-batch whose first groups are in the sums and whose last are not
+    half_done: bool = False
     doubts: list[str] = field(default_factory=list)
 
 
@@ -59,7 +60,8 @@ class Engine:
         optimizer: updates exactly these parameters.
         guard: lets it do so with what was released only.
         sampler: draws the logical batches.
-        ledger: charges each step before it is drawn, and remembers which sum each noise was given to.
+        ledger: charges each step before it is drawn, and remembers which sum each noise was given
+            to.
         key: the run's secret.
         noise: the mechanism that the plan names.
         postprocess: free transforms of the released gradient.
@@ -91,11 +93,14 @@ class Engine:
             key.claim()
         self.step = 0
         self.generation = 0
-        self.assumptions: list[str] = []  # that nobody has checked, and that the guarantee therefore names
+        # that nobody has checked, and that the guarantee therefore names
+        self.assumptions: list[str] = []
         self._open: _Open | None = None
 
     def start_generation(self, reason: str) -> None:
-        """Go on from here with fresh randomness; what the rule carries over from steps before is dropped."""
+        """Go on from here with fresh randomness; what the rule carries over from steps before is
+        dropped.
+        """
         self.generation = self.ledger.start_generation(self.step, reason)
         self.rule.forget_unreleased()
 
@@ -119,10 +124,12 @@ class Engine:
         """So many units are about to be computed.
 
         Returns:
-            what clips a group as soon as the backward pass has completed it; None for rules that need every norm.
+            what clips a group as soon as the backward pass has completed it; None for rules that
+            need every norm.
 
         Raises:
-            PrivacyError: the micro-batch before broke off after some of its groups had been clipped.
+            PrivacyError: the micro-batch before broke off after some of its groups had been
+                clipped.
         """
         step = self._current()
         self._refuse_half_done(step)
@@ -150,7 +157,9 @@ class Engine:
         norms, finite = self._clip(view, step)
         for side in self.rule.side_queries():
             read = norms if side.reads == "norms" else _one_a_unit(losses, norms)
-            step.sides[side.name] += _on_grid(side.per_sample(read), finite.all(0), side.sensitivity)
+            step.sides[side.name] += _on_grid(
+                side.per_sample(read), finite.all(0), side.sensitivity
+            )
         step.doubts, step.half_done = view.doubts(), False
 
     def _clip(self, view: PerSampleView, step: _Open) -> tuple[Tensor, Tensor]:
@@ -173,12 +182,14 @@ class Engine:
         self._refuse_half_done(step)
         if step.doubts:
             raise PrivacyError(
-                f"{step.doubts[0]} was only seen in batches of one size, so its rows cannot be told from positions; "
-                "nothing was released: begin with a micro-batch of one row"
+                f"{step.doubts[0]} was only seen in batches of one size, so its rows cannot be "
+                "told from positions; nothing was released: begin with a micro-batch of one row"
             )
         sums, sides = self.reduce(step.sums or self._empty_sums(), step.sides)
         total = self.rule.combine(sums)
-        if self.plan.private and not self.ledger.confirm(step.receipt, self._fingerprint(total, sides, step.receipt)):
+        if self.plan.private and not self.ledger.confirm(
+            step.receipt, self._fingerprint(total, sides, step.receipt)
+        ):
             raise ReplayError(f"step {step.receipt.step} did not replay bit for bit")
         released = self.noise.release(
             total, sides, step.scale, step.receipt, self.key, self.plan.expected_batch_size
@@ -192,12 +203,14 @@ class Engine:
 
     def _update(self, released: Released[StepRelease]) -> None:
         if self.postprocess:
-            released = released.map(_copied)  # others are told what was released, not what was made of it
+            # others are told what was released, not what was made of it
+            released = released.map(_copied)
         for clipper in self.postprocess:
             released = clipper.apply(released)
         before = Movement(self.parameters) if self.rule.follows_updates else None
         pairs = zip(self.parameters, released.value.gradient, strict=True)
-        values = [value if p.requires_grad else None for p, value in pairs]  # a frozen parameter stays as it is
+        # a frozen parameter stays as it is
+        values = [value if p.requires_grad else None for p, value in pairs]
         with self._rates(), raw_gradients.released(self.parameters), self.guard.update(values):
             self.optimizer.step()
         if before:
@@ -205,15 +218,20 @@ class Engine:
 
     def _rates(self) -> AbstractContextManager[None]:
         multipliers = self.rule.learning_rate_multipliers()
-        by = {id(p): m for p, m in zip(self.parameters, multipliers, strict=True)} if multipliers else {}
+        by = (
+            {id(p): m for p, m in zip(self.parameters, multipliers, strict=True)}
+            if multipliers
+            else {}
+        )
         return multiplied_learning_rates(self.optimizer, by)
 
     @staticmethod
     def _refuse_half_done(step: _Open) -> None:
         if step.half_done:
             raise PrivacyError(
-                "a micro-batch broke off after some of its layers had been clipped and added, so it can neither be "
-                "completed nor repeated; nothing was released: begin the step again by resuming the run"
+                "a micro-batch broke off after some of its layers had been clipped and added, so "
+                "it can neither be completed nor repeated; nothing was released: begin the step "
+                "again by resuming the run"
             )
 
     def _fingerprint(self, total: Sum, sides: Mapping[str, Tensor], receipt: Receipt) -> str:
@@ -226,20 +244,29 @@ class Engine:
         return self._open
 
     def _empty_sums(self, units: int = 0) -> dict[str, ExactSum | GradientSum]:
-        """One sum for each weighting; exact, or products in float32 that are added up in float64."""
+        """One sum for each weighting; exact, or products in float32 that are added up in
+        float64.
+        """
         found: dict[str, ExactSum | GradientSum] = {}
         limits = self.rule.limits()
         for name, each in limits.items():
             if self.plan.private and self.plan.arithmetic == "exact":
                 expected = self.plan.expected_batch_size
-                found[name] = ExactSum(self.parameters, self.groups, each, expected, narrow=len(limits) == 1)
+                found[name] = ExactSum(
+                    self.parameters, self.groups, each, expected, narrow=len(limits) == 1
+                )
             else:
-                found[name] = GradientSum.zeros(self.parameters, self.groups, accumulate=torch.float64)
+                found[name] = GradientSum.zeros(
+                    self.parameters, self.groups, accumulate=torch.float64
+                )
             found[name].admit(units)
         return found
 
     def _empty_sides(self) -> dict[str, Tensor]:
-        return {side.name: torch.zeros(side.size, dtype=torch.float64) for side in self.rule.side_queries()}
+        return {
+            side.name: torch.zeros(side.size, dtype=torch.float64)
+            for side in self.rule.side_queries()
+        }
 
 
 def _copied(step: StepRelease) -> StepRelease:
@@ -249,8 +276,9 @@ def _copied(step: StepRelease) -> StepRelease:
 def _one_a_unit(losses: Tensor | None, norms: Tensor) -> Tensor:
     if losses is None or losses.shape != norms.shape[1:]:
         raise PrivacyError(
-            "the clipping rule releases a statistic of each unit's loss and was not given one loss a unit: compute the "
-            "loss with private.backward(losses), or choose a rule or mode that does not need it (rl:mode=A)"
+            "the clipping rule releases a statistic of each unit's loss and was not given one loss "
+            "a unit: compute the loss with private.backward(losses), or choose a rule or mode that "
+            "does not need it (rl:mode=A)"
         )
     return losses.to(norms).unsqueeze(0)
 
@@ -258,9 +286,10 @@ def _one_a_unit(losses: Tensor | None, norms: Tensor) -> Tensor:
 def _norms(squared: Tensor, separable: bool = False) -> tuple[Tensor, Tensor]:
     """Norms [K, B] rounded up, float64, and which samples count [K, B].
 
-    What is added covers the rounding of factors, of their products with gradients, and squares too small for float32; a
-    gradient that is not finite gets norm 1 here and factor 0 in every sum (law 6). Where groups are clipped one by one,
-    it is the group that is dropped: those before it are in the sum when it is met.
+    What is added covers the rounding of factors, of their products with gradients, and squares too
+    small for float32; a gradient that is not finite gets norm 1 here and factor 0 in every sum (law
+    6). Where groups are clipped one by one, it is the group that is dropped: those before it are in
+    the sum when it is met.
     """
     finite = squared.isfinite()
     if not separable:
@@ -270,10 +299,13 @@ def _norms(squared: Tensor, separable: bool = False) -> tuple[Tensor, Tensor]:
 
 
 def _on_grid(statistics: Tensor, counted: Tensor, sensitivity: float) -> Tensor:
-    """The sum over units of statistics [m, B], float64, each unit's rounded towards zero to a public grid.
+    """The sum over units of statistics [m, B], float64, each unit's rounded towards zero to a
+    public grid.
 
     So that it is the same in any order: integers below 2^53 add up exactly in float64.
     """
     unit = 2.0 ** (math.floor(math.log2(sensitivity)) - _SIDE_BITS)
-    values = torch.where(counted, statistics.double(), torch.zeros_like(statistics, dtype=torch.float64))
+    values = torch.where(
+        counted, statistics.double(), torch.zeros_like(statistics, dtype=torch.float64)
+    )
     return (values / unit).trunc().sum(1).mul(unit).cpu()

@@ -1,13 +1,17 @@
-"""Sums that do not depend on order, split or rounding: each unit is rounded to a public grid before it meets another.
+"""Sums that do not depend on order, split or rounding: each unit is rounded to a public grid before
+it meets another.
 
-The grid of group k is g = 2^(floor(log2 C_k) - bits), a function of the bound C_k and of the public expected batch
-size. A unit's gradient times its factor is computed from that unit alone, rounded towards zero to a multiple of g, and
-added as an integer. Adding or removing a unit moves the sum by exactly that unit's integers, whose norm times g is at
-most C_k: rounding towards zero never lengthens, and the factor goes by a norm that includes the product's own rounding.
+The grid of group k is g = 2^(floor(log2 C_k) - bits), a function of the bound C_k and of the public
+expected batch size. A unit's gradient times its factor is computed from that unit alone, rounded
+towards zero to a multiple of g, and added as an integer. Adding or removing a unit moves the sum by
+exactly that unit's integers, whose norm times g is at
+most C_k: rounding towards zero never lengthens, and the factor goes by a norm that includes the
+product's own rounding.
 
-Where a unit's gradient has few terms (a linear layer that sees one position a sample, say), forming each by itself
-would cost more than everything else; those are added up in float64, whose rounding the noise's allowance covers many
-times. docs/explanation/arithmetic.md has theorem, constants and proof.
+Where a unit's gradient has few terms (a linear layer that sees one position a sample, say), forming
+each by itself would cost more than everything else; those are added up in float64, whose rounding
+the noise's allowance covers many times. docs/explanation/arithmetic.md has theorem, constants and
+proof.
 """
 
 from __future__ import annotations
@@ -34,7 +38,8 @@ class ExactSum(PartwiseSum):
         parameters: the trainable parameters, in order.
         groups: the group of each.
         limits: what one unit adds to each group's sum at most, in L2, shape [K].
-        expected_batch_size: public; how many units are expected. More are welcome and take more memory.
+        expected_batch_size: public; how many units are expected. More are welcome and take more
+            memory.
         narrow: whether 32-bit integers may be used.
     """
 
@@ -49,12 +54,14 @@ class ExactSum(PartwiseSum):
         self.groups, self.dtypes = list(groups), [accumulation_dtype(p.dtype) for p in parameters]
         self._like = list(parameters)
         self._capacity = 2 * expected_batch_size + 64
-        taken = math.ceil(math.log2(self._capacity)) + 1  # by adding up so many units, and by the sign
+        # by adding up so many units, and by the sign
+        taken = math.ceil(math.log2(self._capacity)) + 1
         self._narrow = narrow and 31 - taken >= _COARSEST
         fine, finest = min(_FINEST, 31 - taken), min(_WIDE, 62 - taken)
         bits = [fine if self._is_narrow(dtype) else finest for dtype in self.dtypes]
         self.units = [
-            2.0 ** (math.floor(math.log2(limits[group])) - below) for group, below in zip(groups, bits, strict=True)
+            2.0 ** (math.floor(math.log2(limits[group])) - below)
+            for group, below in zip(groups, bits, strict=True)
         ]
         self._counts: list[Tensor | None] = [None] * len(self._like)
         self._wide: list[Tensor | None] = [None] * len(self._like)
@@ -65,11 +72,15 @@ class ExactSum(PartwiseSum):
         return self._narrow and dtype == torch.float32
 
     def admit(self, units: int) -> None:
-        """So many units more are about to be added; integers are widened before they could overflow."""
+        """So many units more are about to be added; integers are widened before they could
+        overflow.
+        """
         self._admitted += units
         if self._admitted > self._capacity and self._narrow:
             self._narrow = False
-            self._counts = [None if counts is None else counts.to(torch.int64) for counts in self._counts]
+            self._counts = [
+                None if counts is None else counts.to(torch.int64) for counts in self._counts
+            ]
 
     def take(self, slot: int, form: Factored, factors: Tensor, keep: Tensor | None) -> None:
         """Add sum_i factors[i] g_i of one parameter, each unit rounded to the grid by itself.
@@ -85,7 +96,8 @@ class ExactSum(PartwiseSum):
             return
         factors = factors if keep is None else factors * keep
         units = factors.nonzero().reshape(-1).tolist()
-        scales = rounded_down(factors, self.dtypes[slot]) / self.units[slot]  # a power of two: exact
+        # a power of two: exact
+        scales = rounded_down(factors, self.dtypes[slot]) / self.units[slot]
         form.contributions(scales, units, self._sink(slot))
 
     def _sink(self, slot: int) -> _Sink:
@@ -104,7 +116,9 @@ class ExactSum(PartwiseSum):
         return held
 
     def parts(self, slot: int) -> list[tuple[Tensor, float]]:
-        """Tensors and units, the sum of whose products is this parameter's sum; nothing is held before it is needed."""
+        """Tensors and units, the sum of whose products is this parameter's sum; nothing is held
+        before it is needed.
+        """
         held = [(self._counts[slot], self.units[slot]), (self._wide[slot], 1.0)]
         found = [(tensor, unit) for tensor, unit in held if tensor is not None]
         return found or [(torch.zeros_like(self._like[slot], dtype=torch.float32), 1.0)]
@@ -123,11 +137,17 @@ def rounded_down(factors: Tensor, dtype: torch.dtype) -> Tensor:
     near = factors.to(dtype)
     if dtype == factors.dtype:
         return near
-    return torch.where(near.to(factors.dtype) > factors, torch.nextafter(near, torch.full_like(near, -math.inf)), near)
+    return torch.where(
+        near.to(factors.dtype) > factors,
+        torch.nextafter(near, torch.full_like(near, -math.inf)),
+        near,
+    )
 
 
 class _Scratch:
-    """Space for blocks of one dtype, kept for a sum's lifetime: fresh memory would be faulted in for each."""
+    """Space for blocks of one dtype, kept for a sum's lifetime: fresh memory would be faulted in
+    for each.
+    """
 
     def __init__(self, dtype: torch.dtype) -> None:
         self._dtype = dtype
@@ -142,7 +162,9 @@ class _Scratch:
     def _space(self, device: torch.device, dtype: torch.dtype, count: int) -> Tensor:
         held = self._held.get((device, dtype))
         if held is None or len(held) < count:
-            held = self._held[device, dtype] = torch.empty(max(count, BLOCK), dtype=dtype, device=device)
+            held = self._held[device, dtype] = torch.empty(
+                max(count, BLOCK), dtype=dtype, device=device
+            )
         return held[:count]
 
 

@@ -25,13 +25,16 @@ class Guarantee:
     def __str__(self) -> str:
         condition = f" ({self.assumption})" if self.assumption else ""
         return (
-            f"({shown_epsilon(self.epsilon)}, {self.delta:g})-differentially private, {self.kind}{condition}; "
-            f"adjacency {self.adjacency}, unit: {self.unit}, accountant {self.accountant}"
+            f"({shown_epsilon(self.epsilon)}, {self.delta:g})-differentially private, "
+            f"{self.kind}{condition}; adjacency {self.adjacency}, unit: {self.unit}, accountant "
+            f"{self.accountant}"
         )
 
 
 def guarantee_kind(engine: Engine) -> tuple[str, str | None]:
-    """Worst-case, or conditional with what it rests on: a key that others have, a rule's unchecked assumption."""
+    """Worst-case, or conditional with what it rests on: a key that others have, a rule's unchecked
+    assumption.
+    """
     found = [engine.rule.assumption] if engine.rule.assumption else []
     found += engine.assumptions
     if engine.key.known:

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 
 
 @contextmanager
-def multiplied_learning_rates(optimizer: torch.optim.Optimizer, by: Mapping[int, float]) -> Iterator[None]:
-    """The optimizer with learning rates multiplied; as it was afterwards, whatever schedule sets them.
+def multiplied_learning_rates(
+    optimizer: torch.optim.Optimizer, by: Mapping[int, float]
+) -> Iterator[None]:
+    """The optimizer with learning rates multiplied; as it was afterwards, whatever schedule sets
+    them.
 
-    Parameter groups are split while this lasts. What an optimizer keeps in a group, such as a count of steps, is kept.
+    Parameter groups are split while this lasts. What an optimizer keeps in a group, such as a count
+    of steps, is kept.
 
     Args:
         optimizer: about to take a step.
@@ -32,10 +37,12 @@ def multiplied_learning_rates(optimizer: torch.optim.Optimizer, by: Mapping[int,
             group |= {key: value for key, value in split[0].items() if key not in ("params", "lr")}
 
 
-def _split(group: dict[str, object], by: Mapping[int, float]) -> list[dict[str, object]]:
+def _split(group: dict[str, Any], by: Mapping[int, float]) -> list[dict[str, Any]]:
     """One part of the group for each multiplier, in the order of the parameters."""
-    found: dict[float, list[object]] = {}
-    for parameter in group["params"]:  # type: ignore[attr-defined]
+    found: dict[float, list[Any]] = {}
+    for parameter in group["params"]:
         found.setdefault(by.get(id(parameter), 1.0), []).append(parameter)
-    parts = [{**group, "params": params, "lr": group["lr"] * times} for times, params in found.items()]  # type: ignore[operator]
+    parts = [
+        {**group, "params": params, "lr": group["lr"] * times} for times, params in found.items()
+    ]
     return parts or [group]  # a group may be empty

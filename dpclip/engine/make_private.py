@@ -72,21 +72,25 @@ def make_private(
         physical_batch_size: rows a micro-batch, dummies included; a performance knob only.
         clipping: the rule, by default `Flat(1.0)`.
         grad_sample_mode: "auto" (book-keeping), "bookkeeping", "ghost", "hooks" or "functorch".
-        units: the privacy unit of each row (a person's id, say); by default each row is its own unit.
+        units: the privacy unit of each row (a person's id, say); by default each row is its own
+            unit.
         rows_per_unit: most rows of one unit in one step, drawn afresh each step.
-        public_units: N, if the true number is itself private; by default the exact number, taken as public.
-        collate_fn: makes a batch of a list of rows, each by itself but for a common length; rows share a micro-batch if
-            they have one shape by themselves, so pad to a fixed length or to a multiple of some number.
-        examples: public rows for the check that rows do not depend on one another; otherwise rows of the data are used,
-            and that a run was refused then tells something of them.
-        key: of sampling and noise; by default a secret one from the operating system. A key that others know, as
-            `SecretKey.for_tests(1)`, makes a test reproducible and protects nothing.
+        public_units: N, if the true number is itself private; by default the exact number, taken as
+            public.
+        collate_fn: makes a batch of a list of rows, each by itself but for a common length; rows
+            share a micro-batch if they have one shape by themselves, so pad to a fixed length or to
+            a multiple of some number.
+        examples: public rows for the check that rows do not depend on one another; otherwise rows
+            of the data are used, and that a run was refused then tells something of them.
+        key: of sampling and noise; by default a secret one from the operating system. A key that
+            others know, as `SecretKey.for_tests(1)`, makes a test reproducible and protects
+            nothing.
         ledger_path: where to keep the write-ahead ledger; by default in memory.
         postprocess: clippers of the released gradient (`dpclip.postprocess`), in order; free.
-        accept_conditional: allow a rule whose promise rests on an assumption that nobody has checked; the guarantee
-            says so.
-        arithmetic: "exact" (sums and noise without rounding error) or "fast" (float32 products; the guarantee is then
-            conditional).
+        accept_conditional: allow a rule whose promise rests on an assumption that nobody has
+            checked; the guarantee says so.
+        arithmetic: "exact" (sums and noise without rounding error) or "fast" (float32 products; the
+            guarantee is then conditional).
 
     Raises:
         InputError: values that are meaningless or contradict each other, with the remedy.
@@ -110,12 +114,24 @@ def make_private(
     )
     ledger = Ledger.create(ledger_path, plan)
     return build_private_training(
-        model, optimizer, dataset, index, plan=plan, key=key or SecretKey.generate(), ledger=ledger,
-        rule=clipping, grad_sample_mode=grad_sample_mode, examples=examples,
-        physical_batch_size=min(32, plan.expected_batch_size) if physical_batch_size is None else physical_batch_size,
+        model,
+        optimizer,
+        dataset,
+        index,
+        plan=plan,
+        key=key or SecretKey.generate(),
+        ledger=ledger,
+        rule=clipping,
+        grad_sample_mode=grad_sample_mode,
+        examples=examples,
+        physical_batch_size=min(32, plan.expected_batch_size)
+        if physical_batch_size is None
+        else physical_batch_size,
         rows_per_unit=rows_per_unit,
-        collate=collate_fn, postprocess=postprocess, accept_conditional=accept_conditional,
-    )  # fmt: skip
+        collate=collate_fn,
+        postprocess=postprocess,
+        accept_conditional=accept_conditional,
+    )
 
 
 def build_private_training(
@@ -137,11 +153,16 @@ def build_private_training(
     accept_conditional: bool = False,
     recheck: bool = True,
 ) -> PrivateTraining:
-    """Build the stages around a plan that is already made; `make_private` and the command line meet here."""
+    """Build the stages around a plan that is already made; `make_private` and the command line meet
+    here.
+    """
     physical_batch_size = whole_number("physical_batch_size", physical_batch_size)
     rows_per_unit = whole_number("rows_per_unit", rows_per_unit)
     if physical_batch_size < 1 or rows_per_unit < 1:
-        raise InputError(f"physical batch size {physical_batch_size} and rows a unit {rows_per_unit} must be at least 1")
+        raise InputError(
+            f"physical batch size {physical_batch_size} and rows a unit {rows_per_unit} must be at "
+            "least 1"
+        )
     check_one_process(model)
     check_batch_norm(model)
     check_stateful_layers(model)
@@ -158,21 +179,37 @@ def build_private_training(
     raw_gradients.guard(parameters)
     sampler = plan.scheme.sampler(plan, len(index), key)
     engine = Engine(
-        plan=plan, parameters=parameters, rule=chosen, groups=groups, optimizer=optimizer, guard=guard,
-        sampler=sampler, ledger=ledger, key=key, noise=MECHANISMS.make(plan.noise), postprocess=postprocess,
-    )  # fmt: skip
+        plan=plan,
+        parameters=parameters,
+        rule=chosen,
+        groups=groups,
+        optimizer=optimizer,
+        guard=guard,
+        sampler=sampler,
+        ledger=ledger,
+        key=key,
+        noise=MECHANISMS.make(plan.noise),
+        postprocess=postprocess,
+    )
     packer = Packer(dataset, collate, physical_batch_size, rows_per_unit)
     checks = LoopChecks(
         engine, backend, packer, index, rows_per_unit=rows_per_unit, examples=examples,
         accept_conditional=accept_conditional, recheck=recheck,
     )  # fmt: skip
-    return PrivateTraining(engine, backend, model, packer, index, rows_per_unit=rows_per_unit, checks=checks)
+    return PrivateTraining(
+        engine, backend, model, packer, index, rows_per_unit=rows_per_unit, checks=checks
+    )
 
 
 _GONE = {
-    "seed": "sampling and noise always come from a key of the operating system; seed torch for the initial weights; a "
-    "test that needs the same noise twice hands in key=SecretKey.for_tests(1)",
-    "loss_reduction": "losses are handed over one a row: private.backward(losses), not losses.mean().backward()",
+    "seed": (
+        "sampling and noise always come from a key of the operating system; seed torch for the "
+        "initial weights; a test that needs the same noise twice hands in "
+        "key=SecretKey.for_tests(1)"
+    ),
+    "loss_reduction": (
+        "losses are handed over one a row: private.backward(losses), not losses.mean().backward()"
+    ),
     "row_cost": "rows share a micro-batch if they have one shape, so there is nothing left to sort",
 }
 
@@ -188,12 +225,6 @@ def _refuse_gone(gone: dict[str, Any]) -> None:
 def _check_mode(grad_sample_mode: str, plan: Plan) -> None:
     if grad_sample_mode == "ghost" and plan.private:
         raise InputError(
-            "gradient mode 'ghost' adds rows up inside autograd, where rounding is not bounded by what is paid for; it "
-            "is a cross-check without privacy: choose bookkeeping"
+            "gradient mode 'ghost' adds rows up inside autograd, where rounding is not bounded by "
+            "what is paid for; it is a cross-check without privacy: choose bookkeeping"
         )
-
-
-
-
-
-

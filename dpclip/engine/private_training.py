@@ -1,4 +1,6 @@
-"""Private training as a loop sees it: micro-batches in, logical steps out, and the guarantee so far."""
+"""Private training as a loop sees it: micro-batches in, logical steps out, and the guarantee so
+far.
+"""
 
 from __future__ import annotations
 
@@ -59,8 +61,8 @@ class PrivateTraining:
             private.backward(losses(model, batch))  # one loss a row
         private.step()
 
-    The loop takes a few more turns before the first micro-batch of each shape: they check that rows do not depend on
-    one another (`row_check.py`), and nothing of them is kept.
+    The loop takes a few more turns before the first micro-batch of each shape: they check that rows
+    do not depend on one another (`row_check.py`), and nothing of them is kept.
 
     Args:
         engine: takes the steps.
@@ -93,12 +95,14 @@ class PrivateTraining:
         self._iterator = 0  # the latest; one from before adds nothing any more
         backend.refuse_plain_backward()
 
-    # --- the loop's side ------------------------------------------------------------------------------------------
+    # --- the loop's side --------------------------------------------------------------------------
 
     def batches(self) -> Iterator[Any]:
-        """Physical micro-batches of the remaining logical steps, each of one shape, filled up with dummies.
+        """Physical micro-batches of the remaining logical steps, each of one shape, filled up with
+        dummies.
 
-        An empty logical batch yields nothing: its noise-only step is taken here, charged like any other.
+        An empty logical batch yields nothing: its noise-only step is taken here, charged like any
+            other.
 
         Raises:
             BudgetExceededError: the next step does not fit the budget; the steps so far stand.
@@ -126,17 +130,22 @@ class PrivateTraining:
             if not len(drawn):
                 self._finish()
             elif self._ready:
-                raise PrivacyError("the logical batch is complete: call step() after each micro-batch")
+                raise PrivacyError(
+                    "the logical batch is complete: call step() after each micro-batch"
+                )
 
     @contextmanager
     def microbatch(self, batch: Any) -> Iterator[None]:
-        """Watch the forward and backward pass of one micro-batch, then clip it and add it to the step's sum.
+        """Watch the forward and backward pass of one micro-batch, then clip it and add it to the
+        step's sum.
 
-        Random numbers drawn inside (dropout) come from the run's key, so that nobody knows which row met which.
+        Random numbers drawn inside (dropout) come from the run's key, so that nobody knows which
+        row met which.
 
         Raises:
             InputError: rows depend on one another.
-            PrivacyError: another batch than the one handed out, no backward pass, or a model that was changed by it.
+            PrivacyError: another batch than the one handed out, no backward pass, or a model that
+                was changed by it.
         """
         pending = self._pending
         if pending is None:
@@ -184,21 +193,25 @@ class PrivateTraining:
     def _require_losses(pending: _Pending, dice: Dice) -> Tensor:
         if pending.losses is None:
             raise PrivacyError(
-                "no loss was handed over for this micro-batch, so its rows would silently be left out; nothing was "
-                "released: call private.backward(losses) in microbatch(batch), with one loss a row"
+                "no loss was handed over for this micro-batch, so its rows would silently be left "
+                "out; nothing was released: call private.backward(losses) in microbatch(batch), "
+                "with one loss a row"
             )
         if dice.loaded():
             raise PrivacyError(
-                "torch was seeded in microbatch(), so that everybody knows which row meets which random numbers "
-                "(dropout); nothing was released: seed before make_private, for the initial weights alone"
+                "torch was seeded in microbatch(), so that everybody knows which row meets which "
+                "random numbers (dropout); nothing was released: seed before make_private, for the "
+                "initial weights alone"
             )
         return pending.losses
 
     def backward(self, losses: Tensor) -> None:
-        """The backward pass, in `microbatch`: one loss a row goes in, and each unit's rows are averaged.
+        """The backward pass, in `microbatch`: one loss a row goes in, and each unit's rows are
+        averaged.
 
         Args:
-            losses: shape [rows], of the rows that were handed out and in their order; each of one row alone.
+            losses: shape [rows], of the rows that were handed out and in their order; each of one
+                row alone.
 
         Raises:
             InputError: a mean or sum over the batch, or another number of losses.
@@ -208,17 +221,24 @@ class PrivateTraining:
         if pending is None:
             raise PrivacyError("backward() is called once, inside microbatch(batch)")
         if pending.losses is not None:
-            raise PrivacyError("private.backward was called twice for one micro-batch: add each row's losses up first")
+            raise PrivacyError(
+                "private.backward was called twice for one micro-batch: add each row's losses up "
+                "first"
+            )
         rows = pending.micro.rows
         if not isinstance(losses, Tensor) or losses.shape != (rows,):
             shape = tuple(losses.shape) if isinstance(losses, Tensor) else type(losses).__name__
             raise InputError(
-                f"private.backward was given losses of shape {shape} for {rows} rows: it takes one loss a row, shape "
-                f"[{rows}], as a mean over the batch would let one record move all others; use reduction='none', or "
-                "dpclip.losses (causal_lm(model, batch), classification, …) in place of model(**batch).loss"
+                f"private.backward was given losses of shape {shape} for {rows} rows: it takes one "
+                f"loss a row, shape [{rows}], as a mean over the batch would let one record move "
+                "all others; use reduction='none', or dpclip.losses (causal_lm(model, batch), "
+                "classification, …) in place of model(**batch).loss"
             )
         if not losses.requires_grad:
-            raise InputError("the losses have no gradient: compute them from the model's output, outside of no_grad")
+            raise InputError(
+                "the losses have no gradient: compute them from the model's output, outside of "
+                "no_grad"
+            )
         pending.losses = losses.detach()
         with self._backend.expected():
             torch.autograd.backward(losses, pending.micro.weights.to(losses))
@@ -243,24 +263,37 @@ class PrivateTraining:
         verdict = self.engine.ledger.compare()
         kind, assumption = guarantee_kind(self.engine)
         plan = self.plan
-        return Guarantee(verdict.epsilon, plan.delta, kind, plan.adjacency, plan.unit, verdict.accountant, assumption)
+        return Guarantee(
+            verdict.epsilon,
+            plan.delta,
+            kind,
+            plan.adjacency,
+            plan.unit,
+            verdict.accountant,
+            assumption,
+        )
 
     def close_step(self) -> None:
         """Forget a step that was begun but not released."""
         self._pending, self._ready = None, False
 
     def close(self) -> None:
-        """Remove the hooks from the model and the optimizer, and release the ledger. The run is over."""
+        """Remove the hooks from the model and the optimizer, and release the ledger.
+
+        The run is over.
+        """
         self._closed = True
         self._backend.close()
         self.engine.guard.close()
         raw_gradients.unguard(self.engine.parameters)
         self.engine.ledger.close()
 
-    # --- micro-batches --------------------------------------------------------------------------------------------
+    # --- micro-batches ----------------------------------------------------------------------------
 
     def _rows_of(self, unit: int, step: int, generation: int) -> list[int]:
-        return self.engine.sampler.rows(step, generation, unit, self._units.rows[unit], self._rows_per_unit)
+        return self.engine.sampler.rows(
+            step, generation, unit, self._units.rows[unit], self._rows_per_unit
+        )
 
     def _hand_out(self, pending: _Pending) -> Any:
         self._pending = pending
@@ -269,13 +302,20 @@ class PrivateTraining:
     def _require_used(self, mine: int) -> None:
         if self._iterator != mine:
             raise PrivacyError(
-                "batches() was called again, so this iterator is over: its rows would count twice; use one at a time"
+                "batches() was called again, so this iterator is over: its rows would count twice; "
+                "use one at a time"
             )
         if self._pending is not None:
-            raise PrivacyError("a micro-batch was not used: run its backward pass in microbatch(batch)")
+            raise PrivacyError(
+                "a micro-batch was not used: run its backward pass in microbatch(batch)"
+            )
 
-    def _micro_batches(self, drawn: Iterable[int], step: int, generation: int) -> Iterator[tuple[MicroBatch, bool]]:
-        """Those of a step, and whether each is the last; what data set and collate function draw comes from the key."""
+    def _micro_batches(
+        self, drawn: Iterable[int], step: int, generation: int
+    ) -> Iterator[tuple[MicroBatch, bool]]:
+        """Those of a step, and whether each is the last; what data set and collate function draw
+        comes from the key.
+        """
         rows = (self._rows_of(int(unit), step, generation) for unit in drawn)
         packed = with_last(self._packer.pack(rows))
         number = 0
@@ -303,20 +343,25 @@ class PrivateTraining:
 
     def _refuse_closed(self) -> None:
         if self._closed:
-            raise PrivacyError("this private run was ended by private.close(): call make_private for a new one")
+            raise PrivacyError(
+                "this private run was ended by private.close(): call make_private for a new one"
+            )
 
-    # --- one run, one object ----------------------------------------------------------------------------------------
+    # --- one run, one object ----------------------------------------------------------------------
 
     def __reduce_ex__(self, protocol: Any) -> NoReturn:  # for copy, deepcopy and pickle alike
         raise PrivacyError(
-            "a private run cannot be copied or pickled: two runs with one key would give one noise to two gradients, "
-            "whose difference shows them; call make_private again, or copy the model alone"
+            "a private run cannot be copied or pickled: two runs with one key would give one noise "
+            "to two gradients, whose difference shows them; call make_private again, or copy the "
+            "model alone"
         )
 
 
 @contextmanager
 def _failures(turn: Turn) -> Iterator[None]:
-    """What an error of the loop itself means in a turn that hands it what it may not be made for."""
+    """What an error of the loop itself means in a turn that hands it what it may not be
+    made for.
+    """
     try:
         yield
     except (InputError, PrivacyError, MemoryError, torch.OutOfMemoryError):
@@ -324,8 +369,9 @@ def _failures(turn: Turn) -> Iterator[None]:
     except Exception as error:
         if turn.kept is None:
             raise InputError(
-                f"the loop fails on a micro-batch of {turn.micro.rows} rows ({type(error).__name__}), from which rows "
-                "are told from positions: it has to work with any number of them"
+                f"the loop fails on a micro-batch of {turn.micro.rows} rows "
+                f"({type(error).__name__}), from which rows are told from positions: it has to "
+                "work with any number of them"
             ) from error
         if turn.loud == 1:
             raise
@@ -337,11 +383,14 @@ def _check_batch(given: Any, handed: Any) -> None:
     if given is handed:
         return
     ours, theirs = tensors_in(handed), tensors_in(given)
-    same = len(ours) == len(theirs) and all(a is b or _alike(a, b) for a, b in zip(ours, theirs, strict=True))
+    same = len(ours) == len(theirs) and all(
+        a is b or _alike(a, b) for a, b in zip(ours, theirs, strict=True)
+    )
     if not same:
         raise PrivacyError(
-            "microbatch() was given another batch than batches() has handed out, whose rows were not drawn at random; "
-            "nothing was released: compute the losses of the batch that batches() yields"
+            "microbatch() was given another batch than batches() has handed out, whose rows were "
+            "not drawn at random; nothing was released: compute the losses of the batch that "
+            "batches() yields"
         )
 
 
@@ -349,4 +398,5 @@ def _alike(one: Tensor, other: Tensor) -> bool:
     if one.shape != other.shape:
         return False
     one = one.to(other)
-    return bool(((one == other) | ((one != one) & (other != other))).all())  # what is not a number equals itself
+    # what is not a number equals itself
+    return bool(((one == other) | ((one != one) & (other != other))).all())

@@ -21,18 +21,29 @@ def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
 
 def parameter_kinds(model: nn.Module) -> list[ParameterKind]:
     """What each trainable parameter is; an embedding that is also the head is an embedding."""
-    embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding | nn.EmbeddingBag)}
+    embeddings = {
+        id(module.weight)
+        for module in model.modules()
+        if isinstance(module, nn.Embedding | nn.EmbeddingBag)
+    }
 
     def kind(name: str, parameter: nn.Parameter) -> ParameterKind:
         if is_adapter(name):
             return "adapter"
-        return "embedding" if id(parameter) in embeddings else "matrix" if parameter.dim() > 1 else "vector"
+        return (
+            "embedding"
+            if id(parameter) in embeddings
+            else "matrix"
+            if parameter.dim() > 1
+            else "vector"
+        )
 
     return [kind(name, parameter) for name, parameter in trainable_parameters(model).items()]
 
 
 def check_optimizer(optimizer: torch.optim.Optimizer, parameters: Sequence[nn.Parameter]) -> None:
-    """The optimizer must update exactly the parameters that are watched, or training silently does nothing.
+    """The optimizer must update exactly the parameters that are watched, or training silently does
+    nothing.
 
     Raises:
         InputError: parameters missing from the optimizer, or unknown to the model.
@@ -43,24 +54,28 @@ def check_optimizer(optimizer: torch.optim.Optimizer, parameters: Sequence[nn.Pa
         raise InputError("the model has no trainable parameter: unfreeze some, or add adapters")
     if held != wanted:
         raise InputError(
-            f"the optimizer holds {len(held)} trainable parameters, the model {len(wanted)}, {len(held & wanted)} in "
-            "common: build the optimizer from the model's trainable parameters, after any move to a device or wrapping"
+            f"the optimizer holds {len(held)} trainable parameters, the model {len(wanted)}, "
+            f"{len(held & wanted)} in common: build the optimizer from the model's trainable "
+            "parameters, after any move to a device or wrapping"
         )
 
 
-def configure_rule(rule: ClippingRule, plan: Plan, model: nn.Module, accept_conditional: bool) -> list[int]:
+def configure_rule(
+    rule: ClippingRule, plan: Plan, model: nn.Module, accept_conditional: bool
+) -> list[int]:
     """Tell a rule of the run and the model.
 
     Returns:
         the group of each parameter.
 
     Raises:
-        InputError: the rule needs other batches, its guarantee would be conditional, or its statistics cost more than a
-            step has.
+        InputError: the rule needs other batches, its guarantee would be conditional, or its
+            statistics cost more than a step has.
     """
     if plan.private and rule.sampling != plan.sampling:
         raise InputError(
-            f"clipping {rule.name} needs {rule.sampling} batches and the plan has {plan.sampling}: plan anew"
+            f"clipping {rule.name} needs {rule.sampling} batches and the plan has {plan.sampling}: "
+            "plan anew"
         )
     check_assumption(rule, accept_conditional)
     named = trainable_parameters(model)
@@ -88,6 +103,7 @@ def check_assumption(rule: ClippingRule, accept_conditional: bool) -> None:
     """
     if rule.assumption and not accept_conditional:
         raise InputError(
-            f"the guarantee of this clipping rule would be conditional ({rule.assumption}): add --accept-conditional "
-            "(accept_conditional=True) to have it all the same, or choose a mode that is proved"
+            f"the guarantee of this clipping rule would be conditional ({rule.assumption}): add "
+            "--accept-conditional (accept_conditional=True) to have it all the same, or choose a "
+            "mode that is proved"
         )

@@ -1,4 +1,6 @@
-"""What a forward pass may not leave in a model: anything that is saved with its weights beside the noise."""
+"""What a forward pass may not leave in a model: anything that is saved with its weights beside the
+noise.
+"""
 
 from __future__ import annotations
 
@@ -26,19 +28,26 @@ def check_stateful_layers(model: nn.Module) -> None:
         if isinstance(module, nn.Embedding | nn.EmbeddingBag):
             if module.max_norm is not None:
                 raise InputError(
-                    f"{kind} has max_norm, which rewrites the rows that are looked up, without noise: set "
-                    "max_norm=None and rescale the table before training"
+                    f"{kind} has max_norm, which rewrites the rows that are looked up, without "
+                    "noise: set max_norm=None and rescale the table before training"
                 )
             if module.scale_grad_by_freq:
                 raise InputError(
-                    f"{kind} has scale_grad_by_freq, which divides a record's gradient by the other records' counts: "
-                    "set scale_grad_by_freq=False"
+                    f"{kind} has scale_grad_by_freq, which divides a record's gradient by the "
+                    "other records' counts: set scale_grad_by_freq=False"
                 )
-        running = getattr(module, "running_mean", None) is not None or getattr(module, "running_var", None) is not None
-        if running and getattr(module, "track_running_stats", False) and not isinstance(module, _BatchNorm):
+        running = (
+            getattr(module, "running_mean", None) is not None
+            or getattr(module, "running_var", None) is not None
+        )
+        if (
+            running
+            and getattr(module, "track_running_stats", False)
+            and not isinstance(module, _BatchNorm)
+        ):
             raise InputError(
-                f"{kind} keeps running statistics of the records, which are saved with the model without noise: set "
-                "track_running_stats=False"
+                f"{kind} keeps running statistics of the records, which are saved with the model "
+                "without noise: set track_running_stats=False"
             )
 
 
@@ -77,8 +86,8 @@ class _Held:
 class StateWatch:
     """Tells whether a pass changed a parameter, or a buffer that is saved with the model.
 
-    Writes through `.data` leave no trace in a tensor's version, so buffers are compared by value, too; parameters only
-    when asked for, because that reads them all.
+    Writes through `.data` leave no trace in a tensor's version, so buffers are compared by value,
+    too; parameters only when asked for, because that reads them all.
 
     Args:
         model: walked anew at each pass, so that what is registered later is found.
@@ -120,7 +129,9 @@ class StateWatch:
                 self._refuse(held, "made")
 
     def _refuse(self, held: _Held, what: str) -> NoReturn:
-        module = next((name for name, module in self._model.named_modules() if module is held.module), "?")
+        module = next(
+            (name for name, module in self._model.named_modules() if module is held.module), "?"
+        )
         full = f"{module}.{held.name}" if module else held.name
         is_parameter = isinstance(held.tensor, nn.Parameter)
         remedy = (
@@ -129,8 +140,8 @@ class StateWatch:
             else "switch it off (track_running_stats=False, say) or make the buffer non-persistent"
         )
         raise PrivacyError(
-            f"{'parameter' if is_parameter else 'buffer'} {full!r} is {what} by the forward pass and saved with the "
-            f"model, unprotected: {remedy}"
+            f"{'parameter' if is_parameter else 'buffer'} {full!r} is {what} by the forward pass "
+            f"and saved with the model, unprotected: {remedy}"
         )
 
 
@@ -148,7 +159,9 @@ def _same(one: Tensor, other: Tensor) -> bool:
     """By value; what is not a number equals itself."""
     if one.shape != other.shape or one.dtype != other.dtype or one.device != other.device:
         return False
-    return torch.equal(one, other) or bool(((one == other) | ((one != one) & (other != other))).all())
+    return torch.equal(one, other) or bool(
+        ((one == other) | ((one != one) & (other != other))).all()
+    )
 
 
 def _digest(parameter: Tensor) -> int:
@@ -157,5 +170,6 @@ def _digest(parameter: Tensor) -> int:
     if values.layout != torch.strided or values.is_meta or values.is_complex():
         return 0
     if values.is_contiguous() and values.numel() * values.element_size() % 8 == 0:
-        return int(values.view(-1).view(torch.int64).sum())  # in the largest words: several times faster
+        # in the largest words: several times faster
+        return int(values.view(-1).view(torch.int64).sum())
     return int(bits(values).sum(dtype=torch.int64))

@@ -10,8 +10,8 @@ from torch import nn
 from dpclip.errors import InputError
 
 _WHY = (
-    "several processes are not supported yet, because each would draw its own sample and noise and the guarantee would "
-    "hold for none"
+    "several processes are not supported yet, because each would draw its own sample and noise and "
+    "the guarantee would hold for none"
 )
 _PACKAGES = ("torch.distributed.", "deepspeed.", "fairscale.")
 _WRAPPERS = (nn.parallel.DistributedDataParallel, nn.DataParallel)
@@ -21,20 +21,27 @@ def check_one_process(model: nn.Module) -> None:
     """Refuse models and environments of several processes or devices.
 
     Raises:
-        InputError: the model, or a module of it, is wrapped or sharded; or there is more than one process.
+        InputError: the model, or a module of it, is wrapped or sharded; or there is more than one
+            process.
     """
     for name, module in model.named_modules():
         where = f"module {name!r}" if name else "the model"
         if isinstance(module, _WRAPPERS):
             raise InputError(
-                f"{where} is wrapped in {type(module).__name__}: {_WHY}; give the bare model (its .module), built in "
-                "one process"
+                f"{where} is wrapped in {type(module).__name__}: {_WHY}; give the bare model (its "
+                ".module), built in one process"
             )
         if (found := _distributed(module)) is not None:
-            raise InputError(f"{where} is sharded or replicated ({found}): {_WHY}; give the bare model in one process")
+            raise InputError(
+                f"{where} is sharded or replicated ({found}): {_WHY}; give the bare model in one "
+                "process"
+            )
     for name, parameter in model.named_parameters():
         if _distributed(parameter) is not None:
-            raise InputError(f"parameter {name!r} is a DTensor: {_WHY}; give a model of plain tensors in one process")
+            raise InputError(
+                f"parameter {name!r} is a DTensor: {_WHY}; give a model of plain tensors in one "
+                "process"
+            )
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         _check_count(torch.distributed.get_world_size(), "torch.distributed runs {} processes")
     _check_count(_world_size(), "WORLD_SIZE is {} in the environment")
@@ -53,4 +60,7 @@ def _world_size() -> int:
 
 def _check_count(count: int, where: str) -> None:
     if count > 1:
-        raise InputError(f"{where.format(count)}: {_WHY}; start one process, without torchrun or accelerate's launcher")
+        raise InputError(
+            f"{where.format(count)}: {_WHY}; start one process, without torchrun or accelerate's "
+            "launcher"
+        )

@@ -1,20 +1,24 @@
-"""Whether each unit's loss and gradient depend on that unit alone, bit for bit, at one shape of micro-batch.
+"""Whether each unit's loss and gradient depend on that unit alone, bit for bit, at one shape of
+micro-batch.
 
-The guarantee rests on it: a sum of clipped gradients moves by one clipped gradient only if the others stay what they
-are. Whatever couples rows breaks that, in the model (batch statistics), in the loss (a mean over all tokens, a batch's
-maximum, contrastive terms), in the loop (another batch than the one handed out) or in the machine (a kernel that is
-chosen by who is there). So the loop takes a few more turns before anything is released, on rows that no sum takes in:
+The guarantee rests on it: a sum of clipped gradients moves by one clipped gradient only if the
+others stay what they are. Whatever couples rows breaks that, in the model (batch statistics), in
+the loss (a mean over all tokens, a batch's maximum, contrastive terms), in the loop (another batch
+than the one handed out) or in the machine (a kernel that is chosen by who is there). So the loop
+takes a few more turns before anything is released, on rows that no sum takes in:
 
-- the same micro-batch with some units kept and all others replaced: the kept ones' losses and gradients must be the
-  same bits, and the losses of the kept ones alone must have no gradient at all in the others' rows. With the kept
-  ones chosen by each binary digit of their place, and by its complement, every unit is kept once while any given
-  other one is not;
-- half of the units kept, and what the model makes of the others a thousand times larger, or not a number: what only an
-  extreme row brings about, as skipping a batch whose loss is not finite, must leave the kept ones alone, too;
-- the same units each one place further on, without dropout, which must change nothing either: vector kernels treat
-  what is left over at the end in another way. Where it does, the micro-batch is filled up to a multiple of their
-  width;
-- if random numbers are drawn: one unit in every place, which must not meet the same ones everywhere;
+- the same micro-batch with some units kept and all others replaced: the kept ones' losses and
+  gradients must be the same bits, and the losses of the kept ones alone must have no gradient at
+  all in the others' rows. With the kept ones chosen by each binary digit of their place, and by its
+  complement, every unit is kept once while any given other one is not;
+- half of the units kept, and what the model makes of the others a thousand times larger, or not a
+  number: what only an extreme row brings about, as skipping a batch whose loss is not finite, must
+  leave the kept ones alone, too;
+- the same units each one place further on, without dropout, which must change nothing either:
+  vector kernels treat what is left over at the end in another way. Where it does, the micro-batch
+  is filled up to a multiple of their width;
+- if random numbers are drawn: one unit in every place, which must not meet the same ones
+  everywhere;
 - the first of them again, at the end: nothing may be carried from one micro-batch to the next.
 
 But for that, random numbers are the same in each turn.
@@ -41,22 +45,24 @@ from dpclip.sampling.micro_batches import MicroBatch, Packer, Shape, Unit, chang
 Extent = Literal["all", "two", "again", "none"]
 
 _REMEDY = (
-    "compute each row's loss from that row alone (dpclip.losses has the usual ones), without statistics of the batch "
-    "and without random numbers drawn outside of microbatch, and leave the rows in their order"
+    "compute each row's loss from that row alone (dpclip.losses has the usual ones), without "
+    "statistics of the batch and without random numbers drawn outside of microbatch, and leave the "
+    "rows in their order"
 )
 _COUPLED = f"with the other rows of its batch, so no row is protected: {_REMEDY}"
 _KEPT = (
-    "although every row is the same as before: something is kept from one batch to the next, or computed by kernels "
-    "that are not deterministic (torch.use_deterministic_algorithms(True))"
+    "although every row is the same as before: something is kept from one batch to the next, or "
+    "computed by kernels that are not deterministic (torch.use_deterministic_algorithms(True))"
 )
 PLACE_MATTERS = (
-    "a row's gradient changes with its place in the micro-batch, so that one row more or less changes the others', or "
-    "it is computed from rows that were not handed out: use the batch that batches() yields; if you do, choose another "
-    "physical batch size (a multiple of 32 suits most kernels), or another number of threads"
+    "a row's gradient changes with its place in the micro-batch, so that one row more or less "
+    "changes the others', or it is computed from rows that were not handed out: use the batch that "
+    "batches() yields; if you do, choose another physical batch size (a multiple of 32 suits most "
+    "kernels), or another number of threads"
 )
 RANDOM_PLACE = (
-    "a row's gradient does not depend on its place in the micro-batch, which could not be tried, as random numbers are "
-    "drawn in evaluation mode, too"
+    "a row's gradient does not depend on its place in the micro-batch, which could not be tried, "
+    "as random numbers are drawn in evaluation mode, too"
 )
 _LANES = 32  # float32 numbers in two of the widest vectors, which elementwise kernels take at once
 _DRAWS = 12  # in which one decision for all rows should come out both ways
@@ -69,7 +75,8 @@ class Turn:
 
     Attributes:
         micro: what the loop is handed.
-        kept: which units are those of the first turn, bool, [units]; None for a turn that is only watched.
+        kept: which units are those of the first turn, bool, [units]; None for a turn that is only
+            watched.
         seed: of its random numbers.
         still: whether the model is to draw none (dropout), in evaluation mode.
         moved: by how many places units are moved on.
@@ -87,7 +94,9 @@ class Turn:
 
     @property
     def rows(self) -> Tensor:
-        """Which rows are those of the first turn, bool, [rows]; all of them in a turn that is only watched."""
+        """Which rows are those of the first turn, bool, [rows]; all of them in a turn that is only
+        watched.
+        """
         if self.kept is None:
             return torch.ones(self.micro.rows, dtype=torch.bool)
         return self.kept.repeat_interleave(self.micro.rows_each)
@@ -95,7 +104,11 @@ class Turn:
     @contextmanager
     def staged(self, model: nn.Module) -> Iterator[Dice]:
         """The model, what it returns and the random numbers as this turn wants them."""
-        with stilled(model, self.still), loud(model, self.rows, self.loud), seeded(self.seed) as dice:
+        with (
+            stilled(model, self.still),
+            loud(model, self.rows, self.loud),
+            seeded(self.seed) as dice,
+        ):
             yield dice
 
 
@@ -106,9 +119,10 @@ class RowCheck:
         packer: makes micro-batches.
         units: of one shape; they fill a micro-batch, repeated if need be.
         others: further units of that shape, or none.
-        probe: begin with micro-batches of one and of two units, from which rows are told from positions.
-        compare: "all" pairs of places and everything else; "two" halves and the place; two halves "again", later in a
-            run; or "none".
+        probe: begin with micro-batches of one and of two units, from which rows are told from
+            positions.
+        compare: "all" pairs of places and everything else; "two" halves and the place; two halves
+            "again", later in a run; or "none".
         digit: of the places, by which two halves are chosen.
         seed: of all randomness.
     """
@@ -131,16 +145,19 @@ class RowCheck:
         self._units = [pool[place % len(pool)] for place in range(self._room)]
         self._others = [pool[(place + 1) % len(pool)] for place in range(self._room)]
         if len(pool) > self._room:  # rather rows that are not in the micro-batch at all
-            self._others = [pool[self._room + place % (len(pool) - self._room)] for place in range(self._room)]
+            self._others = [
+                pool[self._room + place % (len(pool) - self._room)] for place in range(self._room)
+            ]
         self._first: Prints | None = None
         self._still: Prints | None = None  # without dropout
         self._alike: Tensor | None = None
         self._random = self._drawn = False  # in the loop; while rows were collated
         self._differed = self._heard = False  # what was handed out; what came back
-        self.place_matters, self.step = False, _LANES  # and of how many units a micro-batch should be a multiple
+        # and of how many units a micro-batch should be a multiple
+        self.place_matters, self.step = False, _LANES
         self.assumption: str | None = None  # what could not be tried
 
-    # --- what the loop is handed ------------------------------------------------------------------------------------
+    # --- what the loop is handed ------------------------------------------------------------------
 
     def turns(self) -> Iterator[Turn]:
         """One after the other; each is to be judged before the next is asked for."""
@@ -194,7 +211,9 @@ class RowCheck:
             yield self._turn(first, everyone, still=True)
         by = first.rows_each
         if self._drawn:
-            further = replace(first, batch=changed(first.batch, lambda t: _rolled(t, first.rows, by)))
+            further = replace(
+                first, batch=changed(first.batch, lambda t: _rolled(t, first.rows, by))
+            )
         else:
             further = self._composed([self._units[-1], *self._units[:-1]], self._room)
         further = replace(further, weights=first.weights.roll(by))
@@ -205,7 +224,8 @@ class RowCheck:
         pairs = zip(self._units, self._others, kept.tolist(), strict=True)
         micro = self._composed([ours if keep else other for ours, other, keep in pairs], self._room)
         rows = kept.repeat_interleave(first.rows_each)
-        if self._drawn:  # which rows meet which random numbers is not ours to say: exchange what came out
+        # which rows meet which random numbers is not ours to say: exchange what came out
+        if self._drawn:
             micro = replace(micro, batch=mixed(first.batch, micro.batch, rows))
         if differ(micro.batch, first.batch):
             self._differed = True
@@ -219,7 +239,7 @@ class RowCheck:
             self._drawn |= dice.thrown()
         return micro
 
-    # --- what came back ---------------------------------------------------------------------------------------------
+    # --- what came back ---------------------------------------------------------------------------
 
     @property
     def vacuous(self) -> bool:
@@ -236,7 +256,8 @@ class RowCheck:
             random: whether random numbers were drawn.
 
         Raises:
-            InputError: rows depend on one another, on earlier batches, or not on what was handed out.
+            InputError: rows depend on one another, on earlier batches, or not on what was handed
+                out.
         """
         if turn.kept is None:
             return
@@ -256,7 +277,9 @@ class RowCheck:
 
     def _begin(self, seen: Prints, losses: Tensor, view: FactoredView, random: bool) -> None:
         self._first, self._random = seen, random
-        self.step = _step([*view.shapes, tuple(losses.shape)], self._room, 2 * _LANES if view.narrow else _LANES)
+        self.step = _step(
+            [*view.shapes, tuple(losses.shape)], self._room, 2 * _LANES if view.narrow else _LANES
+        )
         self.place_matters = self._room > 1 and self._room % self.step > 0
 
     def _judge_place(self, turn: Turn, seen: Prints, random: bool) -> None:
@@ -269,14 +292,16 @@ class RowCheck:
         self.step = math.lcm(self.step, 2 * _LANES)
 
     def _judge_draws(self, losses: Tensor) -> None:
-        """One unit in every place: all alike, and otherwise with other random numbers, means one draw for all."""
+        """One unit in every place: all alike, and otherwise with other random numbers, means one
+        draw for all.
+        """
         same = torch.equal(bits(losses), bits(losses[:1].expand_as(losses)))
         if not same:
             return
         if self._alike is not None and not torch.equal(bits(self._alike), bits(losses)):
             raise InputError(
-                "one random number decides for all rows of a micro-batch (dropping a layer, say), so that rows depend "
-                "on who shares it: let each row draw its own, or switch it off"
+                "one random number decides for all rows of a micro-batch (dropping a layer, say), "
+                "so that rows depend on who shares it: let each row draw its own, or switch it off"
             )
         self._alike = losses
 
@@ -286,26 +311,29 @@ class RowCheck:
             first.compare(seen, rows, turn.kept, _KEPT)
             if self._differed and not self._heard:
                 raise InputError(
-                    "the losses do not change with the rows that were handed out, so they are not those rows' losses: "
-                    "compute them from the batch that batches() yields"
+                    "the losses do not change with the rows that were handed out, so they are not "
+                    "those rows' losses: compute them from the batch that batches() yields"
                 )
             return
         first.compare(seen, rows, turn.kept, _COUPLED)
         if turn.loud != 1:
             return
         theirs = seen.losses[~rows]
-        self._heard |= not torch.equal(bits(theirs), bits(first.losses[~rows])) or not bool(theirs.isfinite().all())
+        self._heard |= not torch.equal(bits(theirs), bits(first.losses[~rows])) or not bool(
+            theirs.isfinite().all()
+        )
         if bool((~rows & ~seen.vanishing & seen.losses.isfinite()).any()):
             raise InputError(
-                "the loss of one row has a gradient in other rows of its batch, so that clipping by rows bounds "
-                f"nothing: {_REMEDY}"
+                "the loss of one row has a gradient in other rows of its batch, so that clipping "
+                f"by rows bounds nothing: {_REMEDY}"
             )
 
 
 def turns_until_placed(
     packer: Packer, shape: Shape, new_check: Callable[[], RowCheck]
 ) -> Generator[tuple[RowCheck, Turn], None, RowCheck]:
-    """The turns of a check, made again with more room in a micro-batch for as long as a unit's place matters.
+    """The turns of a check, made again with more room in a micro-batch for as long as a unit's
+    place matters.
 
     Returns:
         the last check.

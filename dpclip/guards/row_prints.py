@@ -1,4 +1,6 @@
-"""What the check on rows compares: fingerprints of rows' gradients, and batches in which some rows are exchanged."""
+"""What the check on rows compares: fingerprints of rows' gradients, and batches in which some rows
+are exchanged.
+"""
 
 from __future__ import annotations
 
@@ -48,13 +50,22 @@ class Prints:
 
     def equals(self, other: Prints) -> bool:
         """Bit for bit."""
-        pairs = ((self.losses, other.losses), (self.prints, other.prints), (self.norms, other.norms))
+        pairs = (
+            (self.losses, other.losses),
+            (self.prints, other.prints),
+            (self.norms, other.norms),
+        )
         return all(torch.equal(bits(a), bits(b)) for a, b in pairs)
 
     def moved(self, places: int, rows_each: int) -> Prints:
         """The same, of units that are so many places further on."""
         by = places * rows_each
-        return Prints(self.losses.roll(by), self.prints.roll(by), self.norms.roll(places, 1), self.vanishing.roll(by))
+        return Prints(
+            self.losses.roll(by),
+            self.prints.roll(by),
+            self.norms.roll(places, 1),
+            self.vanishing.roll(by),
+        )
 
     def compare(self, other: Prints, rows: Tensor, units: Tensor, how: str) -> None:
         """Whether some rows are the same bits in another turn.
@@ -73,7 +84,8 @@ def _fingerprint(uses: Sequence[Factored], rows: int) -> Tensor:
     found = torch.zeros(rows, dtype=torch.int64)
     for number, use in enumerate(uses):
         for place, tensor in enumerate(use.tensors()):
-            values = tensor.detach() + 0.0 if tensor.is_floating_point() else tensor.detach()  # -0 is 0
+            # -0 is 0
+            values = tensor.detach() + 0.0 if tensor.is_floating_point() else tensor.detach()
             flat = bits(values).reshape(rows, -1).to(torch.int64)
             odd = torch.arange(flat.shape[1], device=flat.device) * _ODD
             found += ((flat * (2 * odd + 1)).sum(1) * (2 * (31 * number + place) + 1)).cpu()
@@ -93,7 +105,8 @@ def mixed(one: Any, other: Any, rows: Tensor) -> Any:
 
 
 def varied(batch: Any, rows: Tensor) -> Any:
-    """Some rows as they are; the rest moved half way to the unit interval, or made of what the row begins with.
+    """Some rows as they are; the rest moved half way to the unit interval, or made of what the row
+    begins with.
 
     For data whose rows are all alike.
     """
@@ -101,8 +114,14 @@ def varied(batch: Any, rows: Tensor) -> Any:
 
     def other(tensor: Tensor) -> Tensor:
         if tensor.is_floating_point():
-            return _where(rows, tensor, (tensor + torch.rand(tensor.shape, generator=generator).to(tensor)) / 2)
-        return _where(rows, tensor, tensor[..., :1].expand_as(tensor)) if tensor.dim() > 1 else tensor
+            return _where(
+                rows,
+                tensor,
+                (tensor + torch.rand(tensor.shape, generator=generator).to(tensor)) / 2,
+            )
+        return (
+            _where(rows, tensor, tensor[..., :1].expand_as(tensor)) if tensor.dim() > 1 else tensor
+        )
 
     return changed(batch, other)
 
@@ -128,7 +147,9 @@ def stilled(model: nn.Module, wanted: bool) -> Iterator[None]:
 
 @contextmanager
 def loud(model: nn.Module, rows: Tensor, by: float) -> Iterator[None]:
-    """What the model returns for all but some rows is multiplied, or made no number, if `by` is not 1."""
+    """What the model returns for all but some rows is multiplied, or made no number, if `by` is not
+    1.
+    """
     if by == 1:
         yield
         return

@@ -1,4 +1,6 @@
-"""All of a process's random numbers for a while: dropout and whatever else a model or a collate function draws."""
+"""All of a process's random numbers for a while: dropout and whatever else a model or a collate
+function draws.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,10 @@ class Dice:
     def thrown(self) -> bool:
         """Whether torch, NumPy or Python has drawn one."""
         pairs = zip(self._states(), self._begun, strict=True)
-        return any(not torch.equal(now, then) for now, then in pairs) or self._elsewhere() != self._others
+        return (
+            any(not torch.equal(now, then) for now, then in pairs)
+            or self._elsewhere() != self._others
+        )
 
     def loaded(self) -> bool:
         """Whether torch was seeded again."""

@@ -12,7 +12,8 @@ from dpclip.postprocess import GradientClipper
 
 
 class ClipCallback(pl.Callback):
-    """Clips once per optimizer step, after accumulation and unscaling; its state goes with Lightning's checkpoints.
+    """Clips once per optimizer step, after accumulation and unscaling; its state goes with
+    Lightning's checkpoints.
 
     Args:
         clipper: without parameters (it is then given the module's), or with them.
@@ -29,8 +30,8 @@ class ClipCallback(pl.Callback):
         """
         if trainer.gradient_clip_val:
             raise InputError(
-                f"gradient_clip_val = {trainer.gradient_clip_val} would clip what {self.clipper.name} has clipped: "
-                "leave one of them out"
+                f"gradient_clip_val = {trainer.gradient_clip_val} would clip what "
+                f"{self.clipper.name} has clipped: leave one of them out"
             )
         if not self.clipper.names:
             self.clipper.bind(pl_module.named_parameters())

@@ -1,4 +1,6 @@
-"""Loading a Hugging Face model and its tokenizer, from a folder, a hub name or the package itself."""
+"""Loading a Hugging Face model and its tokenizer, from a folder, a hub name or the package
+itself.
+"""
 
 from __future__ import annotations
 
@@ -73,8 +75,8 @@ def load_model(
     model = _load_weights(source, name, task, labels, from_scratch)
     if len(text) > model.get_input_embeddings().num_embeddings:
         raise InputError(
-            f"the tokenizer of {tokenizer or name!r} has {len(text)} tokens, the model {name!r} only "
-            f"{model.get_input_embeddings().num_embeddings}: they do not belong together"
+            f"the tokenizer of {tokenizer or name!r} has {len(text)} tokens, the model {name!r} "
+            f"only {model.get_input_embeddings().num_embeddings}: they do not belong together"
         )
     model.config.pad_token_id = text.pad_token_id
     if lora is not None:
@@ -95,19 +97,27 @@ def find_device(name: str) -> torch.device:
         return torch.zeros(0, device=name).device
     except (RuntimeError, AssertionError) as error:
         raise InputError(
-            f"--device {name!r} cannot be used: {str(error).splitlines()[0]}; leave it out, or give cpu"
+            f"--device {name!r} cannot be used: {str(error).splitlines()[0]}; leave it out, or "
+            "give cpu"
         ) from error
 
 
-def _load_weights(source: str, name: str, task: str, labels: list[str] | None, from_scratch: bool) -> Any:
+def _load_weights(
+    source: str, name: str, task: str, labels: list[str] | None, from_scratch: bool
+) -> Any:
     extra: dict[str, Any] = {}
     if task == "classification":
         names = list(labels or [])
-        extra = {"id2label": dict(enumerate(names)), "label2id": {n: i for i, n in enumerate(names)}}
+        extra = {
+            "id2label": dict(enumerate(names)),
+            "label2id": {n: i for i, n in enumerate(names)},
+        }
     head = _HEADS[task]
     try:
         if from_scratch:
-            return head.from_config(AutoConfig.from_pretrained(source, **extra), dtype=torch.float32)
+            return head.from_config(
+                AutoConfig.from_pretrained(source, **extra), dtype=torch.float32
+            )
         return head.from_pretrained(source, dtype=torch.float32, **extra)
     except Exception as error:
         raise InputError(_cannot_load("model", name, source, error)) from error
@@ -121,17 +131,22 @@ def _load_tokenizer(source: str, name: str) -> Any:
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
     if tokenizer.pad_token is None:
-        raise InputError(f"the tokenizer of {name!r} has no padding and no end token: add one to its folder")
+        raise InputError(
+            f"the tokenizer of {name!r} has no padding and no end token: add one to its folder"
+        )
     return tokenizer
 
 
 def _cannot_load(what: str, name: str, source: str, error: Exception) -> str:
     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     if Path(source).is_dir():
-        return f"cannot read the {what} {name!r}: {reason[:200]}; the folder needs config.json, weights and a tokenizer"
+        return (
+            f"cannot read the {what} {name!r}: {reason[:200]}; the folder needs config.json, "
+            "weights and a tokenizer"
+        )
     return (
-        f"cannot load the {what} {name!r}: there is no such folder here and the hub could not give it "
-        f"({reason[:160]}); check the name, or give a local folder, or builtin"
+        f"cannot load the {what} {name!r}: there is no such folder here and the hub could not give "
+        f"it ({reason[:160]}); check the name, or give a local folder, or builtin"
     )
 
 
@@ -141,10 +156,13 @@ def _add_adapters(model: Any, task: str, rank: int, name: str) -> nn.Module:
     kind = TaskType.CAUSAL_LM if task == "lm" else TaskType.SEQ_CLS
     if rank < 1:
         raise InputError(f"LoRA rank {rank}: at least 1 is needed; 8 is common")
-    settings = LoraConfig(r=rank, lora_alpha=2 * rank, lora_dropout=0.0, task_type=kind, target_modules="all-linear")
+    settings = LoraConfig(
+        r=rank, lora_alpha=2 * rank, lora_dropout=0.0, task_type=kind, target_modules="all-linear"
+    )
     try:
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="fan_in_fan_out")  # peft sets it right for GPT-2 itself
+            # peft sets it right for GPT-2 itself
+            warnings.filterwarnings("ignore", message="fan_in_fan_out")
             return get_peft_model(model, settings)
     except ValueError as error:
         raise InputError(

@@ -1,19 +1,22 @@
-"""Round sums with Gaussian noise exactly, where float32 is too coarse to tell on which side of a boundary they lie.
+"""Round sums with Gaussian noise exactly, where float32 is too coarse to tell on which side of a
+boundary they lie.
 
-Box and Muller (1958): z = r cos t or r sin t with r^2 = -2 ln u, t = 2 pi a. u and a are real numbers between 0 and 1
-whose binary digits are secret bits, drawn as far as they are needed: 32 for float32, 96 here, 64 more each time
-interval arithmetic cannot decide.
+Box and Muller (1958): z = r cos t or r sin t with r^2 = -2 ln u, t = 2 pi a. u and a are real
+numbers between 0 and 1 whose binary digits are secret bits, drawn as far as they are needed: 32 for
+float32, 96 here, 64 more each time interval arithmetic cannot decide.
 
-How wrong float64 is, v = 2^-53, libm assumed within 4 ulp (NumPy's vectorised kernels promise that): let d be the
-distance of u from the nearer end of (0, 1), known to 2^-97. It is computed with relative error 3v if d >= 2^-44.
+How wrong float64 is, v = 2^-53, libm assumed within 4 ulp (NumPy's vectorised kernels promise
+that): let d be the distance of u from the nearer end of (0, 1), known to 2^-97. It is computed with
+relative error 3v if d >= 2^-44.
 
     below 1/2:  -ln d      is wrong by 3v + 8v (-ln d),       r >= 1.17:  r by (3/1.17 + 4r + r) v
     above 1/2:  -ln(1 - d) is wrong by (1.44 * 3 + 8) v of it,             r by (6.2 + 1) r v
-    angle:      64 bits, pi and the product rounded, 3 pi v; cosine or sine 4v; so 13.5 r v in z, and v r to multiply
+    angle:      64 bits, pi and the product rounded, 3 pi v; cosine or sine 4v; so 13.5 r v in z,
+    and v r to multiply
 
-In all less than 23 v max(r, 1) = 2^-48.4 max(r, 1), against a tolerance of 2^-45 max(r, 1). Multiples of the grid are
-told apart after the whole part of S/g has been taken away, so that |f + z s/g| < 2^13 and its two roundings cost less
-than 2^-40, at any S.
+In all less than 23 v max(r, 1) = 2^-48.4 max(r, 1), against a tolerance of 2^-45 max(r, 1).
+Multiples of the grid are told apart after the whole part of S/g has been taken away, so that |f + z
+s/g| < 2^13 and its two roundings cost less than 2^-40, at any S.
 """
 
 from __future__ import annotations
@@ -34,10 +37,13 @@ _BELOW = np.uint64((1 << 32) - 1)
 _INTERVALS = MPIntervalContext()
 _ONE_AT_A_TIME = threading.Lock()  # the context's precision belongs to whoever computes in it
 
-More = Callable[[int, np.ndarray], np.ndarray]  # (level, which coordinates) -> 64 bits of radius and angle each
+# (level, which coordinates) -> 64 bits of radius and angle each
+More = Callable[[int, np.ndarray], np.ndarray]
 
 
-def refined(sums: np.ndarray, ratio: float, words: np.ndarray, sine: np.ndarray, more: More) -> np.ndarray:
+def refined(
+    sums: np.ndarray, ratio: float, words: np.ndarray, sine: np.ndarray, more: More
+) -> np.ndarray:
     """round(sums + ratio z), exactly, for coordinates that float32 leaves open.
 
     Args:
@@ -61,12 +67,17 @@ def refined(sums: np.ndarray, ratio: float, words: np.ndarray, sine: np.ndarray,
     near = np.abs(normals - found) > 0.5 - ROUNDING - ratio * TOLERANCE * np.maximum(radius, 1.0)
     for index in np.flatnonzero(near | (first[0] + np.uint64(_END) < np.uint64(2 * _END))):
         pair = [int(words[row, index]) << 64 | int(bits[index, row]) for row in (0, 1)]
-        found[index] = decided(float(parts[index]), ratio, pair, bool(sine[index]), _more_of(more, int(index)))
+        found[index] = decided(
+            float(parts[index]), ratio, pair, bool(sine[index]), _more_of(more, int(index))
+        )
     return whole + found
 
 
-def normals64(first: np.ndarray, below: np.ndarray, sine: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Box and Muller's transform in float64, meaningful where the first words are 2^20 or more from either end.
+def normals64(
+    first: np.ndarray, below: np.ndarray, sine: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Box and Muller's transform in float64, meaningful where the first words are 2^20 or more from
+    either end.
 
     Args:
         first: the first 64 bits of u and of a, uint64, shape [2, n].
@@ -89,7 +100,9 @@ def normals64(first: np.ndarray, below: np.ndarray, sine: np.ndarray) -> tuple[n
     return radius * np.where(sine, np.sin(angle), np.cos(angle)), radius
 
 
-def decided(part: float, ratio: float, pair: list[int], sine: bool, more: Callable[[int], tuple[int, int]]) -> int:
+def decided(
+    part: float, ratio: float, pair: list[int], sine: bool, more: Callable[[int], tuple[int, int]]
+) -> int:
     """round(part + ratio z) by interval arithmetic, with as many bits as that takes.
 
     Args:
@@ -111,12 +124,15 @@ def decided(part: float, ratio: float, pair: list[int], sine: bool, more: Callab
                 value = i.sqrt(-2 * i.log(u)) * wave(2 * i.pi * turn) * ratio + part
                 nearest = round(float(value.mid))
                 rest = value - nearest
-                if (rest > -0.5) is True and (rest < 0.5) is True:  # None where the interval is on both sides
+                # None where the interval is on both sides
+                if (rest > -0.5) is True and (rest < 0.5) is True:
                     return nearest
         if level < LEVELS:
             next_radius, next_angle = more(level)
             radius, angle = radius << 64 | next_radius, angle << 64 | next_angle
-    raise PrivacyError("the noise of one coordinate is not decided by 992 bits; nothing was released")
+    raise PrivacyError(
+        "the noise of one coordinate is not decided by 992 bits; nothing was released"
+    )
 
 
 def _more_of(more: More, index: int) -> Callable[[int], tuple[int, int]]:

@@ -1,31 +1,35 @@
-"""Release a sum with Gaussian noise, rounded to a public grid: exactly what an ideal generator would have given.
+"""Release a sum with Gaussian noise, rounded to a public grid: exactly what an ideal generator
+would have given.
 
     Y = round_g(S + s Z),  g = 2^(floor(log2 s) - 8),  Z standard normal with endless secret digits
 
-Ideal noise makes the step a Gaussian mechanism, and rounding its result is post-processing. Noise that is itself a
-rounded float32 is neither: which floats can come out depends on the sum, and shows it (Mironov 2012, "On significance
-of the least significant bits for differential privacy"). Here every multiple of g is possible for every sum. The grid
-adds a variance of g^2/12, at most 1.3e-6 s^2.
+Ideal noise makes the step a Gaussian mechanism, and rounding its result is post-processing. Noise
+that is itself a
+rounded float32 is neither: which floats can come out depends on the sum, and shows it (Mironov
+2012, "On significance of the least significant bits for differential privacy"). Here every multiple
+of g is possible for every sum. The grid adds a variance of g^2/12, at most 1.3e-6 s^2.
 
-Digits are found by position. Value e of a tensor belongs to block e >> 16; within it, value i uses pair j = i mod 2^15,
-the cosine if i < 2^15 and otherwise the sine. At level 0 of the block (see `dpclip.noise.keystream`) the first 32 bits of u
-of pair j are the little-endian word at byte 4 j, those of the angle at byte 2^17 + 4 j. At every further level AES
-block j holds the next 64 bits of u, then the next 64 of the angle. Nothing depends on the tensor's length, on the order
-of drawing or on the number of threads.
+Digits are found by position. Value e of a tensor belongs to block e >> 16; within it, value i uses
+pair j = i mod 2^15, the cosine if i < 2^15 and otherwise the sine. At level 0 of the block (see
+`dpclip.noise.keystream`) the first 32 bits of u of pair j are the little-endian word at byte 4 j,
+those of the angle at byte 2^17 + 4 j. At every further level AES block j holds the next 64 bits of
+u, then the next 64 of the angle. Nothing depends on the tensor's length, on the order of drawing or
+on the number of threads.
 
-Box and Muller's transform (1958) in float32 decides nearly all coordinates; NumPy's float32 kernels are vectorised.
-How wrong it is, with u between 2^-12 and 1 - 2^-12, so that .0221 <= r <= 4.08, w = 2^-24 and log2, cos and sin of
-NumPy assumed within 4 ulp:
+Box and Muller's transform (1958) in float32 decides nearly all coordinates; NumPy's float32 kernels
+are vectorised. How wrong it is, with u between 2^-12 and 1 - 2^-12, so that .0221 <= r <= 4.08, w =
+2^-24 and log2, cos and sin of NumPy assumed within 4 ulp:
 
-    u          24 bits, 2^-32 not drawn: ln u is wrong by 17w at 2^-12, w/2 at 1 - 2^-12     that / r
-    log2       8w of it                                                                  4 r w
-    constant and its product (halved), square root, product with the cosine              3 r w
-    angle      24 bits, pi 2^-31 and their product rounded, 2^-32 not drawn              (3 pi + 2^-5) r w
-    cos, sin   4 ulp below 1                                                             4 r w
+    u          24 bits, 2^-32 not drawn: ln u is wrong by 17w at 2^-12, w/2 at 1 - 2^-12     that /
+    r log2       8w of it                                                                  4 r w
+    constant and its product (halved), square root, product with the cosine              3 r w angle
+    24 bits, pi 2^-31 and their product rounded, 2^-32 not drawn              (3 pi + 2^-5) r w cos,
+    sin   4 ulp below 1                                                             4 r w
 
-In all 20.5 r w + (17 w or less) / r, which is largest at the largest r: 88 w = 2^-17.5. The tolerance is 2^-17.
-Coordinates closer than that, times s/g, to a boundary between multiples of g (plus 2^-12 for the float64 sum, where
-|S|/g < 2^40), and those whose u lies outside, are left to `dpclip.noise.exact_gaussian`: one in 110 to 210.
+In all 20.5 r w + (17 w or less) / r, which is largest at the largest r: 88 w = 2^-17.5. The
+tolerance is 2^-17. Coordinates closer than that, times s/g, to a boundary between multiples of g
+(plus 2^-12 for the float64 sum, where |S|/g < 2^40), and those whose u lies outside, are left to
+`dpclip.noise.exact_gaussian`: one in 110 to 210.
 """
 
 from __future__ import annotations
@@ -54,7 +58,8 @@ _FEWEST = 4  # blocks a thread is started for
 _END = 1 << 20  # words of u this close to either end of [0, 2^32) are not left to float32
 _KINDS = (torch.int32, torch.int64, torch.float32, torch.float64)
 _RESULTS = {torch.float32: np.float32, torch.float64: np.float64}
-_IDLE: list[GaussianSampler] = []  # kept from tensor to tensor: fresh memory would be faulted in for each
+# kept from tensor to tensor: fresh memory would be faulted in for each
+_IDLE: list[GaussianSampler] = []
 
 
 def grid(std: float) -> float:
@@ -67,7 +72,9 @@ def grid(std: float) -> float:
         PrivacyError: no such grid in float64.
     """
     if not 2.0**-900 < std < 2.0**900:
-        raise PrivacyError(f"noise of standard deviation {std} cannot be drawn; nothing was released")
+        raise PrivacyError(
+            f"noise of standard deviation {std} cannot be drawn; nothing was released"
+        )
     return math.ldexp(1.0, math.frexp(std)[1] - 1 - _GRID_BITS)
 
 
@@ -98,7 +105,8 @@ class GaussianSampler:
         """ratio z of the first `count` values of a block, in float32 and within the tolerance.
 
         Returns:
-            the values, float32 [count], and the pairs whose u is too near an end, int64 [.]; their values mean nothing.
+            the values, float32 [count], and the pairs whose u is too near an end, int64 [.]; their
+            values mean nothing.
         """
         pairs = min(count, HALF)
         words, (cosine, sine) = self._words[:, :pairs], self._values[:, :pairs]
@@ -108,7 +116,8 @@ class GaussianSampler:
         else:
             stream.fill(words, tensor, block)
         radius, angle = self._radius[:pairs], self._angle[:pairs]
-        shifted = np.add(words[0], np.uint32(_END), out=angle.view(np.uint32))  # the angles come later
+        # the angles come later
+        shifted = np.add(words[0], np.uint32(_END), out=angle.view(np.uint32))
         ends = np.flatnonzero(np.less(shifted, np.uint32(2 * _END), out=self._doubt[:pairs]))
         np.copyto(radius, words[0], casting="unsafe")
         radius *= np.float32(2.0**-32)
@@ -125,7 +134,9 @@ class GaussianSampler:
             sine *= radius
         return self._values.reshape(-1)[:count], ends
 
-    def rounded(self, stream: NoiseStream, tensor: int, block: int, sums: np.ndarray, ratio: float) -> np.ndarray:
+    def rounded(
+        self, stream: NoiseStream, tensor: int, block: int, sums: np.ndarray, ratio: float
+    ) -> np.ndarray:
         """round(sums + ratio Z), exactly, for the first values of a block.
 
         Args:
@@ -172,20 +183,24 @@ def released(
     """round_g(S + std Z) / divisor, where S is the sum of tensor * unit over the parts.
 
     Args:
-        parts: tensors of one shape, int32, int64, float32 or float64, each with its unit; multiplied and added in
-            float64, which is exact for integers below 2^53 in units of a power of two.
+        parts: tensors of one shape, int32, int64, float32 or float64, each with its unit;
+            multiplied and added in float64, which is exact for integers below 2^53 in units of a
+            power of two.
         std: standard deviation on the scale of S; 0 for S / divisor without noise.
         stream: secret.
         index: which tensor of the release this is, below 2^24; each has noise of its own.
-        divisor: public; its reciprocal is multiplied in float64, and the product rounded to the result's dtype.
+        divisor: public; its reciprocal is multiplied in float64, and the product rounded to the
+            result's dtype.
         dtype: float32 or float64.
 
     Returns:
-        a tensor of that dtype, in the shape and on the device of the first part. It takes the storage of a single
-        contiguous part of four bytes on the CPU if it is float32, which leaves the part meaningless; else it is new.
+        a tensor of that dtype, in the shape and on the device of the first part. It takes the
+        storage of a single contiguous part of four bytes on the CPU if it is float32, which leaves
+        the part meaningless; else it is new.
 
     Raises:
-        PrivacyError: some |S| is not finite or not below 2^40 g, or the standard deviation has no grid.
+        PrivacyError: some |S| is not finite or not below 2^40 g, or the standard deviation has no
+            grid.
         TypeError: tensors of another dtype.
     """
     if any(part.dtype not in _KINDS for part, _ in parts) or dtype not in _RESULTS:
@@ -199,11 +214,16 @@ def released(
         span = slice(block * BLOCK, (block + 1) * BLOCK)
         sums = sampler.added([(flat[span].cpu().numpy(), unit) for flat, unit in flats])
         if std != 0:
-            if not (sums.max() < LIMIT and sums.min() > -LIMIT):  # false for what is not a number, too
-                raise PrivacyError(f"tensor {index} is not finite or 2^40 steps of its grid; nothing was released")
+            # false for what is not a number, too
+            if not (sums.max() < LIMIT and sums.min() > -LIMIT):
+                raise PrivacyError(
+                    f"tensor {index} is not finite or 2^40 steps of its grid; nothing was released"
+                )
             sums = sampler.rounded(stream, index, block, sums, std / g)
         place = target[span]
-        values = place.numpy() if place.device.type == "cpu" else np.empty(len(sums), _RESULTS[dtype])
+        values = (
+            place.numpy() if place.device.type == "cpu" else np.empty(len(sums), _RESULTS[dtype])
+        )
         sums *= g / divisor
         np.copyto(values, sums, casting="same_kind")
         if place.device.type != "cpu":
@@ -214,17 +234,26 @@ def released(
 
 
 def _room(parts: Sequence[tuple[Tensor, float]], dtype: torch.dtype) -> Tensor:
-    """Where the result goes: into the single part if it has its size, because large models fill the memory."""
+    """Where the result goes: into the single part if it has its size, because large models fill the
+    memory.
+    """
     first, _ = parts[0]
     kinds = (torch.int32, torch.float32)
-    fits = len(parts) == 1 and dtype == torch.float32 and first.dtype in kinds and first.device.type == "cpu"
+    fits = (
+        len(parts) == 1
+        and dtype == torch.float32
+        and first.dtype in kinds
+        and first.device.type == "cpu"
+    )
     if fits and first.is_contiguous():
         return first.detach().view(torch.float32)
     return torch.empty(first.shape, dtype=dtype, device=first.device)
 
 
 def _spread(task: Callable[[GaussianSampler, int], None], blocks: int) -> None:
-    """Run the task on every block, on as many threads as torch uses; the values do not depend on how many."""
+    """Run the task on every block, on as many threads as torch uses; the values do not depend on
+    how many.
+    """
     threads = min(torch.get_num_threads(), blocks // _FEWEST)
 
     def run(own: Iterator[int]) -> None:
@@ -237,6 +266,8 @@ def _spread(task: Callable[[GaussianSampler, int], None], blocks: int) -> None:
         run(iter(range(blocks)))
         return
     with ThreadPoolExecutor(threads) as pool:
-        shares: list[Any] = [pool.submit(run, iter(range(first, blocks, threads))) for first in range(threads)]
+        shares: list[Any] = [
+            pool.submit(run, iter(range(first, blocks, threads))) for first in range(threads)
+        ]
         for share in shares:
             share.result()

@@ -1,15 +1,17 @@
 """Secret, seekable streams of random bytes: AES-256 in counter mode.
 
-A run has one secret key. Each step draws its sample and its noise from streams of their own, so a killed run
-can replay a step bit for bit, and a step that cannot be replayed identically moves to the next generation,
-whose streams are independent of everything used before.
+A run has one secret key. Each step draws its sample and its noise from streams of their own, so a
+killed run can replay a step bit for bit, and a step that cannot be replayed identically moves to
+the next generation, whose streams are independent of everything used before.
 
-Samples and other small draws: one subkey for each (purpose, step, generation), read from its beginning.
+Samples and other small draws: one subkey for each (purpose, step, generation), read from its
+beginning.
 
-Noise: one subkey for the whole run, that of purpose "noise", so that whoever holds the key can draw any part of any
-step. The 128-bit counter, big-endian, is an address and never changes its meaning:
+Noise: one subkey for the whole run, that of purpose "noise", so that whoever holds the key can draw
+any part of any step. The 128-bit counter, big-endian, is an address and never changes its meaning:
 
-    step 32 bits | generation 16 | tensor 24 | block of values 32 | level of refinement 4 | AES block 20
+    step 32 bits | generation 16 | tensor 24 | block of values 32 | level of refinement 4 | AES
+    block 20
 
 How the AES blocks of a level serve the values of a block is written in `dpclip.noise.gaussian`.
 """
@@ -49,7 +51,8 @@ class Keystream:
 
 
 class NoiseStream:
-    """The noise bits of one step, addressed by position; nothing is remembered from one draw to the next.
+    """The noise bits of one step, addressed by position; nothing is remembered from one draw to the
+    next.
 
     Args:
         key: 32 bytes, secret, the same for all steps of a run.
@@ -57,7 +60,8 @@ class NoiseStream:
         generation: below 2^16.
 
     Raises:
-        PrivacyError: a number that has no place in the counter; it would repeat noise that is used elsewhere.
+        PrivacyError: a number that has no place in the counter; it would repeat noise that is used
+            elsewhere.
     """
 
     def __init__(self, key: bytes, step: int, generation: int) -> None:
@@ -77,7 +81,10 @@ class NoiseStream:
             the same array.
         """
         if first + -(-out.nbytes // 16) > 1 << _INSIDE:
-            raise PrivacyError(f"{out.nbytes} noise bytes from AES block {first} on do not fit in a block of values")
+            raise PrivacyError(
+                f"{out.nbytes} noise bytes from AES block {first} on do not fit in a block of "
+                "values"
+            )
         counter = self._address(tensor, block) | _field("AES block", first, _INSIDE)
         cipher = Cipher(self._algorithm, modes.CTR(counter.to_bytes(16, "big"))).encryptor()
         view = out.reshape(-1).data.cast("B")
@@ -106,7 +113,11 @@ class NoiseStream:
         counters[:, 1] = places
         counters[:, 1] |= np.uint64(base & (1 << 64) - 1)
         # ECB of the counters is what counter mode adds to its plain text.
-        found = Cipher(self._algorithm, modes.ECB()).encryptor().update(counters.astype(">u8").tobytes())
+        found = (
+            Cipher(self._algorithm, modes.ECB())
+            .encryptor()
+            .update(counters.astype(">u8").tobytes())
+        )
         return np.frombuffer(found, "<u8").reshape(-1, 2)
 
     def _address(self, tensor: int, block: int) -> int:
@@ -116,7 +127,9 @@ class NoiseStream:
 def _field(name: str, value: int, bits: int) -> int:
     """The value, if it fits."""
     if not 0 <= value < 1 << bits:
-        raise PrivacyError(f"{name} {value} has no noise of its own: the counter holds {name}s below 2^{bits}")
+        raise PrivacyError(
+            f"{name} {value} has no noise of its own: the counter holds {name}s below 2^{bits}"
+        )
     return value
 
 
@@ -124,12 +137,13 @@ def _field(name: str, value: int, bits: int) -> int:
 class SecretKey:
     """The run's secret. As sensitive as the data: whoever holds it can subtract the noise.
 
-    It serves one run of one process: it cannot be copied, and a forked child cannot use it, because one noise must not
-    serve two gradients.
+    It serves one run of one process: it cannot be copied, and a forked child cannot use it, because
+    one noise must not serve two gradients.
 
     Attributes:
         material: 32 bytes.
-        known: whether others may have it, as any key that was not drawn here; the guarantee then rests on that.
+        known: whether others may have it, as any key that was not drawn here; the guarantee then
+            rests on that.
     """
 
     material: bytes = field(repr=False)
@@ -149,7 +163,9 @@ class SecretKey:
     @classmethod
     def for_tests(cls, number: int) -> SecretKey:
         """The same key each time, known to everybody who reads the test: it protects nothing."""
-        digest = hashlib.blake2b(str(number).encode(), digest_size=KEY_BYTES, person=b"dpclip-tests").digest()
+        digest = hashlib.blake2b(
+            str(number).encode(), digest_size=KEY_BYTES, person=b"dpclip-tests"
+        ).digest()
         return cls(digest, known=True)
 
     def claim(self) -> None:
@@ -160,14 +176,15 @@ class SecretKey:
         """
         if self._claimed and not self.known:
             raise PrivacyError(
-                "a secret key serves one run, and this one has served another: the difference of their releases would "
-                "show the data; leave the key out, and each run draws its own"
+                "a secret key serves one run, and this one has served another: the difference of "
+                "their releases would show the data; leave the key out, and each run draws its own"
             )
         object.__setattr__(self, "_claimed", True)
 
     def __reduce_ex__(self, protocol: object) -> NoReturn:  # for copy, deepcopy and pickle alike
         raise PrivacyError(
-            "a run's secret key cannot be copied or pickled: a copy would draw the same noise for another gradient"
+            "a run's secret key cannot be copied or pickled: a copy would draw the same noise for "
+            "another gradient"
         )
 
     def subkey(self, purpose: str, step: int = 0, generation: int = 0) -> bytes:
@@ -178,11 +195,14 @@ class SecretKey:
         """
         if os.getpid() != self._process:
             raise PrivacyError(
-                "the run's secret key was inherited by a forked process: the parent draws the same noise for another "
-                "gradient; draw all batches and noise in the process that made the key"
+                "the run's secret key was inherited by a forked process: the parent draws the same "
+                "noise for another gradient; draw all batches and noise in the process that made "
+                "the key"
             )
         label = f"{purpose}/{step}/{generation}".encode()
-        return hashlib.blake2b(label, key=self.material, digest_size=KEY_BYTES, person=b"dpclip-stream").digest()
+        return hashlib.blake2b(
+            label, key=self.material, digest_size=KEY_BYTES, person=b"dpclip-stream"
+        ).digest()
 
     def stream(self, purpose: str, step: int, generation: int) -> Keystream:
         """The stream that serves one purpose in one step."""
@@ -193,5 +213,7 @@ class SecretKey:
         return NoiseStream(self.subkey("noise"), step, generation)
 
     def integer(self, purpose: str, step: int = 0, generation: int = 0) -> int:
-        """A 63-bit integer for seeding a non-private generator (dropout, adapter initialisation)."""
+        """A 63-bit integer for seeding a non-private generator (dropout, adapter
+        initialisation).
+        """
         return int.from_bytes(self.subkey(purpose, step, generation)[:8], "little") >> 1

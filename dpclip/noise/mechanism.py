@@ -1,4 +1,6 @@
-"""The contract of a noise mechanism: how a step's noise is shared out, and the one release of it."""
+"""The contract of a noise mechanism: how a step's noise is shared out, and the one release
+of it.
+"""
 
 from __future__ import annotations
 

@@ -1,12 +1,15 @@
-"""The privacy boundary: one whitened Gaussian release a logical step, and the only maker of `Released` values.
+"""The privacy boundary: one whitened Gaussian release a logical step, and the only maker of
+`Released` values.
 
-Group g has per-sample bound C_g and noise standard deviation s_g on the sum; side statistic j has sensitivity D_j
-and standard deviation t_j. The whole release is as private as one Gaussian of unit sensitivity with
+Group g has per-sample bound C_g and noise standard deviation s_g on the sum; side statistic j has
+sensitivity D_j and standard deviation t_j. The whole release is as private as one Gaussian of unit
+sensitivity with
 
     1 / sigma_eff^2 = sum_g (C_g / s_g)^2 + sum_j (D_j / t_j)^2.
 
-What comes out is the sum with ideal noise of that size, rounded to a grid that follows from the size alone
-(`dpclip.noise.gaussian`): the Gaussian mechanism and post-processing, not an approximation of it in floating point.
+What comes out is the sum with ideal noise of that size, rounded to a grid that follows from the
+size alone (`dpclip.noise.gaussian`): the Gaussian mechanism and post-processing, not an
+approximation of it in floating point.
 """
 
 from __future__ import annotations
@@ -39,36 +42,47 @@ def release(
     """Draw the step's noise once, add it to every part, and let the result out.
 
     Args:
-        total: the combined sum; its tensors mean nothing any more after the release, whose gradient has the dtypes
-            `total.dtypes`.
+        total: the combined sum; its tensors mean nothing any more after the release, whose gradient
+            has the dtypes `total.dtypes`.
         side_sums: summed side statistics by name; released in float64.
         scale: from `scale_noise`.
         receipt: what was charged for this step.
         key: the run's secret.
-        divisor: the public expected batch size, by which the noisy gradient (not the side statistics) is divided.
+        divisor: the public expected batch size, by which the noisy gradient (not the side
+            statistics) is divided.
 
     Raises:
         PrivacyError: the release would be less private than what was charged.
     """
     if len(total.groups) > SIDES:
-        raise PrivacyError(f"{len(total.groups)} parameters are more than have noise of their own: {SIDES}")
+        raise PrivacyError(
+            f"{len(total.groups)} parameters are more than have noise of their own: {SIDES}"
+        )
     if scale.noise_multiplier < receipt.noise_multiplier:
         raise PrivacyError(
-            f"step {receipt.step} was charged at noise multiplier {receipt.noise_multiplier:g} but would be released "
-            f"at {scale.noise_multiplier:g}; nothing was released"
+            f"step {receipt.step} was charged at noise multiplier {receipt.noise_multiplier:g} but "
+            f"would be released at {scale.noise_multiplier:g}; nothing was released"
         )
     stream = key.noise(receipt.step, receipt.generation)
     gradient = []
     for slot, group in enumerate(total.groups):
-        gradient.append(released(total.parts(slot), scale.stds[group], stream, slot, divisor, total.dtypes[slot]))
+        gradient.append(
+            released(
+                total.parts(slot), scale.stds[group], stream, slot, divisor, total.dtypes[slot]
+            )
+        )
         if isinstance(total, GradientSum):
             total.tensors[slot] = gradient[-1]  # a wider accumulator is freed at once
     sides = {
-        name: released([(value, 1.0)], scale.side_stds[name], stream, SIDES + index, 1.0, torch.float64)
+        name: released(
+            [(value, 1.0)], scale.side_stds[name], stream, SIDES + index, 1.0, torch.float64
+        )
         for index, (name, value) in enumerate(side_sums.items())
     }
     each = tuple(scale.stds[group] / divisor for group in total.groups)
-    return Released(StepRelease(gradient, sides, divisor, scale.stds, scale.side_stds, each), receipt)
+    return Released(
+        StepRelease(gradient, sides, divisor, scale.stds, scale.side_stds, each), receipt
+    )
 
 
 @MECHANISMS.register

@@ -9,8 +9,9 @@ from dataclasses import dataclass, replace
 from dpclip.errors import PrivacyError
 from dpclip.released import SideQuery
 
-# What rounding in float64 may add where sums are not integers, and in float32 where nothing else was asked for: every
-# bound is enlarged by this much before the noise is scaled to it, so sigma_eff holds for the enlarged bounds.
+# What rounding in float64 may add where sums are not integers, and in float32 where nothing else
+# was asked for: every bound is enlarged by this much before the noise is scaled to it, so sigma_eff
+# holds for the enlarged bounds.
 FLOAT_SLACK = 2.0**-10
 
 
@@ -49,7 +50,8 @@ def scale_noise(
     shares: Sequence[float],
     sides: Sequence[SideQuery] = (),
 ) -> NoiseScale:
-    """Divide one step's budget 1/sigma^2 between the groups, after the side statistics have taken theirs.
+    """Divide one step's budget 1/sigma^2 between the groups, after the side statistics have taken
+    theirs.
 
     Args:
         noise_multiplier: the planned sigma_eff; 0 for training without privacy.
@@ -58,27 +60,38 @@ def scale_noise(
         sides: side statistics with the noise they ask for, relative to their sensitivity.
 
     Raises:
-        PrivacyError: bounds that bound nothing, shares that are not shares, sides that cost more than the step has.
+        PrivacyError: bounds that bound nothing, shares that are not shares, sides that cost more
+            than the step has.
     """
     if noise_multiplier == 0:
         silent = {side.name: 0.0 for side in sides}
         return NoiseScale((0.0,) * len(bounds), silent, 0.0)
     if not all(0 < bound < math.inf for bound in bounds):
-        raise PrivacyError(f"bounds {list(bounds)} must be positive and finite before noise can be scaled to them")
+        raise PrivacyError(
+            f"bounds {list(bounds)} must be positive and finite before noise can be scaled to them"
+        )
     if min(shares) <= 0 or not math.isclose(math.fsum(shares), 1.0, rel_tol=1e-9):
         raise PrivacyError(f"shares {list(shares)} must be positive and sum to 1")
     relative = [side.noise_for(noise_multiplier) for side in sides]
-    left = noise_multiplier**-2 - math.fsum(noise**-2 if noise > 0 else math.inf for noise in relative)
+    left = noise_multiplier**-2 - math.fsum(
+        noise**-2 if noise > 0 else math.inf for noise in relative
+    )
     if left <= 0:
         raise PrivacyError(
-            f"the side statistics need more than one step's budget at noise multiplier {noise_multiplier:g}: "
-            "give them more noise"
+            "the side statistics need more than one step's budget at noise multiplier "
+            f"{noise_multiplier:g}: give them more noise"
         )
     inflated = [bound * (1 + FLOAT_SLACK) for bound in bounds]
-    stds = tuple(bound / math.sqrt(left * share) for bound, share in zip(inflated, shares, strict=True))
+    stds = tuple(
+        bound / math.sqrt(left * share) for bound, share in zip(inflated, shares, strict=True)
+    )
     exact = [replace(side, sensitivity=side.sensitivity * (1 + FLOAT_SLACK)) for side in sides]
-    side_stds = {side.name: side.sensitivity * noise for side, noise in zip(exact, relative, strict=True)}
+    side_stds = {
+        side.name: side.sensitivity * noise for side, noise in zip(exact, relative, strict=True)
+    }
     effective = sigma_eff(inflated, stds, exact, side_stds)
     if not math.isclose(effective, noise_multiplier, rel_tol=1e-9):
-        raise PrivacyError(f"sigma_eff of the parts is {effective:g}, not the planned {noise_multiplier:g}")
+        raise PrivacyError(
+            f"sigma_eff of the parts is {effective:g}, not the planned {noise_multiplier:g}"
+        )
     return NoiseScale(stds, side_stds, noise_multiplier)

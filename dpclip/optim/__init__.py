@@ -1,4 +1,5 @@
-"""Optimizers that clip inside their step: from the theory of clipping, for training with and without privacy.
+"""Optimizers that clip inside their step: from the theory of clipping, for training with and
+without privacy.
 
 In a private run they only see the released gradient, so what they do with it costs no privacy.
 """

@@ -57,7 +57,14 @@ class AdaGradSettings(Adaptive):
         clip: str = "global",
         nonfinite: str = "skip",
     ) -> None:
-        settings = {"max_norm": max_norm, "b0": b0, "eta": eta, "momentum": momentum, "delayed": delayed, "clip": clip}
+        settings = {
+            "max_norm": max_norm,
+            "b0": b0,
+            "eta": eta,
+            "momentum": momentum,
+            "delayed": delayed,
+            "clip": clip,
+        }
         super().__init__(params, {"lr": lr, **settings, "nonfinite": nonfinite})
 
     def _check(self, group: dict[str, Any]) -> None:
@@ -84,7 +91,13 @@ class AdamSettings(Adaptive):
         clip: str = "global",
         nonfinite: str = "skip",
     ) -> None:
-        settings = {"betas": betas, "max_norm": max_norm, "b0": b0, "delayed": delayed, "clip": clip}
+        settings = {
+            "betas": betas,
+            "max_norm": max_norm,
+            "b0": b0,
+            "delayed": delayed,
+            "clip": clip,
+        }
         super().__init__(params, {"lr": lr, **settings, "nonfinite": nonfinite})
 
     def _check(self, group: dict[str, Any]) -> None:

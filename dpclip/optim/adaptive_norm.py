@@ -13,7 +13,9 @@ from dpclip.optim.measured import TINY, Share
 
 
 class _NormAdaptive(Adaptive):
-    """The scalar b is a float: in the group where groups are clipped together, else in each tensor's state."""
+    """The scalar b is a float: in the group where groups are clipped together, else in each
+    tensor's state.
+    """
 
     @abstractmethod
     def _next(self, group: dict[str, Any], b: float, length: float) -> float:
@@ -27,7 +29,10 @@ class _NormAdaptive(Adaptive):
         divisors = before if share.group["delayed"] else after
         rates = [-lr / max(b, TINY) for b in divisors]
         if beta1 == 0:  # the clip factor goes into the rate: no tensor is made
-            direction, rates = share.gradients, [r * f for r, f in zip(rates, share.factors, strict=True)]
+            direction, rates = (
+                share.gradients,
+                [r * f for r, f in zip(rates, share.factors, strict=True)],
+            )
         else:
             direction = self._averaged(share, share.clipped(), beta1)
         if share.per_tensor:
@@ -51,29 +56,34 @@ class _NormAdaptive(Adaptive):
 
 
 class ClipAdaGradNorm(AdaGradSettings, _NormAdaptive):
-    """Clip-M-AdaGrad-Norm: x <- x - lr m_t / b_t, b_t^2 = b_{t-1}^2 + eta ||c_t||^2, c_t the clipped gradient.
+    """Clip-M-AdaGrad-Norm: x <- x - lr m_t / b_t, b_t^2 = b_{t-1}^2 + eta ||c_t||^2, c_t the
+    clipped gradient.
 
     Args:
         params: parameters or groups of them; every setting may differ between groups.
         lr: gamma in the paper.
         max_norm: lambda in the paper, in the gradient's units; None or infinity: unclipped.
-        b0: b before the first step, positive, in the gradient's units times sqrt(eta). The default is ours.
-        eta: weight of a gradient in b; "reweighted": lr^2, after which lr acts through b0 / lr only.
+        b0: b before the first step, positive, in the gradient's units times sqrt(eta). The default
+            is ours.
+        eta: weight of a gradient in b; "reweighted": lr^2, after which lr acts through b0 / lr
+            only.
         momentum: beta1 of m_t = beta1 m_{t-1} + (1 - beta1) c_t; 0: m_t = c_t.
-        delayed: divide by b_{t-1}, which does not know the gradient that is stepped with (AdaGradD).
-        clip: "global": one norm and one b for all parameters; "tensor": one of each for every tensor, as in the
-            paper's fine-tuning experiments.
-        nonfinite: what a gradient that is not finite does: "skip" the whole step, "raise", or "pass" into it.
+        delayed: divide by b_{t-1}, which does not know the gradient that is stepped with
+            (AdaGradD).
+        clip: "global": one norm and one b for all parameters; "tensor": one of each for every
+            tensor, as in the paper's fine-tuning experiments.
+        nonfinite: what a gradient that is not finite does: "skip" the whole step, "raise", or
+            "pass" into it.
 
     Raises:
         InputError: a setting out of range, or a sparse or complex gradient.
         FloatingPointError: in `step`, with `nonfinite="raise"`.
 
-    The published code of the delayed version steps with the previous gradient; this steps with the current one, as
-    the paper's algorithm does.
+    The published code of the delayed version steps with the previous gradient; this steps with the
+    current one, as the paper's algorithm does.
 
-    Reference: Chezhegov et al., "Clipping improves Adam-Norm and AdaGrad-Norm when the noise is heavy-tailed", 2025
-    (arXiv 2406.04443).
+    Reference: Chezhegov et al., "Clipping improves Adam-Norm and AdaGrad-Norm when the noise is
+    heavy-tailed", 2025 (arXiv 2406.04443).
     """
 
     def _next(self, group: dict[str, Any], b: float, length: float) -> float:
@@ -81,15 +91,17 @@ class ClipAdaGradNorm(AdaGradSettings, _NormAdaptive):
 
 
 class ClipAdamNorm(AdamSettings, _NormAdaptive):
-    """Clip-Adam-Norm: x <- x - lr m_t / b_t, b_t^2 = beta2 b_{t-1}^2 + (1 - beta2) ||c_t||^2, c_t clipped.
+    """Clip-Adam-Norm: x <- x - lr m_t / b_t, b_t^2 = beta2 b_{t-1}^2 + (1 - beta2) ||c_t||^2, c_t
+    clipped.
 
     Args:
         params: parameters or groups of them; every setting may differ between groups.
         lr: gamma in the paper.
-        betas: beta1 of m_t = beta1 m_{t-1} + (1 - beta1) c_t, and beta2; the theory takes beta2 = 1 - 1/T.
+        betas: beta1 of m_t = beta1 m_{t-1} + (1 - beta1) c_t, and beta2; the theory takes beta2 = 1
+            - 1/T.
         max_norm: lambda in the paper, in the gradient's units; None or infinity: unclipped.
-        b0: b before the first step, positive, in the gradient's units; by default the square root of 1e-5, which the
-            paper's experiments begin b^2 with.
+        b0: b before the first step, positive, in the gradient's units; by default the square root
+            of 1e-5, which the paper's experiments begin b^2 with.
         delayed: divide by b_{t-1} (AdamD).
         clip: as in `ClipAdaGradNorm`.
         nonfinite: as in `ClipAdaGradNorm`.

@@ -26,7 +26,9 @@ class _Descent(MeasuredOptimizer):
     def _update(self, share: Share) -> None:
         if not share.parameters:
             return
-        lr, decay, momentum = (float(share.group[key]) for key in ("lr", "weight_decay", "momentum"))
+        lr, decay, momentum = (
+            float(share.group[key]) for key in ("lr", "weight_decay", "momentum")
+        )
         if decay == 0 and momentum == 0 and not share.per_tensor:
             torch._foreach_add_(share.parameters, share.gradients, alpha=-lr * share.factors[0])
             return
@@ -37,8 +39,12 @@ class _Descent(MeasuredOptimizer):
             direction = self._averaged(share.parameters, direction, momentum)
         torch._foreach_add_(share.parameters, direction, alpha=-lr)
 
-    def _averaged(self, parameters: list[Tensor], direction: list[Tensor], momentum: float) -> list[Tensor]:
-        """The buffers after this step; the first direction of a parameter is its first buffer, as in torch."""
+    def _averaged(
+        self, parameters: list[Tensor], direction: list[Tensor], momentum: float
+    ) -> list[Tensor]:
+        """The buffers after this step; the first direction of a parameter is its first buffer, as
+        in torch.
+        """
         key = "momentum_buffer"
         begun = [i for i, p in enumerate(parameters) if key in self.state[p]]
         if begun:
@@ -56,19 +62,22 @@ class ClippedSGD(_Descent):
     Args:
         params: parameters or groups of them; every setting may differ between groups.
         lr: step size of a gradient that is not clipped.
-        max_norm: norm of the gradient beyond which it is clipped, in the gradient's units; None or infinity: never.
+        max_norm: norm of the gradient beyond which it is clipped, in the gradient's units; None or
+            infinity: never.
         momentum: of the clipped gradients, as in `torch.optim.SGD`; 0 is the paper's.
         weight_decay: added to the clipped gradient, as after `clip_grad_norm_`.
-        nonfinite: what a gradient that is not finite does: "skip" the whole step, "raise", or "pass" into it.
+        nonfinite: what a gradient that is not finite does: "skip" the whole step, "raise", or
+            "pass" into it.
 
     Raises:
         InputError: a setting out of range, or a sparse or complex gradient.
         FloatingPointError: in `step`, with `nonfinite="raise"`.
 
-    In the paper's notation lr is eta_c and max_norm is gamma: h = min(eta_c, gamma eta_c / ||g||). Unclipped it is
-    `torch.optim.SGD`, bit for bit in float32 and float64.
+    In the paper's notation lr is eta_c and max_norm is gamma: h = min(eta_c, gamma eta_c / ||g||).
+    Unclipped it is `torch.optim.SGD`, bit for bit in float32 and float64.
 
-    Reference: Zhang, He, Sra, Jadbabaie, "Why gradient clipping accelerates training", 2020 (arXiv 1905.11881).
+    Reference: Zhang, He, Sra, Jadbabaie, "Why gradient clipping accelerates training", 2020 (arXiv
+    1905.11881).
     """
 
     def __init__(
@@ -107,8 +116,8 @@ class NormalizedSGD(_Descent):
         InputError: a setting out of range, or a sparse or complex gradient.
         FloatingPointError: in `step`, with `nonfinite="raise"`.
 
-    Edge cases: with beta = 0 a zero gradient has no direction and moves nothing; one shorter than 1e-30 is scaled less
-    than to length 1, so that no product overflows.
+    Edge cases: with beta = 0 a zero gradient has no direction and moves nothing; one shorter than
+    1e-30 is scaled less than to length 1, so that no product overflows.
 
     h is within a factor 2 of `ClippedSGD(lr=lr / beta, max_norm=beta)`'s.
 

@@ -1,4 +1,6 @@
-"""What the optimizers of the clipping theory share: norms, clip factors, gradients that are not finite, exact state."""
+"""What the optimizers of the clipping theory share: norms, clip factors, gradients that are not
+finite, exact state.
+"""
 
 from __future__ import annotations
 
@@ -23,12 +25,14 @@ CLIPS = ("global", "tensor")
 
 @dataclass
 class Share:
-    """One parameter group's part of a step; lists have one entry for each parameter that has a gradient.
+    """One parameter group's part of a step; lists have one entry for each parameter that has a
+    gradient.
 
     Attributes:
         group: the parameter group.
         parameters: the parameters.
-        gradients: float32 where the parameter has 16 bits, else the gradients themselves, which nobody may change.
+        gradients: float32 where the parameter has 16 bits, else the gradients themselves, which
+            nobody may change.
         norms: L2 norms of the gradients.
         factors: what the clipping multiplies each gradient by.
         together: L2 norm of the clipped gradients of all groups that are clipped together.
@@ -50,17 +54,20 @@ class Share:
         """The clipped gradients; the gradients themselves where nothing is clipped."""
         if all(factor == 1.0 for factor in self.factors):
             return self.gradients
-        return list(torch._foreach_mul(self.gradients, self.factors if self.per_tensor else self.factors[0]))
+        return list(
+            torch._foreach_mul(self.gradients, self.factors if self.per_tensor else self.factors[0])
+        )
 
 
 class MeasuredOptimizer(Optimizer):
     """A `torch.optim.Optimizer` whose step depends on the norm of the gradient.
 
-    The norm is that of all groups' gradients together, in float32 or wider, whatever the groups' own settings are.
-    Groups with `clip="tensor"` are left out of it: each of their tensors is measured by itself.
+    The norm is that of all groups' gradients together, in float32 or wider, whatever the groups'
+    own settings are. Groups with `clip="tensor"` are left out of it: each of their tensors is
+    measured by itself.
     """
 
-    # --- what a class adds --------------------------------------------------------------------------------------------
+    # --- what a class adds ------------------------------------------------------------------------
 
     @abstractmethod
     def _check(self, group: dict[str, Any]) -> None:
@@ -74,7 +81,7 @@ class MeasuredOptimizer(Optimizer):
     def _update(self, share: Share) -> None:
         """Move the share's parameters; the share may be empty."""
 
-    # --- what all have ------------------------------------------------------------------------------------------------
+    # --- what all have ----------------------------------------------------------------------------
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """As in torch, after a check of the group's settings.
@@ -94,13 +101,15 @@ class MeasuredOptimizer(Optimizer):
         """One step.
 
         Args:
-            closure: computes the gradients anew and returns the loss; called once, with autograd on.
+            closure: computes the gradients anew and returns the loss; called once, with autograd
+                on.
 
         Returns:
             What the closure returns.
 
         Raises:
-            FloatingPointError: `nonfinite="raise"` and a gradient is not finite; nothing has changed then.
+            FloatingPointError: `nonfinite="raise"` and a gradient is not finite; nothing has
+                changed then.
         """
         loss = None
         if closure is not None:
@@ -115,7 +124,9 @@ class MeasuredOptimizer(Optimizer):
         return loss
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """As in torch, but tensors keep the precision they were saved in, and none is shared with `state_dict`."""
+        """As in torch, but tensors keep the precision they were saved in, and none is shared with
+        `state_dict`.
+        """
         super().load_state_dict(state_dict)
         ours = [p for group in self.param_groups for p in group["params"]]
         theirs = [key for group in state_dict["param_groups"] for key in group["params"]]
@@ -129,7 +140,9 @@ class MeasuredOptimizer(Optimizer):
         bad = [share for share in shares if not all(math.isfinite(norm) for norm in share.norms)]
         policies = {share.group["nonfinite"] for share in bad}
         if "raise" in policies:
-            raise FloatingPointError("a gradient is not finite: lower the learning rate, or set nonfinite='skip'")
+            raise FloatingPointError(
+                "a gradient is not finite: lower the learning rate, or set nonfinite='skip'"
+            )
         return "skip" in policies
 
     def _clip(self, shares: list[Share]) -> None:
@@ -138,7 +151,9 @@ class MeasuredOptimizer(Optimizer):
         for share in shares:
             norms = share.norms if share.per_tensor else [norm] * len(share.norms)
             share.factors = [self._factor(share.group, own) for own in norms]
-        lengths = [f * n for share in joint for f, n in zip(share.factors, share.norms, strict=True)]
+        lengths = [
+            f * n for share in joint for f, n in zip(share.factors, share.norms, strict=True)
+        ]
         for share in joint:
             share.together = math.hypot(*lengths)
 
@@ -147,7 +162,10 @@ def _share(group: dict[str, Any]) -> Share:
     held = [p for p in group["params"] if p.grad is not None]
     for p in held:
         if p.grad.layout != torch.strided or p.is_complex():
-            raise InputError(f"a gradient is {p.grad.layout}, {p.dtype}: give dense real gradients (sparse=False)")
+            raise InputError(
+                f"a gradient is {p.grad.layout}, {p.dtype}: give dense real gradients "
+                "(sparse=False)"
+            )
     return Share(group, held, [widened(p.grad) for p in held], [], [])
 
 
@@ -167,21 +185,15 @@ def measure(shares: Iterable[Share]) -> None:
 
 
 def clip_factor(norm: float, max_norm: float | None) -> float:
-    """min(1, max_norm / norm); 1 for a gradient of norm 0, and where `max_norm` is None or infinite."""
+    """min(1, max_norm / norm); 1 for a gradient of norm 0, and where `max_norm` is None or
+    infinite.
+    """
     if max_norm is None or norm <= max_norm or max_norm == math.inf:
         return 1.0
     return max_norm / norm
 
 
-# --- settings ---------------------------------------------------------------------------------------------------------
-
-
-
-
-
-
-
-
+# --- settings -------------------------------------------------------------------------------------
 
 
 def one_of(name: str, value: Any, choices: tuple[str, ...]) -> None:

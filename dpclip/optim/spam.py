@@ -18,39 +18,67 @@ from dpclip.postprocess.spike_aware import cut_spikes_, has_spikes
 
 
 class SPAM(MeasuredOptimizer):
-    """Adam with elements cut to sign(g) sqrt(threshold v) where g^2 > threshold v, v before this step and uncorrected.
+    """Adam with elements cut to sign(g) sqrt(threshold v) where g^2 > threshold v, v before this
+    step and uncorrected.
 
-    Every `reset_interval` steps both moments are forgotten, and the learning rate rises again along half a cosine.
-    As in the paper, the bias corrections go on from where they were, so that the first step after a reset is long, and
-    the learning rate holds it down.
+    Every `reset_interval` steps both moments are forgotten, and the learning rate rises again along
+    half a cosine. As in the paper, the bias corrections go on from where they were, so that the
+    first step after a reset is long, and the learning rate holds it down.
 
     Args:
         params: parameters or groups.
         lr, betas, eps, weight_decay: as in Adam; the decay is taken after the step.
         threshold: g^2 over v from which an element is a spike; 0 cuts none.
         reset_interval: steps between resets; 0: never.
-        rewarmup_steps: N of the cosine, 1 - 0.99 (1 + cos(pi c/(N + 1)))/2 in the c-th step after a reset.
+        rewarmup_steps: N of the cosine, 1 - 0.99 (1 + cos(pi c/(N + 1)))/2 in the c-th step after a
+            reset.
         skip_steps: steps at the start and after each reset in which nothing is cut.
         nonfinite: "skip", "raise" or "pass".
-        match_published: cut elements that never had a gradient, too, to 0, where they stay, as the published code does.
+        match_published: cut elements that never had a gradient, too, to 0, where they stay, as the
+            published code does.
 
-    The published launcher passes the length of the learning rate's own warm-up (1,000) as N, so that the rate never
-    recovers within 500 steps; the paper's N is 150.
+    The published launcher passes the length of the learning rate's own warm-up (1,000) as N, so
+    that the rate never recovers within 500 steps; the paper's N is 150.
 
-    Reference: Huang et al., "SPAM: Spike-aware Adam with momentum reset for stable LLM training", 2025.
+    Reference: Huang et al., "SPAM: Spike-aware Adam with momentum reset for stable LLM training",
+    2025.
     """
 
     def __init__(
-        self, params: ParamsT, lr: float = 1e-3, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-6,
-        weight_decay: float = 0.0, *, threshold: float = 5000.0, reset_interval: int = 500, rewarmup_steps: int = 150,
-        skip_steps: int = 20, nonfinite: str = "skip", match_published: bool = False,
-    ) -> None:  # fmt: skip
-        own = {"threshold": threshold, "reset_interval": reset_interval, "rewarmup_steps": rewarmup_steps}
+        self,
+        params: ParamsT,
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-6,
+        weight_decay: float = 0.0,
+        *,
+        threshold: float = 5000.0,
+        reset_interval: int = 500,
+        rewarmup_steps: int = 150,
+        skip_steps: int = 20,
+        nonfinite: str = "skip",
+        match_published: bool = False,
+    ) -> None:
+        own = {
+            "threshold": threshold,
+            "reset_interval": reset_interval,
+            "rewarmup_steps": rewarmup_steps,
+        }
         counts = {"total": 0, "since_reset": None}
-        super().__init__(params, {
-            "lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "skip_steps": skip_steps,
-            "nonfinite": nonfinite, "match_published": match_published, **own, **counts,
-        })  # fmt: skip
+        super().__init__(
+            params,
+            {
+                "lr": lr,
+                "betas": betas,
+                "eps": eps,
+                "weight_decay": weight_decay,
+                "skip_steps": skip_steps,
+                "nonfinite": nonfinite,
+                "match_published": match_published,
+                **own,
+                **counts,
+            },
+        )
 
     def _check(self, group: dict[str, Any]) -> None:
         check_adam(group)
@@ -72,8 +100,17 @@ class SPAM(MeasuredOptimizer):
         gradients = share.gradients
         past = step % interval if interval else step
         if group["threshold"] and min(step, past) >= group["skip_steps"]:
-            gradients = [self._cut(g, s["exp_avg_sq"], group) for g, s in zip(gradients, states, strict=True)]
-        adam_step(share.parameters, gradients, states, group, group["lr"] * self._scale(group), late_eps=True)
+            gradients = [
+                self._cut(g, s["exp_avg_sq"], group) for g, s in zip(gradients, states, strict=True)
+            ]
+        adam_step(
+            share.parameters,
+            gradients,
+            states,
+            group,
+            group["lr"] * self._scale(group),
+            late_eps=True,
+        )
         if group["weight_decay"] and share.parameters:
             torch._foreach_mul_(share.parameters, 1 - group["lr"] * group["weight_decay"])
         if group["since_reset"] is not None:
@@ -102,7 +139,7 @@ class SPAM(MeasuredOptimizer):
         return 1 - 0.99 * (1 + math.cos(math.pi * past / (length + 1))) / 2
 
 
-# --- what SPAM and Stable-SPAM share ----------------------------------------------------------------------------------
+# --- what SPAM and Stable-SPAM share --------------------------------------------------------------
 
 
 def moments(state: dict[str, Any], parameter: Tensor) -> dict[str, Any]:
@@ -110,19 +147,28 @@ def moments(state: dict[str, Any], parameter: Tensor) -> dict[str, Any]:
     if "exp_avg" not in state:
         state["step"] = 0
         for name in ("exp_avg", "exp_avg_sq"):
-            state[name] = torch.zeros_like(parameter, dtype=accumulation_dtype(parameter), memory_format=torch.preserve_format)
+            state[name] = torch.zeros_like(
+                parameter, dtype=accumulation_dtype(parameter), memory_format=torch.preserve_format
+            )
     return state
 
 
 def adam_step(
-    parameters: list[Tensor], gradients: list[Tensor], states: list[dict[str, Any]], group: dict[str, Any], lr: float,
-    *, late_eps: bool, beta1_scale: float = 1.0,
-) -> None:  # fmt: skip
+    parameters: list[Tensor],
+    gradients: list[Tensor],
+    states: list[dict[str, Any]],
+    group: dict[str, Any],
+    lr: float,
+    *,
+    late_eps: bool,
+    beta1_scale: float = 1.0,
+) -> None:
     """One step of Adam.
 
     Args:
         gradients: float32 or wider.
-        late_eps: eps beside the uncorrected root, as the first transformers' Adam has it; otherwise the corrected one.
+        late_eps: eps beside the uncorrected root, as the first transformers' Adam has it; otherwise
+            the corrected one.
         beta1_scale: what beta1 is multiplied by in this step.
     """
     if not parameters:
@@ -135,13 +181,26 @@ def adam_step(
     for step in sorted(set(steps)):
         picked = [index for index, own in enumerate(steps) if own == step]
         size, root = lr / (1 - beta1**step), math.sqrt(1 - beta2**step)
-        columns = [[column[index] for index in picked] for column in (parameters, gradients, means, squares)]
+        columns = [
+            [column[index] for index in picked]
+            for column in (parameters, gradients, means, squares)
+        ]
         for part in together(columns):
-            _move(part, (beta1, beta2), size * root if late_eps else size, 1.0 if late_eps else root, group["eps"])
+            _move(
+                part,
+                (beta1, beta2),
+                size * root if late_eps else size,
+                1.0 if late_eps else root,
+                group["eps"],
+            )
 
 
-def _move(columns: list[list[Tensor]], betas: tuple[float, float], size: float, root: float, eps: float) -> None:
-    """p - size m/(sqrt(v)/root + eps), after m and v have seen g; columns of p, g, m and v that fit the cache."""
+def _move(
+    columns: list[list[Tensor]], betas: tuple[float, float], size: float, root: float, eps: float
+) -> None:
+    """p - size m/(sqrt(v)/root + eps), after m and v have seen g; columns of p, g, m and v that fit
+    the cache.
+    """
     parameters, gradients, means, squares = columns
     torch._foreach_lerp_(means, gradients, 1 - betas[0])
     torch._foreach_mul_(squares, betas[1])
@@ -155,7 +214,9 @@ def _move(columns: list[list[Tensor]], betas: tuple[float, float], size: float, 
         return
     moves = torch._foreach_div(means, divisors)
     torch._foreach_mul_(moves, -size)
-    torch._foreach_add_(parameters, [move.to(p.dtype) for move, p in zip(moves, parameters, strict=True)])
+    torch._foreach_add_(
+        parameters, [move.to(p.dtype) for move, p in zip(moves, parameters, strict=True)]
+    )
 
 
 def check_adam(group: dict[str, Any]) -> None:

@@ -14,35 +14,66 @@ from dpclip.postprocess.stable_spam import StableSPAM as Transform
 
 
 class StableSPAM(MeasuredOptimizer):
-    """Adam behind `dpclip.postprocess.StableSPAM`'s two transforms, with moment resets. Changes `.grad` in place.
+    """Adam behind `dpclip.postprocess.StableSPAM`'s two transforms, with moment resets. Changes
+    `.grad` in place.
 
     Args:
         params: parameters or groups.
         lr, betas, eps, weight_decay: as in AdamW.
-        gamma1, gamma2, gamma3: decays of each tensor's norm, its square and its largest element. The paper's settings
-            for bfloat16 are 0.85, 0.99999, 0.999.
+        gamma1, gamma2, gamma3: decays of each tensor's norm, its square and its largest element.
+            The paper's settings for bfloat16 are 0.85, 0.99999, 0.999.
         reset_interval: steps between resets of Adam's moments; 0: never.
-        total_steps: with it beta1 and gamma1 fall along half a cosine to `eta_min` times their values.
+        total_steps: with it beta1 and gamma1 fall along half a cosine to `eta_min` times their
+            values.
         eta_min: see there.
         nonfinite: "skip", "raise" or "pass".
-        match_published: as the published code: the step of a reset is taken with the moments that are being forgotten and is
-            not remembered; afterwards the means of norms are taken for young ones, so that hardly anything is clipped
-            for hundreds of steps (5.2 in a maximum of 0.5 after the first); the cosine rises again after `total_steps`.
+        match_published: as the published code: the step of a reset is taken with the moments that
+            are being forgotten and is not remembered; afterwards the means of norms are taken for
+            young ones, so that hardly anything is clipped for hundreds of steps (5.2 in a maximum
+            of 0.5 after the first); the cosine rises again after `total_steps`.
 
-    Reference: Huang et al., "Stable-SPAM: How to train in 4-bit more stably than 16-bit Adam", 2025.
+    Reference: Huang et al., "Stable-SPAM: How to train in 4-bit more stably than 16-bit Adam",
+    2025.
     """
 
     def __init__(
-        self, params: ParamsT, lr: float = 1e-3, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8,
-        weight_decay: float = 0.0, *, gamma1: float = 0.7, gamma2: float = 0.9, gamma3: float = 0.999,
-        reset_interval: int = 1000, total_steps: int | None = None, eta_min: float = 0.5, nonfinite: str = "skip",
+        self,
+        params: ParamsT,
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        *,
+        gamma1: float = 0.7,
+        gamma2: float = 0.9,
+        gamma3: float = 0.999,
+        reset_interval: int = 1000,
+        total_steps: int | None = None,
+        eta_min: float = 0.5,
+        nonfinite: str = "skip",
         match_published: bool = False,
-    ) -> None:  # fmt: skip
-        own = {"gamma1": gamma1, "gamma2": gamma2, "gamma3": gamma3, "total_steps": total_steps, "eta_min": eta_min}
-        super().__init__(params, {
-            "lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "reset_interval": reset_interval,
-            "nonfinite": nonfinite, "match_published": match_published, "total": 0, **own,
-        })  # fmt: skip
+    ) -> None:
+        own = {
+            "gamma1": gamma1,
+            "gamma2": gamma2,
+            "gamma3": gamma3,
+            "total_steps": total_steps,
+            "eta_min": eta_min,
+        }
+        super().__init__(
+            params,
+            {
+                "lr": lr,
+                "betas": betas,
+                "eps": eps,
+                "weight_decay": weight_decay,
+                "reset_interval": reset_interval,
+                "nonfinite": nonfinite,
+                "match_published": match_published,
+                "total": 0,
+                **own,
+            },
+        )
 
     def _check(self, group: dict[str, Any]) -> None:
         check_adam(group)
@@ -68,23 +99,36 @@ class StableSPAM(MeasuredOptimizer):
             state["usual"] = row.clone()
         stale = self._reset(group, states)
         scale = transform.cosine(group["total"])
-        adam_step(parameters, gradients, states, group, group["lr"], late_eps=False, beta1_scale=scale)
+        adam_step(
+            parameters, gradients, states, group, group["lr"], late_eps=False, beta1_scale=scale
+        )
         for state, fresh in zip(states, stale, strict=False):
             state |= fresh  # what the published code has done with the moments of this step
 
     def _transform(self, group: dict[str, Any], parameters: list[Any]) -> Transform:
         """The clipper of this step, with what is known of these parameters."""
         made = Transform(
-            parameters, gamma1=group["gamma1"], gamma2=group["gamma2"], gamma3=group["gamma3"],
-            eps=group["eps"], total_steps=group["total_steps"], eta_min=group["eta_min"], match_published=group["match_published"],
+            parameters,
+            gamma1=group["gamma1"],
+            gamma2=group["gamma2"],
+            gamma3=group["gamma3"],
+            eps=group["eps"],
+            total_steps=group["total_steps"],
+            eta_min=group["eta_min"],
+            match_published=group["match_published"],
             nonfinite="pass",
-        )  # fmt: skip
+        )
         blank = torch.zeros(4, dtype=torch.float64)
-        made.set_rows(torch.stack([self.state[p].get("usual", blank).cpu() for p in parameters]), group["total"] - 1)
+        made.set_rows(
+            torch.stack([self.state[p].get("usual", blank).cpu() for p in parameters]),
+            group["total"] - 1,
+        )
         return made
 
     def _reset(self, group: dict[str, Any], states: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """Forget the moments if it is time; what replaces them after the step (match_published only)."""
+        """Forget the moments if it is time; what replaces them after the step (match_published
+        only).
+        """
         if not group["reset_interval"] or group["total"] % group["reset_interval"]:
             return []
         later = []

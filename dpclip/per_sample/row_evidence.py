@@ -1,9 +1,10 @@
 """Which tensors have one row a sample, learned from batches of different sizes.
 
-A table of positions looked up without a batch dimension has the length of the text as its first dimension, and looks
-like one row a sample when both happen to be 32. Its gradients would then be given to the wrong samples, and one record
-could move the sum further than its bound. A layer is trusted once it has been seen with two batch sizes; until then
-nothing may be released that was computed with it from more than one unit.
+A table of positions looked up without a batch dimension has the length of the text as its first
+dimension, and looks like one row a sample when both happen to be 32. Its gradients would then be
+given to the wrong samples, and one record could move the sum further than its bound. A layer is
+trusted once it has been seen with two batch sizes; until then nothing may be released that was
+computed with it from more than one unit.
 """
 
 from __future__ import annotations
@@ -15,14 +16,18 @@ from torch import Tensor, nn
 
 
 class RowEvidence:
-    """What has been seen of a model's layers so far; shared by every backend that watches the model."""
+    """What has been seen of a model's layers so far; shared by every backend that watches the
+    model.
+    """
 
     def __init__(self) -> None:
         self._sizes: dict[str, set[int]] = {}
         self._shared: set[str] = set()
-        self._mixed: set[str] = set()  # layers taken to be row-wise in an earlier batch of several units
+        # layers taken to be row-wise in an earlier batch of several units
+        self._mixed: set[str] = set()
         self._now: set[str] = set()  # ... and in this one
-        self._broadcast: dict[str, bool] = {}  # layers given one input for all rows, and whether that is proven
+        # layers given one input for all rows, and whether that is proven
+        self._broadcast: dict[str, bool] = {}
         self._alone = True
         self._lengths: set[int] = set()
 
@@ -42,7 +47,8 @@ class RowEvidence:
         Args:
             name: the layer.
             rows: rows in the batch.
-            tensors: each must have `rows` rows, or rows * n with n a sequence length seen in this pass.
+            tensors: each must have `rows` rows, or rows * n with n a sequence length seen in this
+                pass.
 
         Returns:
             whether the call is row-wise. A layer that was not, once, never is again.
@@ -59,10 +65,11 @@ class RowEvidence:
         return True
 
     def broadcasts(self, name: str, rows: int, tensors: Sequence[Tensor]) -> bool:
-        """Whether a call's inputs are one row for all samples, [1, length, ...], to be repeated for each.
+        """Whether a call's inputs are one row for all samples, [1, length, ...], to be repeated for
+        each.
 
-        One position of every sample, [1, rows, ...] in a model with the time first, looks the same until the
-        length is neither 1 nor the number of rows; until then nothing may be released.
+        One position of every sample, [1, rows, ...] in a model with the time first, looks the same
+        until the length is neither 1 nor the number of rows; until then nothing may be released.
         """
         if name in self._shared or not tensors or any(t.dim() < 2 or len(t) != 1 for t in tensors):
             return False
@@ -81,7 +88,9 @@ class RowEvidence:
         )
 
     def misjudged(self, name: str) -> bool:
-        """Whether a layer that is not row-wise was taken for it in an earlier batch of several units; said once."""
+        """Whether a layer that is not row-wise was taken for it in an earlier batch of several
+        units; said once.
+        """
         if name not in self._shared or name not in self._mixed:
             return False
         self._mixed.discard(name)
@@ -90,13 +99,17 @@ class RowEvidence:
 
     def doubts(self) -> list[str]:
         """Layers that were only ever seen with one batch size, and that with several units."""
-        seen_once = {name for name in (self._mixed | self._now) - self._shared if len(self._sizes[name]) == 1}
+        seen_once = {
+            name for name in (self._mixed | self._now) - self._shared if len(self._sizes[name]) == 1
+        }
         return sorted(seen_once | {name for name, proven in self._broadcast.items() if not proven})
 
     @property
     def seen_once(self) -> bool:
         """Whether a layer that has one row a sample was only ever seen with one batch size."""
-        return any(len(sizes) == 1 for name, sizes in self._sizes.items() if name not in self._shared)
+        return any(
+            len(sizes) == 1 for name, sizes in self._sizes.items() if name not in self._shared
+        )
 
     @property
     def empty(self) -> bool:

@@ -28,22 +28,29 @@ class PerSampleView(Protocol):
     """What a gradient backend offers of one physical micro-batch of B units and K groups."""
 
     def squared_norms(self) -> Tensor:
-        """Squared L2 norms from above, shape [K, B], float64; not finite where a unit is not to count.
+        """Squared L2 norms from above, shape [K, B], float64; not finite where a unit is not to
+        count.
 
         That is where its gradient is not finite, and for dummies that only fill a micro-batch up.
         """
         ...
 
     def weighted_sum(self, factors: Tensor, into: Sums) -> None:
-        """Add sum_i factors[k, i] g_i[k] to `into`; a sample whose factors are 0 is not read at all."""
+        """Add sum_i factors[k, i] g_i[k] to `into`; a sample whose factors are 0 is not read at
+        all.
+        """
         ...
 
-    def map_samples(self, change: Callable[[int, Tensor], Tensor], sizes: Sequence[int]) -> PerSampleView:
+    def map_samples(
+        self, change: Callable[[int, Tensor], Tensor], sizes: Sequence[int]
+    ) -> PerSampleView:
         """The same samples with each parameter's gradients [B, d] written out and changed."""
         ...
 
     def doubts(self) -> list[str]:
-        """Layers that are not yet known to have one row a sample; nothing may be released while there are any."""
+        """Layers that are not yet known to have one row a sample; nothing may be released while
+        there are any.
+        """
         ...
 
     def tensors(self) -> list[Tensor]:
@@ -70,14 +77,17 @@ class Backend(Protocol):
             units: B, privacy units in the micro-batch.
             rows_each: consecutive rows that belong to each unit.
             present: which units count, bool, [B]; the others are dummies. None: all.
-            clip_part: for rules that clip each group by its own norms: may be given each group as soon as it is
-                complete, inside the backward pass. The view that is left then holds that group's norms alone.
+            clip_part: for rules that clip each group by its own norms: may be given each group as
+                soon as it is complete, inside the backward pass. The view that is left then holds
+                that group's norms alone.
         """
         ...
 
     @property
     def unproven(self) -> bool:
-        """Whether a small micro-batch should come first, so that rows can be told from positions (`rows.py`)."""
+        """Whether a small micro-batch should come first, so that rows can be told from positions
+        (`rows.py`).
+        """
         ...
 
     def refuse_plain_backward(self) -> None:
@@ -119,7 +129,8 @@ class FactoredView:
     ) -> None:
         self.evidence, self.present = evidence, present
         self.groups, self.units, self.rows_each, self.scale = list(groups), units, rows_each, scale
-        self.shapes: list[tuple[int, ...]] = []  # of the gradients by every watched output, in order
+        # of the gradients by every watched output, in order
+        self.shapes: list[tuple[int, ...]] = []
         self._uses: list[list[Factored]] = [[] for _ in self.groups]
         self._by_units = [False] * len(self.groups)
         self.forgotten = False
@@ -129,7 +140,9 @@ class FactoredView:
     def add(self, slot: int, use: Factored) -> None:
         """Take in the gradients of one use of a parameter."""
         if self._by_units[slot]:
-            raise RuntimeError("a gradient arrived after its parameter's gradients had been measured")
+            raise RuntimeError(
+                "a gradient arrived after its parameter's gradients had been measured"
+            )
         self._uses[slot].append(use)
 
     def uses(self) -> list[Factored]:
@@ -187,7 +200,9 @@ class FactoredView:
         self.add_slots(range(len(self.groups)), factors, into)
 
     def add_slots(self, slots: Iterable[int], factors: Tensor, into: Sums) -> None:
-        """`weighted_sum` of some parameters; samples with factor 0 are not read where that could matter."""
+        """`weighted_sum` of some parameters; samples with factor 0 are not read where that could
+        matter.
+        """
         for slot in slots:
             if self._uses[slot]:
                 own = factors[self.groups[slot]]
@@ -199,7 +214,9 @@ class FactoredView:
         return [tensor for uses in self._uses for use in uses for tensor in use.tensors()]
 
     def size_of(self, slot: int) -> float:
-        """Root of the summed squared norms of one parameter's gradients; samples that are not finite left out."""
+        """Root of the summed squared norms of one parameter's gradients; samples that are not
+        finite left out.
+        """
         if not self.saw(slot):
             return 0.0
         return self.scale * float(self._squared(slot).nan_to_num(0.0, 0.0, 0.0).sum().sqrt())
@@ -213,13 +230,17 @@ class FactoredView:
         return total
 
     def samples(self, slot: int) -> Tensor | None:
-        """One parameter's gradients written out, [units, *shape], float32 or wider; None if it was not used."""
+        """One parameter's gradients written out, [units, *shape], float32 or wider; None if it was
+        not used.
+        """
         if not self._uses[slot]:
             return None
         samples = self._by_unit(slot).materialized().samples
         return samples.to(accumulation_dtype(samples.dtype)) * self.scale
 
-    def map_samples(self, change: Callable[[int, Tensor], Tensor], sizes: Sequence[int]) -> FactoredView:
+    def map_samples(
+        self, change: Callable[[int, Tensor], Tensor], sizes: Sequence[int]
+    ) -> FactoredView:
         if self.forgotten:
             raise RuntimeError("the gradients are gone: make the backend with materialized=True")
         device = next((tensor.device for tensor in self.tensors()), torch.device("cpu"))
@@ -265,8 +286,12 @@ class Part:
     def weighted_sum(self, factors: Tensor, into: Sums) -> None:
         self._whole.add_slots(self._slots, factors, into)
 
-    def map_samples(self, change: Callable[[int, Tensor], Tensor], sizes: Sequence[int]) -> PerSampleView:
-        raise RuntimeError("a rule that changes coordinates sees all parameters at once: it cannot be separable")
+    def map_samples(
+        self, change: Callable[[int, Tensor], Tensor], sizes: Sequence[int]
+    ) -> PerSampleView:
+        raise RuntimeError(
+            "a rule that changes coordinates sees all parameters at once: it cannot be separable"
+        )
 
     def doubts(self) -> list[str]:
         return self._whole.doubts()

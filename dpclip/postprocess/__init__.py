@@ -1,4 +1,5 @@
-"""Clippers of a batch's gradient: free transforms of what a private step released, drop-ins for any other loop.
+"""Clippers of a batch's gradient: free transforms of what a private step released, drop-ins for any
+other loop.
 
 A new one is one file and one line here.
 """
@@ -22,7 +23,8 @@ from dpclip.postprocess.zclip import ZClip as ZClip
 
 
 def make_postprocessors(text: str) -> list[GradientClipper]:
-    """Build clippers from `NAME[:key=value,…][+NAME…]`, in the order in which they are applied; none from "none".
+    """Build clippers from `NAME[:key=value,…][+NAME…]`, in the order in which they are applied;
+    none from "none".
 
     Raises:
         InputError: unknown name, setting or value.

@@ -20,22 +20,26 @@ _QUIET = 2.5  # standard deviations of a noise norm that are let through
 @CLIPPERS.register
 @dataclass(eq=False)
 class AdaGC(NormClipper):
-    """g_i min(1, lambda_rel gamma_i/||g_i||), gamma_i the running mean of tensor i's norms after clipping.
+    """g_i min(1, lambda_rel gamma_i/||g_i||), gamma_i the running mean of tensor i's norms after
+    clipping.
 
     Args:
-        lambda_rel: how far a norm may exceed gamma. In a private run no less than 1 + 2.5/sqrt(2 d) for d elements,
-            which is how far noise alone goes: otherwise small tensors are clipped most of the time.
+        lambda_rel: how far a norm may exceed gamma. In a private run no less than 1 + 2.5/sqrt(2 d)
+            for d elements, which is how far noise alone goes: otherwise small tensors are clipped
+            most of the time.
         beta: decay of gamma. It can grow by (lambda_rel - 1)(1 - beta) a step at most.
-        warmup_steps: steps with the global norm clipped to `lambda_abs`, in which gamma is the smallest norm so far.
-        lambda_abs: "auto": 1, and none in a private run, where noise alone may have a norm of 12 and gamma would need
-            6,000 steps to heal.
+        warmup_steps: steps with the global norm clipped to `lambda_abs`, in which gamma is the
+            smallest norm so far.
+        lambda_abs: "auto": 1, and none in a private run, where noise alone may have a norm of 12
+            and gamma would need 6,000 steps to heal.
         scope: "tensor", or "global" for one gamma of the global norm.
 
-    Differs from the published code: a norm of 0 does not count for gamma, which would freeze the tensor for ever (the A
-    of a LoRA adapter at its first step). `match_published=True` counts it. The first version of the paper has
-    lambda_rel=1.05, beta=0.98.
+    Differs from the published code: a norm of 0 does not count for gamma, which would freeze the
+    tensor for ever (the A of a LoRA adapter at its first step). `match_published=True` counts it.
+    The first version of the paper has lambda_rel=1.05, beta=0.98.
 
-    Reference: Wang et al., "AdaGC: Improving training stability for large language model pretraining", 2025.
+    Reference: Wang et al., "AdaGC: Improving training stability for large language model
+    pretraining", 2025.
     """
 
     lambda_rel: float = 1.04
@@ -51,7 +55,8 @@ class AdaGC(NormClipper):
         one_of("scope", self.scope, SCOPES)
         if self.lambda_rel < 1 or self.warmup_steps < 0:
             raise InputError(
-                f"lambda_rel = {self.lambda_rel}, warmup_steps = {self.warmup_steps}: at least 1 and 0 are needed"
+                f"lambda_rel = {self.lambda_rel}, warmup_steps = {self.warmup_steps}: at least 1 "
+                "and 0 are needed"
             )
 
     def reset(self, sizes: list[int]) -> None:
@@ -90,7 +95,11 @@ class AdaGC(NormClipper):
         return torch.maximum(least, 1 + _QUIET / (2 * self._sizes[places]).sqrt())
 
     def state(self) -> dict[str, Any]:
-        return {"gamma": self.by_name(self._gamma) if self.scope == "tensor" else {"global": self._gamma[0].clone()}}
+        return {
+            "gamma": self.by_name(self._gamma)
+            if self.scope == "tensor"
+            else {"global": self._gamma[0].clone()}
+        }
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         if self.scope == "tensor":

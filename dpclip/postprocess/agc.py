@@ -20,18 +20,21 @@ _TINY = 1e-6
 @CLIPPERS.register
 @dataclass(eq=False)
 class AGC(GradientClipper):
-    """Rows of a gradient are clipped to clip_factor max(||W_row||, eps); vectors and scalars as a whole.
+    """Rows of a gradient are clipped to clip_factor max(||W_row||, eps); vectors and scalars as a
+    whole.
 
-    A row is what the first dimension counts: an output unit of `nn.Linear` and of convolutions. (transformers' Conv1D
+    A row is what the first dimension counts: an output unit of `nn.Linear` and of convolutions.
+    (transformers' Conv1D
     keeps its weight transposed: there it is an input unit.)
 
     Args:
         clip_factor: threshold over the weights' norm.
         eps: least norm of weights that is reckoned with, so that weights of 0 can leave 0.
-        exclude: a regular expression; parameters whose name it finds are left alone, usually the last layer.
+        exclude: a regular expression; parameters whose name it finds are left alone, usually the
+            last layer.
 
-    References: Brock et al., "High-performance large-scale image recognition without normalization", 2021; the forms of
-    timm and optax.
+    References: Brock et al., "High-performance large-scale image recognition without
+    normalization", 2021; the forms of timm and optax.
     """
 
     clip_factor: float = 0.01
@@ -45,7 +48,9 @@ class AGC(GradientClipper):
         try:
             self._excluded = re.compile(self.exclude) if self.exclude else None
         except re.error as error:
-            raise InputError(f"exclude = {self.exclude!r} is no regular expression: {error}") from error
+            raise InputError(
+                f"exclude = {self.exclude!r} is no regular expression: {error}"
+            ) from error
 
     def measure(self, gradients: list[Tensor]) -> Tensor:
         """The norms are the rows' norms'."""
@@ -55,7 +60,11 @@ class AGC(GradientClipper):
     @torch.no_grad()
     def transform(self, seen: GradientStep) -> ClipReport:
         scales = torch.ones(len(seen.gradients), dtype=torch.float64)
-        kept = [i for i, p in enumerate(seen.places) if not (self._excluded and self._excluded.search(self.names[p]))]
+        kept = [
+            i
+            for i, p in enumerate(seen.places)
+            if not (self._excluded and self._excluded.search(self.names[p]))
+        ]
         allowed = [_rows(self._parameters[seen.places[index]]) for index in kept]
         if allowed:
             torch._foreach_clamp_min_(allowed, self.eps)
@@ -79,4 +88,8 @@ class AGC(GradientClipper):
 def _rows(tensor: Tensor) -> Tensor:
     """Norm of each row, in a shape that the tensor can be multiplied by."""
     inner = tuple(range(1, tensor.dim())) or None
-    return reduced(torch.linalg.vector_norm(tensor, dim=inner, keepdim=inner is not None, dtype=accumulation_dtype(tensor)))
+    return reduced(
+        torch.linalg.vector_norm(
+            tensor, dim=inner, keepdim=inner is not None, dtype=accumulation_dtype(tensor)
+        )
+    )

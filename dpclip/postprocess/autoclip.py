@@ -27,13 +27,15 @@ class AutoClip(NormClipper):
     Args:
         percentile: p from 0 (the smallest norm so far) to 100 (never clips).
         window: norms that are kept; None keeps all, as the paper does.
-        include_current: whether T is taken with the present norm among them. Without it the first step is not clipped.
+        include_current: whether T is taken with the present norm among them. Without it the first
+            step is not clipped.
         scope: "global", or "tensor" for a history and a threshold of each parameter.
 
-    Differs from the published code: norms of 0 and norms that are not finite are not kept, since a percentile of 0
-    stops training and one NaN stays for ever. `match_published=True` keeps them.
+    Differs from the published code: norms of 0 and norms that are not finite are not kept, since a
+    percentile of 0 stops training and one NaN stays for ever. `match_published=True` keeps them.
 
-    Reference: Seetharaman et al., "AutoClip: Adaptive gradient clipping for source separation networks", 2020.
+    Reference: Seetharaman et al., "AutoClip: Adaptive gradient clipping for source separation
+    networks", 2020.
     """
 
     percentile: float = 10.0
@@ -67,12 +69,17 @@ class AutoClip(NormClipper):
             good = np.isfinite(norms) & (norms > 0)
             rows, norms = rows[good], norms[good]
         if self.window is None and len(rows) and self._counts.max() >= self._kept.shape[1]:
-            self._kept = np.pad(self._kept, ((0, 0), (0, self._kept.shape[1])), constant_values=np.inf)
+            self._kept = np.pad(
+                self._kept, ((0, 0), (0, self._kept.shape[1])), constant_values=np.inf
+            )
         self._kept[rows, self._counts[rows] % self._kept.shape[1]] = norms
         self._counts[rows] += 1
 
     def _percentile(self, rows: np.ndarray) -> np.ndarray:
-        """Linear between order statistics; infinite where nothing is kept. Empty places hold infinity, so come last."""
+        """Linear between order statistics; infinite where nothing is kept.
+
+        Empty places hold infinity, so come last.
+        """
         filled = np.minimum(self._counts[rows], self._kept.shape[1])
         if not filled.any():
             return np.full(len(rows), np.inf)
@@ -81,7 +88,9 @@ class AutoClip(NormClipper):
         low = np.floor(rank).astype(np.int64)
         high = np.minimum(low + 1, np.maximum(filled - 1, 0))
         ordered = np.partition(held, np.unique(np.concatenate([low, high])), axis=1)
-        below, above = (np.take_along_axis(ordered, k[:, None], 1)[:, 0].astype(np.float64) for k in (low, high))
+        below, above = (
+            np.take_along_axis(ordered, k[:, None], 1)[:, 0].astype(np.float64) for k in (low, high)
+        )
         if self.match_published and np.isnan(held).any():
             return np.where(np.isnan(held).any(axis=1), np.nan, below)
         with np.errstate(invalid="ignore"):
@@ -96,7 +105,10 @@ class AutoClip(NormClipper):
     def state(self) -> dict[str, Any]:
         names = self.names if self.scope == "tensor" else ["global"]
         filled = np.minimum(self._counts, self._kept.shape[1])
-        rows = [torch.from_numpy(row[:count].copy()) for row, count in zip(self._kept, filled, strict=True)]
+        rows = [
+            torch.from_numpy(row[:count].copy())
+            for row, count in zip(self._kept, filled, strict=True)
+        ]
         counts = {name: int(count) for name, count in zip(names, self._counts, strict=True)}
         return {"history": dict(zip(names, rows, strict=True)), "counts": counts}
 
@@ -104,11 +116,15 @@ class AutoClip(NormClipper):
         names = self.names if self.scope == "tensor" else ["global"]
         history = {name: values.numpy() for name, values in state["history"].items()}
         if unknown := sorted(set(history) - set(names)):
-            raise InputError(f"autoclip: the state is of {unknown[0]!r}, which is not here: same model and scope needed")
+            raise InputError(
+                f"autoclip: the state is of {unknown[0]!r}, which is not here: same model and "
+                "scope needed"
+            )
         longest = max((len(values) for values in history.values()), default=0)
         if self.window is not None and longest > self.window:
             raise InputError(
-                f"autoclip: the state holds {longest} norms and window = {self.window}: load it with its own"
+                f"autoclip: the state holds {longest} norms and window = {self.window}: load it "
+                "with its own"
             )
         width = self.window or _FIRST * 2 ** max(0, math.ceil(math.log2(max(1, longest) / _FIRST)))
         self._kept = np.full((self.rows, width), np.inf, dtype=np.float32)

@@ -1,4 +1,6 @@
-"""Tensors in blocks that stay in the cache while several passes go over them; elsewhere than on CPUs in one block."""
+"""Tensors in blocks that stay in the cache while several passes go over them; elsewhere than on
+CPUs in one block.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,9 @@ BLOCK = 2**18
 
 
 def blocks_of(tensor: Tensor, size: int = BLOCK) -> tuple[Tensor, ...]:
-    """Flat views of a contiguous tensor; of any other, and of a distributed one, the tensor itself."""
+    """Flat views of a contiguous tensor; of any other, and of a distributed one, the tensor
+    itself.
+    """
     if tensor.numel() <= size or not is_blocked(tensor):
         return (tensor,)
     return tensor.view(-1).split(size)
@@ -24,7 +28,8 @@ def is_blocked(tensor: Tensor) -> bool:
 
 
 def together(columns: Sequence[Sequence[Tensor]]) -> Iterator[list[list[Tensor]]]:
-    """Rows of equally shaped tensors, large ones in blocks, small ones several at a time: lists for `torch._foreach_…`.
+    """Rows of equally shaped tensors, large ones in blocks, small ones several at a time: lists for
+    `torch._foreach_…`.
 
     Args:
         columns: lists of the same length, such as weights, gradients and moments.

@@ -23,10 +23,11 @@ class NormClipper(GradientClipper):
     """Multiplies a gradient of measured norm x by min(1, T/x), T from the history of x.
 
     Args:
-        input: what x is. "noised": the norm as it is. "ratio": over the norm that privacy noise alone has, the noise
-            floor, so that a change of thresholds, noise or batch size is no jump. "denoised": the root of the squared
-            norm less the floor's square, no less than that difference's standard error. "auto": the ratio where the
-            floor is known, otherwise the norm.
+        input: what x is. "noised": the norm as it is. "ratio": over the norm that privacy noise
+            alone has, the noise floor, so that a change of thresholds, noise or batch size is no
+            jump. "denoised": the root of the squared norm less the floor's square, no less than
+            that difference's standard error. "auto": the ratio where the floor is known, otherwise
+            the norm.
     """
 
     input: str = field(default="auto", kw_only=True)
@@ -72,7 +73,9 @@ class NormClipper(GradientClipper):
         return ClipReport.of(seen, scales)
 
     def _floor(self, seen: GradientStep) -> Tensor | None:
-        """Squared norm that noise alone has, in the clipper's scope; None where x is the norm as it is."""
+        """Squared norm that noise alone has, in the clipper's scope; None where x is the norm as it
+        is.
+        """
         wanted = self.input
         if wanted == "auto":
             wanted = "ratio" if seen.noise is not None and self.relative else "noised"
@@ -81,8 +84,9 @@ class NormClipper(GradientClipper):
         if seen.noise is None:
             if self.private:
                 raise InputError(
-                    f"clipper {self.name} has input={self.input}, and with this clipping rule the noise differs "
-                    "between coordinates, so its norm is not known: choose input=noised"
+                    f"clipper {self.name} has input={self.input}, and with this clipping rule the "
+                    "noise differs between coordinates, so its norm is not known: choose "
+                    "input=noised"
                 )
             return None
         floor = seen.sizes * seen.noise.square()
@@ -107,7 +111,3 @@ class NormClipper(GradientClipper):
         """min(1, T/x); the published codes have a millionth in the denominator."""
         found = threshold / (norms + 1e-6) if self.match_published else threshold / norms
         return torch.where(norms > threshold, found.clamp(max=1.0), torch.ones_like(norms))
-
-
-
-

@@ -1,6 +1,8 @@
-"""The contract of a gradient clipper: a batch's gradient in, the same made smaller out, once per optimizer step.
+"""The contract of a gradient clipper: a batch's gradient in, the same made smaller out, once per
+optimizer step.
 
-In a private run it transforms the released gradient, which costs nothing; without privacy it is a drop-in for any loop.
+In a private run it transforms the released gradient, which costs nothing; without privacy it is a
+drop-in for any loop.
 """
 
 from __future__ import annotations
@@ -29,14 +31,15 @@ _VERSION = 1
 
 @dataclass(frozen=True)
 class GradientStep:
-    """The gradient of one step as a clipper sees it: n tensors, those of the parameters that have one.
+    """The gradient of one step as a clipper sees it: n tensors, those of the parameters that have
+    one.
 
     Attributes:
         gradients: to be changed in place.
         places: which parameters they belong to, [n].
         squares: their squared norms, float64 on the CPU, [n].
-        noise: standard deviation of the privacy noise in each coordinate, [n]; None if there is none or it is not
-            known.
+        noise: standard deviation of the privacy noise in each coordinate, [n]; None if there is
+            none or it is not known.
     """
 
     gradients: list[Tensor]
@@ -85,10 +88,10 @@ class GradientClipper(ABC):
     """Clips the gradient of a batch, in place, from its own history.
 
     Args:
-        parameters: `model.named_parameters()`, or parameters, which are then named by their order; may be given later
-            with `bind`. State is kept by name.
-        nonfinite: what to do about a gradient that is not finite: "skip" sets it to zero and learns nothing from it,
-            "raise" stops, "pass" does what the published code does.
+        parameters: `model.named_parameters()`, or parameters, which are then named by their order;
+            may be given later with `bind`. State is kept by name.
+        nonfinite: what to do about a gradient that is not finite: "skip" sets it to zero and learns
+            nothing from it, "raise" stops, "pass" does what the published code does.
         match_published: behave as the published code does where this package differs from it.
     """
 
@@ -118,7 +121,10 @@ class GradientClipper(ABC):
         named = [p if isinstance(p, tuple) else (str(i), p) for i, p in enumerate(listed)]
         kept = [(name, p) for name, p in named if p.requires_grad]
         if not kept:
-            raise InputError(f"clipper {self.name} was given {len(listed)} parameters, none trainable: unfreeze some")
+            raise InputError(
+                f"clipper {self.name} was given {len(listed)} parameters, none trainable: unfreeze "
+                "some"
+            )
         self.names, self._parameters = [name for name, _ in kept], [p for _, p in kept]
         self.private = private
         self._report, self._skips, self._steps = ClipReport(0.0), 0, 0
@@ -126,10 +132,12 @@ class GradientClipper(ABC):
 
     @property
     def needs_floor(self) -> bool:
-        """Whether it was asked for what cannot be had where the privacy noise of each coordinate is not known."""
+        """Whether it was asked for what cannot be had where the privacy noise of each coordinate is
+        not known.
+        """
         return False
 
-    # --- what a clipper brings ------------------------------------------------------------------------------------
+    # --- what a clipper brings --------------------------------------------------------------------
 
     def check(self) -> None:
         """Raise InputError for settings that cannot work."""
@@ -155,9 +163,11 @@ class GradientClipper(ABC):
         """Restore `state`."""
         return None
 
-    # --- where it is used -----------------------------------------------------------------------------------------
+    # --- where it is used -------------------------------------------------------------------------
 
-    def clip(self, gradients: list[Tensor], places: list[int], noise: Tensor | None = None) -> ClipReport:
+    def clip(
+        self, gradients: list[Tensor], places: list[int], noise: Tensor | None = None
+    ) -> ClipReport:
         """Clip n gradients in place, once per optimizer step.
 
         Raises:
@@ -180,10 +190,12 @@ class GradientClipper(ABC):
         return ClipReport(seen.norm, count, 0.0, skipped=True, scales=torch.zeros(count))
 
     def step(self) -> ClipReport:
-        """Clip the parameters' `.grad`: after backward (and unscaling, and reduction over ranks), before the optimizer.
+        """Clip the parameters' `.grad`: after backward (and unscaling, and reduction over ranks),
+        before the optimizer.
 
         Raises:
-            PrivacyError: they belong to a private run, so their gradients are raw outside its own update.
+            PrivacyError: they belong to a private run, so their gradients are raw outside its own
+                update.
         """
         self._check_bound()
         raw_gradients.check(self._parameters, self.name)
@@ -218,11 +230,17 @@ class GradientClipper(ABC):
         """
         self._check_bound()
         if not isinstance(released, Released):
-            raise PrivacyError(f"clipper {self.name} was given {type(released).__name__}, not what a step released")
+            raise PrivacyError(
+                f"clipper {self.name} was given {type(released).__name__}, not what a step released"
+            )
         return released.map(self._shaped)
 
     def _shaped(self, step: StepRelease) -> StepRelease:
-        noise = torch.tensor(step.coordinate_stds, dtype=torch.float64) if step.coordinate_stds else None
+        noise = (
+            torch.tensor(step.coordinate_stds, dtype=torch.float64)
+            if step.coordinate_stds
+            else None
+        )
         if noise is not None and not bool((noise > 0).all()):
             noise = None  # a run without privacy
         report = self.clip(step.gradient, list(range(len(step.gradient))), noise)
@@ -232,13 +250,22 @@ class GradientClipper(ABC):
 
     def _check_bound(self) -> None:
         if not self._parameters:
-            raise InputError(f"clipper {self.name} has no parameters: {type(self).__name__}(model.named_parameters())")
+            raise InputError(
+                f"clipper {self.name} has no parameters: "
+                f"{type(self).__name__}(model.named_parameters())"
+            )
 
-    # --- what is kept and shown -----------------------------------------------------------------------------------
+    # --- what is kept and shown -------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that is needed to go on bit for bit; tensors by parameter name."""
-        return {"version": _VERSION, "clipper": self.name, "steps": self._steps, "skips": self._skips, **self.state()}
+        return {
+            "version": _VERSION,
+            "clipper": self.name,
+            "steps": self._steps,
+            "skips": self._skips,
+            **self.state(),
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore `state_dict`.
@@ -248,15 +275,20 @@ class GradientClipper(ABC):
         """
         if state.get("clipper") != self.name or state.get("version") != _VERSION:
             raise InputError(
-                f"this state is of clipper {state.get('clipper')!r}, version {state.get('version')}, and cannot be "
-                f"loaded into {self.name!r}, version {_VERSION}: load it into a clipper of its own kind"
+                f"this state is of clipper {state.get('clipper')!r}, version "
+                f"{state.get('version')}, and cannot be loaded into {self.name!r}, version "
+                f"{_VERSION}: load it into a clipper of its own kind"
             )
         self._steps, self._skips = int(state["steps"]), int(state["skips"])
         self.load_state(state)
 
     def metrics(self) -> dict[str, float]:
         """Of the last step, for a curve; released numbers in a private run."""
-        found = {"factor": self._report.factor, "clipped": float(self._report.clipped), "skips": float(self._skips)}
+        found = {
+            "factor": self._report.factor,
+            "clipped": float(self._report.clipped),
+            "skips": float(self._skips),
+        }
         return {f"{self.name}_{key}": value for key, value in found.items()}
 
     def describe(self) -> dict[str, Any]:
@@ -285,8 +317,8 @@ class GradientClipper(ABC):
         unknown = sorted(set(values) - set(self.names))
         if unknown:
             raise InputError(
-                f"clipper {self.name}: the state is of a parameter {unknown[0]!r} that this model does not train: "
-                "load it into the model that it was saved with"
+                f"clipper {self.name}: the state is of a parameter {unknown[0]!r} that this model "
+                "does not train: load it into the model that it was saved with"
             )
 
 

@@ -1,4 +1,6 @@
-"""Norms of gradients in float32 or wider, one read of the memory for all tensors, and rescaling in place."""
+"""Norms of gradients in float32 or wider, one read of the memory for all tensors, and rescaling in
+place.
+"""
 
 from __future__ import annotations
 
@@ -72,30 +74,38 @@ def _squares(tensors: list[Tensor]) -> Tensor:
     found = _fast_squares(tensors)
     out = ((found < _LEAST) | found.isinf()).nonzero().flatten().tolist()
     for index in out:
-        found[index] = torch.linalg.vector_norm(tensors[index].detach(), dtype=torch.float64).square()
+        found[index] = torch.linalg.vector_norm(
+            tensors[index].detach(), dtype=torch.float64
+        ).square()
     return found
 
 
 def _fast_squares(tensors: list[Tensor]) -> Tensor:
-    """In float32 the CPU adds up a long vector's squares in few running sums, and is 0.3 % off at 40 million elements:
-    there norms of rows of 4096 are taken first, and then the norm of those.
+    """In float32 the CPU adds up a long vector's squares in few running sums, and is 0.3 % off at
+    40 million elements: there norms of rows of 4096 are taken first, and then the norm of those.
     """
     dtype = accumulation_dtype(*tensors)
     if tensors[0].device.type == "cpu":
         parts = [part for tensor in tensors for part in _rows(tensor, dtype)]
         counts = [1 if tensor.numel() <= _SMALL else 2 for tensor in tensors]
         squares = torch.stack(torch._foreach_norm(parts, 2, dtype=dtype)).double().square()
-        return torch.stack([part.sum() for part in squares.split(counts)]) if 2 in counts else squares
+        return (
+            torch.stack([part.sum() for part in squares.split(counts)]) if 2 in counts else squares
+        )
     return torch.stack(torch._foreach_norm(tensors, 2, dtype=dtype)).double().square()
 
 
 def _rows(tensor: Tensor, dtype: torch.dtype) -> tuple[Tensor, ...]:
-    """Vectors with the tensor's norm: itself if it is short, otherwise norms of its rows, and what is left over."""
+    """Vectors with the tensor's norm: itself if it is short, otherwise norms of its rows, and what
+    is left over.
+    """
     if tensor.numel() <= _SMALL:
         return (tensor,)
     flat = tensor.reshape(-1)
     whole = flat.numel() // _ROW * _ROW
-    return torch.linalg.vector_norm(flat[:whole].view(-1, _ROW), dim=1, dtype=dtype), flat[whole:].to(dtype)
+    return torch.linalg.vector_norm(flat[:whole].view(-1, _ROW), dim=1, dtype=dtype), flat[
+        whole:
+    ].to(dtype)
 
 
 def accumulation_dtype(*tensors: Tensor) -> torch.dtype:
@@ -103,16 +113,20 @@ def accumulation_dtype(*tensors: Tensor) -> torch.dtype:
     return torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
 
 
-# --- distributed tensors ----------------------------------------------------------------------------------------------
+# --- distributed tensors --------------------------------------------------------------------------
 
 
 def reduced(tensor: Any) -> Any:
-    """A distributed tensor that holds a part of a sum or a norm on each rank, with the whole on each."""
+    """A distributed tensor that holds a part of a sum or a norm on each rank, with the whole on
+    each.
+    """
     if not is_distributed(tensor) or not any(p.is_partial() for p in tensor.placements):
         return tensor
     from torch.distributed.tensor import Replicate
 
-    return tensor.redistribute(placements=[Replicate() if p.is_partial() else p for p in tensor.placements])
+    return tensor.redistribute(
+        placements=[Replicate() if p.is_partial() else p for p in tensor.placements]
+    )
 
 
 def is_distributed(tensor: Any) -> bool:
@@ -140,5 +154,7 @@ def _reduced(local: Tensor, mesh: Any, placements: Any, how: str) -> Tensor:
 
     kept = [Partial(how) if isinstance(p, Shard) else Replicate() for p in placements]
     if any(isinstance(p, Partial) for p in placements):
-        raise ValueError("a gradient is still a partial sum over ranks: reduce it before it is clipped")
+        raise ValueError(
+            "a gradient is still a partial sum over ranks: reduce it before it is clipped"
+        )
     return DTensor.from_local(local, mesh, kept, run_check=False).full_tensor()

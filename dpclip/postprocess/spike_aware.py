@@ -1,4 +1,6 @@
-"""SPAM's clipping: elements that are far larger than usual are cut back to the edge of the usual."""
+"""SPAM's clipping: elements that are far larger than usual are cut back to the edge of the
+usual.
+"""
 
 from __future__ import annotations
 
@@ -19,19 +21,23 @@ from dpclip.postprocess.norms import accumulation_dtype, local
 @CLIPPERS.register
 @dataclass(eq=False)
 class SpikeAware(GradientClipper):
-    """Elements with g^2 > threshold v become sign(g) sqrt(threshold v), v the running mean of g^2 before this step.
+    """Elements with g^2 > threshold v become sign(g) sqrt(threshold v), v the running mean of g^2
+    before this step.
 
-    v begins at 0 and is not corrected for that, as in the paper, where it is Adam's: early thresholds are stricter.
+    v begins at 0 and is not corrected for that, as in the paper, where it is Adam's: early
+    thresholds are stricter.
 
     Args:
         threshold: how many times the usual square a spike has.
         skip_steps: steps at the start that only learn v.
         beta2: decay of v.
 
-    Differs from the published code: an element that has had no gradient yet is no spike; there it would be held at 0.
-    `match_published=True` holds it. The optimizer `dpclip.optim.SPAM` has momentum reset and re-warm-up, too.
+    Differs from the published code: an element that has had no gradient yet is no spike; there it
+    would be held at 0. `match_published=True` holds it. The optimizer `dpclip.optim.SPAM` has
+    momentum reset and re-warm-up, too.
 
-    Reference: Huang et al., "SPAM: Spike-aware Adam with momentum reset for stable LLM training", 2025.
+    Reference: Huang et al., "SPAM: Spike-aware Adam with momentum reset for stable LLM training",
+    2025.
     """
 
     threshold: float = 5000.0
@@ -54,10 +60,14 @@ class SpikeAware(GradientClipper):
         for gradient, place in zip(seen.gradients, seen.places, strict=True):
             usual = self._usual.get(place)
             if usual is None:
-                usual = self._usual[place] = torch.zeros_like(gradient, dtype=accumulation_dtype(gradient))
+                usual = self._usual[place] = torch.zeros_like(
+                    gradient, dtype=accumulation_dtype(gradient)
+                )
             for part in zip(blocks_of(gradient), blocks_of(usual), strict=True):
                 clipped += self._clip(*part, cut=self._steps > self.skip_steps)
-        return ClipReport(seen.norm, clipped, scales=torch.ones(len(seen.gradients), dtype=torch.float64))
+        return ClipReport(
+            seen.norm, clipped, scales=torch.ones(len(seen.gradients), dtype=torch.float64)
+        )
 
     def _clip(self, gradient: Tensor, usual: Tensor, *, cut: bool) -> bool:
         """One block; whether anything was cut."""

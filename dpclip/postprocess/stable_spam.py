@@ -1,4 +1,6 @@
-"""Stable-SPAM's transforms: large elements scaled down to the usual largest one, then each tensor to norm about 1."""
+"""Stable-SPAM's transforms: large elements scaled down to the usual largest one, then each tensor
+to norm about 1.
+"""
 
 from __future__ import annotations
 
@@ -23,23 +25,27 @@ _KEPT = ("largest", "mean", "square")
 @CLIPPERS.register
 @dataclass(eq=False)
 class StableSPAM(GradientClipper):
-    """Each tensor: elements above a running mean of its largest element are scaled down, then the tensor gets the norm
-    (running mean norm)/(running root mean square norm), at most about 1.
+    """Each tensor: elements above a running mean of its largest element are scaled down, then the
+    tensor gets the norm (running mean norm)/(running root mean square norm), at most about 1.
 
-    With Adam afterwards the scale does not matter, only that it is steady; with SGD the learning rate becomes each
-    tensor's step length. The optimizer `dpclip.optim.StableSPAM` has Adam and momentum resets, too.
+    With Adam afterwards the scale does not matter, only that it is steady; with SGD the learning
+    rate becomes each tensor's step length. The optimizer `dpclip.optim.StableSPAM` has Adam and
+    momentum resets, too.
 
     Args:
         gamma1, gamma2: decays of the norm and of its square.
         gamma3: decay of the largest element.
         eps: in the denominator of the norm.
-        total_steps: with it gamma1 falls along half a cosine from 1 to `eta_min` times its value, and stays there.
+        total_steps: with it gamma1 falls along half a cosine from 1 to `eta_min` times its value,
+            and stays there.
         eta_min: see there.
 
-    The paper's settings for bfloat16 are gamma1=0.85, gamma2=0.99999. Differs from the published code: a tensor whose
-    gradient is 0 is left out; beyond `total_steps` the cosine does not rise again. `match_published=True` has both.
+    The paper's settings for bfloat16 are gamma1=0.85, gamma2=0.99999. Differs from the published
+    code: a tensor whose gradient is 0 is left out; beyond `total_steps` the cosine does not rise
+    again. `match_published=True` has both.
 
-    Reference: Huang et al., "Stable-SPAM: How to train in 4-bit more stably than 16-bit Adam", 2025.
+    Reference: Huang et al., "Stable-SPAM: How to train in 4-bit more stably than 16-bit Adam",
+    2025.
     """
 
     gamma1: float = 0.7
@@ -59,15 +65,23 @@ class StableSPAM(GradientClipper):
     def reset(self, sizes: list[int]) -> None:
         rows = len(sizes)
         self._kept = {part: torch.zeros(rows, dtype=torch.float64) for part in _KEPT}
-        self._ages = torch.zeros(rows, dtype=torch.float64)  # steps that each tensor's means have seen
+        # steps that each tensor's means have seen
+        self._ages = torch.zeros(rows, dtype=torch.float64)
 
     def measure(self, gradients: list[Tensor]) -> Tensor:
         """Norms and largest elements of blocks, in one go through memory."""
         self._blocks = [blocks_of(gradient, 2**20) for gradient in gradients]
         flat = [block for blocks in self._blocks for block in blocks]
         counts = [len(blocks) for blocks in self._blocks]
-        self._squares, self._largest = squared_norms(flat).split(counts), largest(flat).split(counts)
-        return torch.stack([squares.sum() for squares in self._squares]) if gradients else torch.zeros(0)
+        self._squares, self._largest = (
+            squared_norms(flat).split(counts),
+            largest(flat).split(counts),
+        )
+        return (
+            torch.stack([squares.sum() for squares in self._squares])
+            if gradients
+            else torch.zeros(0)
+        )
 
     @torch.no_grad()
     def transform(self, seen: GradientStep) -> ClipReport:
@@ -109,7 +123,9 @@ class StableSPAM(GradientClipper):
         return kept[places] / (1 - decay ** self._ages[places])
 
     def cosine(self, step: int) -> float:
-        """What gamma1 (in the optimizer beta1, too) is multiplied by at this step, counted from 1."""
+        """What gamma1 (in the optimizer beta1, too) is multiplied by at this step, counted
+        from 1.
+        """
         if self.total_steps is None:
             return 1.0
         done = step / (self.total_steps + 1)
@@ -118,7 +134,9 @@ class StableSPAM(GradientClipper):
         return self.eta_min + (1 - self.eta_min) * (1 + math.cos(math.pi * done)) / 2
 
     def rows(self) -> Tensor:
-        """What is known of each parameter: largest element, norm, squared norm (not corrected) and age, [n, 4]."""
+        """What is known of each parameter: largest element, norm, squared norm (not corrected) and
+        age, [n, 4].
+        """
         return torch.stack([*(self._kept[part] for part in _KEPT), self._ages], 1)
 
     def set_rows(self, rows: Tensor, steps: int) -> None:
@@ -127,7 +145,10 @@ class StableSPAM(GradientClipper):
         self._kept, self._steps = dict(zip(_KEPT, kept, strict=True)), steps
 
     def state(self) -> dict[str, Any]:
-        return {**{part: self.by_name(values) for part, values in self._kept.items()}, "ages": self.by_name(self._ages)}
+        return {
+            **{part: self.by_name(values) for part, values in self._kept.items()},
+            "ages": self.by_name(self._ages),
+        }
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         self._kept = {part: self.from_names(state[part], 0.0, self._kept[part]) for part in _KEPT}

@@ -22,24 +22,28 @@ OPTIONS = ("adaptive_scaling", "mean")
 @CLIPPERS.register
 @dataclass(eq=False)
 class ZClip(NormClipper):
-    """Clips where z = (||g|| - mean)/std exceeds a threshold, mean and variance running ones of what was let through.
+    """Clips where z = (||g|| - mean)/std exceeds a threshold, mean and variance running ones of
+    what was let through.
 
     Args:
         alpha: decay of mean and variance.
         z_thresh: z from which a norm is a spike.
-        warmup_steps: norms whose plain mean and variance are begun with; clipped by `max_grad_norm` only.
-        max_grad_norm: a fixed threshold besides, which the statistics do not see; "auto": 1, and none in a private run.
+        warmup_steps: norms whose plain mean and variance are begun with; clipped by `max_grad_norm`
+            only.
+        max_grad_norm: a fixed threshold besides, which the statistics do not see; "auto": 1, and
+            none in a private run.
         eps: added to the standard deviation, times the mean.
         mode: "zscore", or "percentile": everything above mean + z_thresh std is clipped to that.
-        clip_option: what a spike is clipped to, "adaptive_scaling": mean + z_thresh^2 std / z, or "mean".
+        clip_option: what a spike is clipped to, "adaptive_scaling": mean + z_thresh^2 std / z, or
+            "mean".
         clip_factor: times the whole of that.
         skip_update_on_spike: whether spikes leave the statistics alone.
-        patience: spikes in a row after which the statistics begin anew: without it (0, as published) a norm that
-            rises tenfold for good is held down for good.
+        patience: spikes in a row after which the statistics begin anew: without it (0, as
+            published) a norm that rises tenfold for good is held down for good.
         std_floor: the standard deviation is at least so much times the mean; 0 as published.
 
-    Differs from the published code: norms in float32 or wider, `eps` relative, state that can be saved, gradients that
-    are not finite are skipped. `match_published=True` has an absolute `eps`.
+    Differs from the published code: norms in float32 or wider, `eps` relative, state that can be
+    saved, gradients that are not finite are skipped. `match_published=True` has an absolute `eps`.
 
     Reference: Kumar et al., "ZClip: Adaptive spike mitigation for LLM pre-training", 2025.
     """
@@ -64,9 +68,13 @@ class ZClip(NormClipper):
         one_of("clip_option", self.clip_option, OPTIONS)
         for setting in ("z_thresh", "clip_factor"):
             if not getattr(self, setting) > 0:
-                raise InputError(f"{setting} = {getattr(self, setting)}: a positive number is needed")
+                raise InputError(
+                    f"{setting} = {getattr(self, setting)}: a positive number is needed"
+                )
         if self.warmup_steps < 1 or self.patience < 0:
-            raise InputError(f"warmup_steps = {self.warmup_steps}, patience = {self.patience}: at least 1, and 0")
+            raise InputError(
+                f"warmup_steps = {self.warmup_steps}, patience = {self.patience}: at least 1, and 0"
+            )
 
     def reset(self, sizes: list[int]) -> None:
         self._mean, self._variance, self._spikes = 0.0, 0.0, 0
@@ -103,7 +111,9 @@ class ZClip(NormClipper):
         if goal is None or not self.skip_update_on_spike:
             let_through = norm if goal is None else goal
             self._mean = self.alpha * self._mean + (1 - self.alpha) * let_through
-            self._variance = self.alpha * self._variance + (1 - self.alpha) * (let_through - self._mean) ** 2
+            self._variance = (
+                self.alpha * self._variance + (1 - self.alpha) * (let_through - self._mean) ** 2
+            )
         return goal
 
     def _clipped(self, norm: float) -> float | None:
@@ -120,11 +130,20 @@ class ZClip(NormClipper):
         return (self._mean + self.z_thresh * std / (z / self.z_thresh)) * self.clip_factor
 
     def metrics(self) -> dict[str, float]:
-        return {**super().metrics(), "zclip_mean": self._mean, "zclip_std": math.sqrt(self._variance)}
+        return {
+            **super().metrics(),
+            "zclip_mean": self._mean,
+            "zclip_std": math.sqrt(self._variance),
+        }
 
     def state(self) -> dict[str, Any]:
         first = None if self._first is None else list(self._first)
-        return {"mean": self._mean, "variance": self._variance, "spikes": self._spikes, "first": first}
+        return {
+            "mean": self._mean,
+            "variance": self._variance,
+            "spikes": self._spikes,
+            "first": first,
+        }
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         self._mean, self._variance, self._spikes = state["mean"], state["variance"], state["spikes"]

@@ -1,4 +1,7 @@
-"""Checkpoints: everything a resumed run needs to continue bit for bit. All of it stays in `private/`."""
+"""Checkpoints: everything a resumed run needs to continue bit for bit.
+
+All of it stays in `private/`.
+"""
 
 from __future__ import annotations
 
@@ -46,7 +49,9 @@ class Checkpoints:
         draft.mkdir(parents=True)
         save_file(_weights(model), draft / "weights.safetensors")
         torch.save(engine.optimizer.state_dict(), draft / "optimizer.pt")
-        torch.save([clipper.state_dict() for clipper in engine.postprocess], draft / "postprocess.pt")
+        torch.save(
+            [clipper.state_dict() for clipper in engine.postprocess], draft / "postprocess.pt"
+        )
         save_file(_copied(engine.rule.tensor_state()), draft / "rule.safetensors")
         state = {
             "step": engine.step,
@@ -80,11 +85,14 @@ class Checkpoints:
         latest = found[-1]
         state: dict[str, Any] = json.loads((latest / "state.json").read_text())
         if state["plan"] != engine.plan.digest():
-            raise InputError(f"the checkpoint {latest.name} belongs to another plan: start a new run")
+            raise InputError(
+                f"the checkpoint {latest.name} belongs to another plan: start a new run"
+            )
         if not engine.ledger.contains(state["ledger_head"]):
             raise InputError(
-                f"the ledger does not contain the history of checkpoint {latest.name}: it was shortened or replaced, "
-                "so the privacy spent is unknown; restore the ledger from a copy, or start a new run"
+                f"the ledger does not contain the history of checkpoint {latest.name}: it was "
+                "shortened or replaced, so the privacy spent is unknown; restore the ledger from a "
+                "copy, or start a new run"
             )
         _load_weights(model, load_file(latest / "weights.safetensors"))
         engine.optimizer.load_state_dict(torch.load(latest / "optimizer.pt", weights_only=True))
@@ -99,7 +107,9 @@ class Checkpoints:
 
 
 def _weights(model: nn.Module) -> dict[str, torch.Tensor]:
-    return {name: p.detach().contiguous() for name, p in model.named_parameters() if p.requires_grad}
+    return {
+        name: p.detach().contiguous() for name, p in model.named_parameters() if p.requires_grad
+    }
 
 
 def _copied(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -56,11 +56,3 @@ def _processor() -> str:
 def differences(before: dict[str, str], now: dict[str, str]) -> list[str]:
     """Names of what has changed."""
     return sorted(key for key in {*before, *now} if before.get(key) != now.get(key))
-
-
-
-
-
-
-
-

@@ -1,4 +1,6 @@
-"""The run folder: `public/` may leave the building, `private/` may not, `ledger.jsonl` is the journal."""
+"""The run folder: `public/` may leave the building, `private/` may not, `ledger.jsonl` is the
+journal.
+"""
 
 from __future__ import annotations
 
@@ -47,7 +49,9 @@ class RunFolder:
         return self.public / "released_metrics.jsonl"
 
     @classmethod
-    def create(cls, path: Path, settings: Settings, plan: Plan, key: SecretKey, data_digest: str) -> RunFolder:
+    def create(
+        cls, path: Path, settings: Settings, plan: Plan, key: SecretKey, data_digest: str
+    ) -> RunFolder:
         """Lay out a new run; it appears whole or not at all.
 
         Raises:
@@ -84,7 +88,9 @@ class RunFolder:
         """
         run = cls(path)
         if not (run.ledger_path.is_file() and (run.private / "config.toml").is_file()):
-            raise InputError(f"{path} holds no run to resume: give the folder that a run wrote (--output)")
+            raise InputError(
+                f"{path} holds no run to resume: give the folder that a run wrote (--output)"
+            )
         return run
 
     def settings(self) -> Settings:
@@ -110,7 +116,8 @@ class RunFolder:
         return Ledger.header(self.ledger_path)  # reads the whole chain of hashes
 
     def check_settings(self, settings: Settings, key: SecretKey) -> None:
-        """Refuse to resume with settings that the run did not begin with: the same noise would meet another gradient.
+        """Refuse to resume with settings that the run did not begin with: the same noise would meet
+        another gradient.
 
         Raises:
             InputError: they differ in more than what a resumed run may change.
@@ -118,20 +125,28 @@ class RunFolder:
         if self._header.get("settings") == settings.digest(key.subkey("settings")):
             return
         changed = self._differences(settings)
-        what = f"{', '.join(map(option, changed))} changed" if changed else "private/config.toml was edited"
+        what = (
+            f"{', '.join(map(option, changed))} changed"
+            if changed
+            else "private/config.toml was edited"
+        )
         raise InputError(
-            f"{what} since the run in {self.path} began: resume with the original settings, or start a new run in a "
-            "new folder"
+            f"{what} since the run in {self.path} began: resume with the original settings, or "
+            "start a new run in a new folder"
         )
 
     def _differences(self, settings: Settings) -> list[str]:
-        """Which settings differ from what was published when the run began, as far as that tells."""
+        """Which settings differ from what was published when the run began, as far as that
+        tells.
+        """
         try:
             began = tomllib.loads((self.public / "config.toml").read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return []
         now = tomllib.loads(settings.to_toml(public=True))
-        return [name for name in now | began if name not in UNBOUND and began.get(name) != now.get(name)]
+        return [
+            name for name in now | began if name not in UNBOUND and began.get(name) != now.get(name)
+        ]
 
     def open_ledger(self, plan: Plan) -> Ledger:
         """The ledger, if it was written for this plan."""
@@ -155,7 +170,10 @@ def check_free(path: Path) -> None:
     if path.is_file():
         raise InputError(f"--output {path} is a file: give a folder that does not exist yet")
     if (path / "ledger.jsonl").exists():
-        raise InputError(f"--output {path} holds another run: choose another folder, or continue it with --resume {path}")
+        raise InputError(
+            f"--output {path} holds another run: choose another folder, or continue it with "
+            f"--resume {path}"
+        )
     if path.is_dir() and any(path.iterdir()):
         raise InputError(f"--output {path} is not empty: give a new folder")
 
@@ -166,7 +184,3 @@ def free_folder(base: Path) -> Path:
     while candidate.exists():
         candidate, number = base.with_name(f"{base.name}-{number}"), number + 1
     return candidate
-
-
-
-

@@ -1,4 +1,6 @@
-"""Compiles `statement.json`: what was promised, how it was computed, what it rests on and what it leaves out."""
+"""Compiles `statement.json`: what was promised, how it was computed, what it rests on and what it
+leaves out.
+"""
 
 from __future__ import annotations
 
@@ -50,7 +52,9 @@ def compile_statement(training: PrivateTraining, facts: RunFacts) -> dict[str, A
         "adjacency": plan.adjacency,
         "unit": plan.unit,
         "accountant": comparison.accountant,
-        "sentence": wording.sentence(comparison.epsilon, plan.delta, plan.unit, plan.adjacency, kind, assumption),
+        "sentence": wording.sentence(
+            comparison.epsilon, plan.delta, plan.unit, plan.adjacency, kind, assumption
+        ),
     }
     return {
         "schema": wording.STATEMENT_SCHEMA,
@@ -100,25 +104,28 @@ def _mechanism(training: PrivateTraining) -> dict[str, Any]:
 def _assumptions(training: PrivateTraining) -> list[str]:
     plan = training.plan
     found = [
-        f"The number of units, N = {plan.units}, is public; the sample rate and delta are derived from it.",
+        f"The number of units, N = {plan.units}, is public; the sample rate and delta are derived "
+        "from it.",
         plan.scheme.assumption,
         *_of_arithmetic(plan),
         "The folder private/ and the run's secret key stay secret.",
-        "The architecture, the tokenizer, the initial weights and all settings were chosen without looking at the "
-        "private data.",
+        "The architecture, the tokenizer, the initial weights and all settings were chosen "
+        "without looking at the private data.",
     ]
     if training.engine.rule.assumption:
-        found.append(f"Unchecked, and the guarantee is void without it: {training.engine.rule.assumption}.")
+        found.append(
+            f"Unchecked, and the guarantee is void without it: {training.engine.rule.assumption}."
+        )
     found += [f"Could not be tried: {assumption}." for assumption in training.engine.assumptions]
     if training.engine.key.known:
         found.append(
-            "The noise key is known (for tests): whoever has it can remove the noise. A key from the operating system "
-            "gives a guarantee that does not depend on this."
+            "The noise key is known (for tests): whoever has it can remove the noise. A key from "
+            "the operating system gives a guarantee that does not depend on this."
         )
     else:
         found.append(
-            "Sampling and noise are keyed by 256 bits that the operating system drew for this run alone; a seed, where "
-            "one was given, chose the initial weights only and is no secret."
+            "Sampling and noise are keyed by 256 bits that the operating system drew for this run "
+            "alone; a seed, where one was given, chose the initial weights only and is no secret."
         )
     return found
 
@@ -128,31 +135,39 @@ def _of_arithmetic(plan: Plan) -> list[str]:
     if not plan.private:
         return []
     found = [
-        "H1: at the fixed shape of its micro-batches, what is computed of a unit depends on that unit, the weights and "
-        "its own secret random numbers alone. Tried on this machine before the first release, bit for bit.",
-        "What is released is exactly the sum with ideal Gaussian noise, rounded to a public grid; the AES-256 "
-        "keystream is taken for random bits.",
+        "H1: at the fixed shape of its micro-batches, what is computed of a unit depends on that "
+        "unit, the weights and its own secret random numbers alone. Tried on this machine before "
+        "the first release, bit for bit.",
+        "What is released is exactly the sum with ideal Gaussian noise, rounded to a public grid; "
+        "the AES-256 keystream is taken for random bits.",
     ]
     if plan.arithmetic == "fast":
-        return [*found, f"Unchecked: {FAST_ARITHMETIC} (1 + {FLOAT_SLACK:g} times each sensitivity)."]
+        return [
+            *found,
+            f"Unchecked: {FAST_ARITHMETIC} (1 + {FLOAT_SLACK:g} times each sensitivity).",
+        ]
     return [
         *found,
-        "H2: floating point follows IEEE 754, in any order of summation. Each unit's gradient is rounded to a public "
-        "grid before it meets another's, and added as integers; where it has few terms, in float64, which is covered "
-        f"by enlarging every sensitivity by a factor 1 + {FLOAT_SLACK:g}.",
+        "H2: floating point follows IEEE 754, in any order of summation. Each unit's gradient is "
+        "rounded to a public grid before it meets another's, and added as integers; where it has "
+        "few terms, in float64, which is covered by enlarging every sensitivity by a factor 1 + "
+        f"{FLOAT_SLACK:g}.",
     ]
 
 
 def _not_covered(facts: RunFacts) -> list[str]:
     found = [
         "Data used to pre-train the model, and anything known from other sources.",
-        "Choosing settings by training several times on the same data: each run costs its own epsilon.",
-        "Side channels of the training machine: running time, memory, and access to the folder private/.",
+        "Choosing settings by training several times on the same data: each run costs its own "
+        "epsilon.",
+        "Side channels of the training machine: running time, memory, and access to the folder "
+        "private/.",
     ]
     evaluation = facts.data.get("evaluation")
     if evaluation:
         found.append(
-            f"The held-out data ({evaluation['source']}, {evaluation['declared']}): exact figures on it are published."
+            f"The held-out data ({evaluation['source']}, {evaluation['declared']}): exact figures "
+            "on it are published."
         )
     if "labels" in facts.data["training"]:
         found.append("The set of class names, which is taken as public.")
@@ -164,7 +179,9 @@ def _randomness(training: PrivateTraining) -> dict[str, Any]:
     return {
         "source": "known key (for tests)" if known else "operating system",
         "stream": "AES-256 in counter mode; noise by step, generation, tensor and block",
-        "note": "reproducible by anyone who has the key" if known else "the key never leaves the private folder",
+        "note": "reproducible by anyone who has the key"
+        if known
+        else "the key never leaves the private folder",
     }
 
 

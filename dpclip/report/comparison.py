@@ -1,4 +1,6 @@
-"""The figure of a comparison: utility against epsilon, and what the rules' released statistics did."""
+"""The figure of a comparison: utility against epsilon, and what the rules' released
+statistics did.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,10 @@ from dpclip.report.figures import COLOURS, GRID, INK
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-TRACES = (("threshold", "clipping threshold (released)"), ("share_within", "share of samples within it (released)"))
+TRACES = (
+    ("threshold", "clipping threshold (released)"),
+    ("share_within", "share of samples within it (released)"),
+)
 
 
 def write_figure(folder: Path, result: dict[str, Any]) -> Path:
@@ -20,7 +25,9 @@ def write_figure(folder: Path, result: dict[str, Any]) -> Path:
     import matplotlib
     from matplotlib.figure import Figure
 
-    traces = [(key, label) for key, label in TRACES if any(True for _ in _traces(folder, result, key))]
+    traces = [
+        (key, label) for key, label in TRACES if any(True for _ in _traces(folder, result, key))
+    ]
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "comparison"}):
         figure = Figure(figsize=(4.6 * (1 + len(traces)), 3.4), layout="constrained")
         panels = figure.subplots(1, 1 + len(traces), squeeze=False)[0]
@@ -37,15 +44,31 @@ def write_figure(folder: Path, result: dict[str, Any]) -> Path:
 def _utility(axes: Axes, result: dict[str, Any], colours: dict[str, str]) -> None:
     cells = [cell for cell in result["table"] if cell["mean"] is not None]
     for rule, colour in colours.items():
-        own = sorted((c for c in cells if c["rule"] == rule and c["epsilon"] != "inf"), key=lambda c: c["epsilon"])
+        own = sorted(
+            (c for c in cells if c["rule"] == rule and c["epsilon"] != "inf"),
+            key=lambda c: c["epsilon"],
+        )
         if own:
             axes.errorbar(
-                [c["epsilon"] for c in own], [c["mean"] for c in own], yerr=[c["std"] or 0.0 for c in own],
-                color=colour, label=rule, marker="o", markersize=3.5, linewidth=1.4, capsize=2,
-            )  # fmt: skip
+                [c["epsilon"] for c in own],
+                [c["mean"] for c in own],
+                yerr=[c["std"] or 0.0 for c in own],
+                color=colour,
+                label=rule,
+                marker="o",
+                markersize=3.5,
+                linewidth=1.4,
+                capsize=2,
+            )
     for cell in cells:
         if cell["epsilon"] == "inf":
-            axes.axhline(cell["mean"], color=INK, linewidth=0.9, linestyle=(0, (4, 3)), label="without privacy")
+            axes.axhline(
+                cell["mean"],
+                color=INK,
+                linewidth=0.9,
+                linestyle=(0, (4, 3)),
+                label="without privacy",
+            )
     axes.set_xscale("log", base=2)
     ticks = sorted({c["epsilon"] for c in cells if c["epsilon"] != "inf"})
     axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
@@ -55,7 +78,9 @@ def _utility(axes: Axes, result: dict[str, Any], colours: dict[str, str]) -> Non
     axes.legend(frameon=False, fontsize=7)
 
 
-def _traces(folder: Path, result: dict[str, Any], key: str) -> Iterator[tuple[str, float, list[tuple[int, float]]]]:
+def _traces(
+    folder: Path, result: dict[str, Any], key: str
+) -> Iterator[tuple[str, float, list[tuple[int, float]]]]:
     """Of the first seed of each rule and budget."""
     for row in result["rows"]:
         path = folder / row["folder"] / "public" / "released_metrics.jsonl"
@@ -68,7 +93,10 @@ def _traces(folder: Path, result: dict[str, Any], key: str) -> Iterator[tuple[st
 
 
 def _trajectories(
-    axes: Axes, traces: list[tuple[str, float, list[tuple[int, float]]]], label: str, colours: dict[str, str]
+    axes: Axes,
+    traces: list[tuple[str, float, list[tuple[int, float]]]],
+    label: str,
+    colours: dict[str, str],
 ) -> None:
     styles = ["-", "--", "-.", ":"]
     budgets = sorted({epsilon for _, epsilon, _ in traces})

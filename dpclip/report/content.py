@@ -58,7 +58,9 @@ class Line:
 
 @dataclass(frozen=True)
 class Mark:
-    """The value that the report is about: a named point, and in a spend the level to stay within."""
+    """The value that the report is about: a named point, and in a spend the level to stay
+    within.
+    """
 
     x: float
     y: float
@@ -67,7 +69,9 @@ class Mark:
 
 @dataclass(frozen=True)
 class Plot:
-    """What a figure shows, before it is drawn; ``description`` says the same to who cannot see it."""
+    """What a figure shows, before it is drawn; ``description`` says the same to who cannot
+    see it.
+    """
 
     title: str
     description: str

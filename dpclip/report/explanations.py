@@ -24,32 +24,43 @@ GUARANTEE = (
     Known(
         "epsilon",
         "ε (epsilon)",
-        "How much any one unit can change what is released, at most; 0 would reveal nothing, smaller is"
-        " stronger. Rounded up.",
+        "How much any one unit can change what is released, at most; 0 would reveal nothing, "
+        "smaller is stronger. Rounded up.",
         rounding.epsilon,
     ),
     Known(
         "delta",
         "δ (delta)",
-        "The small probability with which the bound ε may fail; it should be well below 1 divided by the"
-        " number of units.",
+        "The small probability with which the bound ε may fail; it should be well below 1 divided "
+        "by the number of units.",
         rounding.delta,
     ),
-    Known("unit", "Unit of protection", "What counts as one: its presence or absence is what is hidden."),
+    Known(
+        "unit",
+        "Unit of protection",
+        "What counts as one: its presence or absence is what is hidden.",
+    ),
     Known("adjacency", "Adjacency"),
     Known("kind", "Kind"),
     Known("accountant", "Accountant", "The method that computed this ε from the mechanism below."),
 )
 ADJACENCIES = {
-    "add-remove": "The guarantee compares training data with the same data after adding or removing a unit.",
-    "replace-one": "The guarantee compares training data with the same data after one unit is exchanged for another.",
+    "add-remove": (
+        "The guarantee compares training data with the same data after adding or removing a unit."
+    ),
+    "replace-one": (
+        "The guarantee compares training data with the same data after one unit is exchanged for "
+        "another."
+    ),
 }
 RUN = (
     Known("status", "Status"),
     Known("steps_planned", "Steps planned", "Fixed before training began."),
     Known("steps_taken", "Steps taken", "Updates of the model that were made."),
     Known("steps_charged", "Steps charged", "Counted in ε, each before its data were drawn."),
-    Known("steps_given_up", "Steps given up", "Planned but not taken, because the budget was used up."),
+    Known(
+        "steps_given_up", "Steps given up", "Planned but not taken, because the budget was used up."
+    ),
 )
 MECHANISM = (
     Known(
@@ -73,11 +84,15 @@ MECHANISM = (
     Known(
         "noise_multiplier",
         "Noise multiplier",
-        "Standard deviation of the noise in multiples of what one unit can change; larger is more private."
-        " Rounded down.",
+        "Standard deviation of the noise in multiples of what one unit can change; larger is more "
+        "private. Rounded down.",
         rounding.noise_multiplier,
     ),
-    Known("compositions", "Compositions", "How many releases of this mechanism the whole plan counts in ε."),
+    Known(
+        "compositions",
+        "Compositions",
+        "How many releases of this mechanism the whole plan counts in ε.",
+    ),
     Known("clipping", "Clipping", "The rule that bounds what one unit can change in a step."),
     Known(
         "postprocessing",
@@ -85,7 +100,11 @@ MECHANISM = (
         "What is done to a gradient after the noise was added; it costs no privacy.",
         lambda value: rounding.anything(value) if value else "none",
     ),
-    Known("arithmetic", "Arithmetic", "exact: one unit's share is bounded as computed; fast: as in real numbers."),
+    Known(
+        "arithmetic",
+        "Arithmetic",
+        "exact: one unit's share is bounded as computed; fast: as in real numbers.",
+    ),
     Known("released", "Released", "What an onlooker may see in full: ε already counts it."),
     Known(
         "float_slack",
@@ -103,19 +122,33 @@ TRAINING_DATA = (
 EVALUATION_DATA = (
     Known("source", "Evaluation data"),
     Known("rows", "Rows"),
-    Known("declared", "Declared", "How the person who ran the training described these data; not verified."),
+    Known(
+        "declared",
+        "Declared",
+        "How the person who ran the training described these data; not verified.",
+    ),
 )
 MODEL = (
     Known("name", "Model"),
     Known("parameters", "Parameters"),
-    Known("trainable_parameters", "Trained parameters", "Only these were changed by the training data."),
-    Known("lora_rank", "LoRA rank", "Set when small added matrices were trained in place of the model's own."),
+    Known(
+        "trainable_parameters",
+        "Trained parameters",
+        "Only these were changed by the training data.",
+    ),
+    Known(
+        "lora_rank",
+        "LoRA rank",
+        "Set when small added matrices were trained in place of the model's own.",
+    ),
 )
 EVALUATION = (
     Known("metric", "Metric"),
     Known("before", "Before training"),
     Known("after", "After training"),
-    Known("declared", "Evaluation data declared", "Figures measured on public data cost no privacy."),
+    Known(
+        "declared", "Evaluation data declared", "Figures measured on public data cost no privacy."
+    ),
 )
 RANDOMNESS = (
     Known("source", "Source", "Where the key of noise and sampling came from."),
@@ -124,13 +157,21 @@ RANDOMNESS = (
 )
 LEDGER = (
     Known("entries", "Entries", "Charges written, each before its step drew data."),
-    Known("head", "Head", "Hash of the last entry, chained over all before it: it changes if any entry does."),
+    Known(
+        "head",
+        "Head",
+        "Hash of the last entry, chained over all before it: it changes if any entry does.",
+    ),
 )
 
 
 def facts(record: Mapping[str, Any], known: tuple[Known, ...]) -> Facts:
-    """The known fields in their order, "not stated" where missing, then every other field as it stands."""
-    explained = tuple(Fact(field.label, field.show(record.get(field.key)), field.meaning) for field in known)
+    """The known fields in their order, "not stated" where missing, then every other field as it
+    stands.
+    """
+    explained = tuple(
+        Fact(field.label, field.show(record.get(field.key)), field.meaning) for field in known
+    )
     return Facts(explained + leftovers(record, {field.key for field in known}))
 
 

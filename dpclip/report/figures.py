@@ -15,7 +15,11 @@ if TYPE_CHECKING:
 COLOURS = ("#1f5a94", "#b4531f", "#2f7d4f", "#7a4a9e", "#8a6d1a", "#a03050", "#3d7f8c", "#5f6b76")
 INK, GRID = "#3c4650", "#dde2e7"
 SIZE = (4.0, 2.5)  # inches; the page scales it
-_SETTINGS: dict[str, Any] = {"svg.fonttype": "none", "svg.image_inline": True, "path.simplify": True}
+_SETTINGS: dict[str, Any] = {
+    "svg.fonttype": "none",
+    "svg.image_inline": True,
+    "path.simplify": True,
+}
 
 
 def svg(plot: Plot, anchor: str) -> str:
@@ -34,7 +38,8 @@ def svg(plot: Plot, anchor: str) -> str:
 
 def _draw(figure: "Figure", plot: Plot) -> None:
     axes = figure.add_subplot()
-    drawstyle = "steps-pre" if plot.style == "spend" else "default"  # pre: never below the true spend
+    # pre: never below the true spend
+    drawstyle = "steps-pre" if plot.style == "spend" else "default"
     for index, line in enumerate(plot.lines):
         x, y = zip(*line.points, strict=True)
         few = len(x) <= 40 and plot.style != "spend"
@@ -71,10 +76,14 @@ def _axes(axes: "Axes", plot: Plot) -> None:
     if plot.style == "profile":
         axes.set_xscale("log")
         axes.xaxis.set_minor_locator(NullLocator())
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: rounding.delta(float(value)).removeprefix("1×")))
+        axes.xaxis.set_major_formatter(
+            FuncFormatter(lambda value, _: rounding.delta(float(value)).removeprefix("1×"))
+        )
     else:
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: rounding.number(float(value), 9)))
+        axes.xaxis.set_major_formatter(
+            FuncFormatter(lambda value, _: rounding.number(float(value), 9))
+        )
     if plot.style in ("spend", "profile"):
         axes.set_ylim(bottom=0)
 
@@ -88,7 +97,8 @@ def _mark(axes: "Axes", plot: Plot) -> None:
     axes.plot([x], [y], "o", color=COLOURS[1], markersize=4.5, clip_on=False, zorder=5)
     if plot.style == "spend":
         axes.axhline(mark.y, color=COLOURS[1], linewidth=0.8, linestyle=(0, (4, 3)), zorder=1)
-    # Both curves leave room beside the mark: a spend above it, a falling profile below it on the left.
+    # Both curves leave room beside the mark: a spend above it, a falling profile below it on the
+    # left.
     left = plot.style == "profile" and _in_left_half(axes, mark.x)
     above = left or plot.style == "spend"
     axes.annotate(

@@ -36,7 +36,8 @@ def markdown(document: Document) -> str:
 
 
 def _headline(headline: Headline) -> list[str]:
-    # The first paragraph carries everything that must not be overlooked, before the guarantee itself.
+    # The first paragraph carries everything that must not be overlooked, before the guarantee
+    # itself.
     warnings = [_notice(notice) for notice in headline.notices]
     first = " ".join([*warnings, f"**{escape(headline.sentence)}**"])
     title = f"# Privacy statement\n\n{first}"
@@ -53,7 +54,11 @@ def _ended(text: str) -> str:
 
 
 def _section(section: Section) -> list[str]:
-    return [f"## {section.title}", escape(section.intro), *filter(None, map(_block, section.blocks))]
+    return [
+        f"## {section.title}",
+        escape(section.intro),
+        *filter(None, map(_block, section.blocks)),
+    ]
 
 
 def _block(block: Block) -> str:

@@ -66,7 +66,9 @@ def is_held_out(label: str) -> bool:
 
 def plots(metrics: Metrics, held_out: bool) -> tuple[Plot, ...]:
     """One figure a group, of the held-out metrics or of all others."""
-    chosen = {label: points for label, points in series(metrics).items() if is_held_out(label) == held_out}
+    chosen = {
+        label: points for label, points in series(metrics).items() if is_held_out(label) == held_out
+    }
     return tuple(_plot(stem, members) for stem, members in groups(chosen).items())
 
 
@@ -74,7 +76,9 @@ def _plot(stem: str, members: dict[str, Points]) -> Plot:
     title = rounding.name(stem)
     title = title[:1].upper() + title[1:]
     lines = tuple(Line(rounding.name(label), thinned(points)) for label, points in members.items())
-    ends = [f"{rounding.name(label)} {_course(points)}" for label, points in list(members.items())[:4]]
+    ends = [
+        f"{rounding.name(label)} {_course(points)}" for label, points in list(members.items())[:4]
+    ]
     more = f", and {len(members) - 4} more" if len(members) > 4 else ""
     return Plot(title, f"{title} over training steps: {'; '.join(ends)}{more}.", "step", "", lines)
 
@@ -97,12 +101,16 @@ def thinned(points: Points, most: int = MOST_POINTS) -> Points:
 
 
 def table(metrics: Metrics) -> tuple[tuple[str, ...], ...]:
-    """For each series: its name, how many values, and the first, least, greatest and last of them."""
+    """For each series: its name, how many values, and the first, least, greatest and last
+    of them.
+    """
     rows = []
     for label, points in series(metrics).items():
         values = [value for _, value in points]
         shown = (values[0], min(values), max(values), values[-1])
-        rows.append((rounding.name(label), f"{len(values):,}", *(_shown(label, value) for value in shown)))
+        rows.append(
+            (rounding.name(label), f"{len(values):,}", *(_shown(label, value) for value in shown))
+        )
     return tuple(rows)
 
 

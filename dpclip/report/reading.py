@@ -16,17 +16,27 @@ def read_statement(run: Path) -> Statement:
     """``RUN/public/statement.json`` as a dict; raises InputError with the reason and the remedy."""
     path = run / "public" / "statement.json"
     if not (run / "public").is_dir():
-        raise InputError(f"{run} is not a run folder (no public/ in it): give the folder that training wrote")
+        raise InputError(
+            f"{run} is not a run folder (no public/ in it): give the folder that training wrote"
+        )
     try:
         statement = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise InputError(f"{path} is missing: the run has not written its statement; let it finish") from None
+        raise InputError(
+            f"{path} is missing: the run has not written its statement; let it finish"
+        ) from None
     except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror}): mend its permissions") from None
+        raise InputError(
+            f"{path} cannot be read ({error.strerror}): mend its permissions"
+        ) from None
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{path} is not valid JSON ({_one_line(error)}): restore it from the run") from None
+        raise InputError(
+            f"{path} is not valid JSON ({_one_line(error)}): restore it from the run"
+        ) from None
     if not isinstance(statement, dict):
-        raise InputError(f"{path} holds no JSON object: it is not a privacy statement; restore it from the run")
+        raise InputError(
+            f"{path} holds no JSON object: it is not a privacy statement; restore it from the run"
+        )
     _require_known_schema(statement.get("schema"), path)
     return statement
 
@@ -35,9 +45,14 @@ def _require_known_schema(schema: object, path: Path) -> None:
     if schema is None:
         return
     if isinstance(schema, bool) or not isinstance(schema, int):
-        raise InputError(f"{path} has schema {schema!r}, which is no version number: restore it from the run")
+        raise InputError(
+            f"{path} has schema {schema!r}, which is no version number: restore it from the run"
+        )
     if schema > STATEMENT_SCHEMA:
-        raise InputError(f"{path} has schema {schema}, newer than the {STATEMENT_SCHEMA} known here: upgrade dpclip")
+        raise InputError(
+            f"{path} has schema {schema}, newer than the {STATEMENT_SCHEMA} known here: upgrade "
+            "dpclip"
+        )
 
 
 def read_metrics(run: Path) -> Metrics:
@@ -63,12 +78,16 @@ def read_metrics(run: Path) -> Metrics:
         if isinstance(record, dict):
             records.append(record)
         elif position < len(lines):
-            raise InputError(f"line {position} of {path} is no JSON object: mend or remove the line")
+            raise InputError(
+                f"line {position} of {path} is no JSON object: mend or remove the line"
+            )
     return records
 
 
 def as_json(statement: Statement) -> str:
-    """The statement, indented, in its own order, with non-finite numbers as strings; byte-stable."""
+    """The statement, indented, in its own order, with non-finite numbers as strings;
+    byte-stable.
+    """
     clean = _without_non_finite(statement)
     pretty = json.dumps(clean, indent=2, ensure_ascii=False, allow_nan=False)
     try:

@@ -1,4 +1,6 @@
-"""Numbers as a reader sees them: ε and δ never smaller, noise never larger, than the statement says."""
+"""Numbers as a reader sees them: ε and δ never smaller, noise never larger, than the statement
+says.
+"""
 
 import unicodedata
 from decimal import ROUND_CEILING, ROUND_FLOOR, ROUND_HALF_EVEN, Decimal
@@ -40,7 +42,9 @@ def rounded_up(value: object, digits: int) -> str:
 
 
 def number(value: object, digits: int = 6) -> str:
-    """Any other number: whole ones in full with thousands marked, the rest to 6 significant digits."""
+    """Any other number: whole ones in full with thousands marked, the rest to 6 significant
+    digits.
+    """
     given = exact(value)
     special = _special(given)
     if special is not None or given is None:
@@ -49,12 +53,16 @@ def number(value: object, digits: int = 6) -> str:
         return f"{value:,}"
     if given.is_zero() or Decimal("0.0001") <= abs(given) < 1_000_000_000:
         # A million and a quarter keeps its whole part: digits say how finely, not how coarsely.
-        return plain(significant(given, max(digits, given.adjusted() + 1), ROUND_HALF_EVEN), separator=True)
+        return plain(
+            significant(given, max(digits, given.adjusted() + 1), ROUND_HALF_EVEN), separator=True
+        )
     return power(given, digits, ROUND_HALF_EVEN)
 
 
 def percentage(share: float) -> str:
-    """A probability in per cent, rounded up to 3 significant digits or 2 decimals, whichever says more."""
+    """A probability in per cent, rounded up to 3 significant digits or 2 decimals, whichever says
+    more.
+    """
     percent = Decimal(repr(share)) * 100
     if percent >= 100:
         return "100%"
@@ -67,7 +75,9 @@ def text(value: object) -> str:
     """Words from a statement on one line, with control and direction marks made visible as �."""
     words = " ".join(str(value).split())
     hidden = {"Cc", "Cf", "Cs", "Co"}
-    return "".join("\N{REPLACEMENT CHARACTER}" if unicodedata.category(c) in hidden else c for c in words)
+    return "".join(
+        "\N{REPLACEMENT CHARACTER}" if unicodedata.category(c) in hidden else c for c in words
+    )
 
 
 def anything(value: object) -> str:

@@ -63,7 +63,10 @@ def document(statement: Statement, released: Metrics) -> Document:
         sections += (Section("other", "Other entries", intro, (Facts(others),)),)
     version = rounding.anything(part(statement, "versions").get("dpclip"))
     schema = rounding.anything(statement.get("schema"))
-    footer = f"Made from statement.json (schema {schema}), which dpclip {version} wrote beside this report."
+    footer = (
+        f"Made from statement.json (schema {schema}), which dpclip {version} wrote beside this "
+        "report."
+    )
     return Document(headline(statement), sections, footer)
 
 
@@ -86,10 +89,19 @@ def guarantee(statement: Statement) -> Section:
         }.get(fact.label, fact.meaning)
         lines.append(Fact(fact.label, fact.value, meaning))
         if fact.label == "Kind" and (assumption or stated.get("kind") == "conditional"):
-            lines.append(Fact("Assumption", rounding.anything(assumption), "The guarantee stands or falls with it."))
+            lines.append(
+                Fact(
+                    "Assumption",
+                    rounding.anything(assumption),
+                    "The guarantee stands or falls with it.",
+                )
+            )
     intro = "What is promised about every unit of the training data."
     if bounded_epsilon(statement) is None:
-        intro = "Nothing is promised: without a finite ε there is no privacy guarantee, whatever else is stated."
+        intro = (
+            "Nothing is promised: without a finite ε there is no privacy guarantee, whatever else "
+            "is stated."
+        )
     return Section("guarantee", "The guarantee", intro, (Facts(tuple(lines)),))
 
 
@@ -120,8 +132,8 @@ def accountants(statement: Statement) -> Section:
     columns = ("Accountant", "Lower", "Estimate", "Upper", "Note")
     table = Table(columns, tuple(rows), frozenset({1, 2, 3}), frozenset(strong))
     intro = (
-        "Independent methods compute ε for the same mechanism; the true value lies between lower and"
-        " upper, and only an upper end is a guarantee."
+        "Independent methods compute ε for the same mechanism; the true value lies between lower "
+        "and upper, and only an upper end is a guarantee."
     )
     return Section("accountants", "Accountants", intro, (_or_nothing(table), _agreement(statement)))
 
@@ -147,8 +159,8 @@ def profile(statement: Statement) -> Section:
     """The guarantee at other δ, and what it leaves to a membership test."""
     entries = records(statement, "profile")
     intro = (
-        "One and the same training satisfies a whole family of guarantees: a smaller δ goes with a larger ε,"
-        " and all of them hold at once."
+        "One and the same training satisfies a whole family of guarantees: a smaller δ goes with a "
+        "larger ε, and all of them hold at once."
     )
     blocks = (*spending.profile(statement, entries), *_membership(statement, entries))
     return Section("profile", "Privacy profile", intro, blocks)
@@ -165,8 +177,9 @@ def _membership(statement: Statement, entries: list[dict[str, Any]]) -> tuple[Bl
     )
     lead = "What is left to a membership test."
     text = (
-        "A test that accuses at most the share on the left of units that were not used finds at most the"
-        " share on the right of those that were; equal shares would mean it cannot tell them apart."
+        "A test that accuses at most the share on the left of units that were not used finds at "
+        "most the share on the right of those that were; equal shares would mean it cannot tell "
+        "them apart."
     )
     columns = ("Wrongly accused", "Rightly found, at most")
     return Paragraph(text, lead), Table(columns, rows, frozenset({0, 1}))
@@ -182,8 +195,8 @@ def evaluation(statement: Statement, released: Metrics) -> Section:
     drawn = metrics.plots(released, held_out=True) + metrics.plots(released, held_out=False)
     if drawn:
         text = (
-            "A value computed from the training data left only after noise was added to it; the others were"
-            " set beforehand or measured on the evaluation data."
+            "A value computed from the training data left only after noise was added to it; the "
+            "others were set beforehand or measured on the evaluation data."
         )
         if bounded_epsilon(statement) is None:
             text = "These values left the training without a privacy guarantee."
@@ -197,13 +210,23 @@ def evaluation(statement: Statement, released: Metrics) -> Section:
 def assumptions(statement: Statement) -> Section:
     """What must be true for the guarantee to hold."""
     intro = "The guarantee is a theorem about this run as long as the following is true."
-    return Section("assumptions", "Assumptions", intro, (Items(_listed(statement, "assumptions"), "Not stated."),))
+    return Section(
+        "assumptions",
+        "Assumptions",
+        intro,
+        (Items(_listed(statement, "assumptions"), "Not stated."),),
+    )
 
 
 def not_covered(statement: Statement) -> Section:
     """What the guarantee says nothing about."""
     intro = "The guarantee says nothing about the following; each needs its own protection."
-    return Section("not-covered", "Not covered", intro, (Items(_listed(statement, "not_covered"), "Not stated."),))
+    return Section(
+        "not-covered",
+        "Not covered",
+        intro,
+        (Items(_listed(statement, "not_covered"), "Not stated."),),
+    )
 
 
 def data_and_model(statement: Statement) -> Section:
@@ -231,12 +254,21 @@ def randomness(statement: Statement) -> Section:
 def versions(statement: Statement) -> Section:
     """The software that ran."""
     given = part(statement, "versions")
-    rows = tuple((rounding.text(name), rounding.anything(version)) for name, version in given.items())
+    rows = tuple(
+        (rounding.text(name), rounding.anything(version)) for name, version in given.items()
+    )
     intro = "The software that trained the model and computed ε."
-    return Section("versions", "Versions", intro, (_or_nothing(Table(("Package", "Version"), rows)),))
+    return Section(
+        "versions", "Versions", intro, (_or_nothing(Table(("Package", "Version"), rows)),)
+    )
 
 
 def ledger(statement: Statement) -> Section:
     """The journal of what was charged."""
-    intro = "The run's journal, to hold beside this report when checking that nothing was left out of it."
-    return Section("ledger", "Ledger", intro, (facts.facts(part(statement, "ledger"), facts.LEDGER),))
+    intro = (
+        "The run's journal, to hold beside this report when checking that nothing was left out of "
+        "it."
+    )
+    return Section(
+        "ledger", "Ledger", intro, (facts.facts(part(statement, "ledger"), facts.LEDGER),)
+    )

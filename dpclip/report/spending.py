@@ -16,7 +16,9 @@ def spend(statement: Statement, entries: list[dict[str, Any]]) -> tuple[Block, .
     """ε over steps, drawn and as a short table."""
     if not entries:
         return ()
-    rows = tuple((rounding.anything(e.get("step")), rounding.epsilon(e.get("epsilon"))) for e in entries)
+    rows = tuple(
+        (rounding.anything(e.get("step")), rounding.epsilon(e.get("epsilon"))) for e in entries
+    )
     columns = ("After step", "ε spent (rounded up)")
     table = Table(columns, _few(rows), frozenset({0, 1}))
     return (Plots(_spend_plot(statement, finite_points(entries, "step", "epsilon")), table),)
@@ -25,7 +27,9 @@ def spend(statement: Statement, entries: list[dict[str, Any]]) -> tuple[Block, .
 def _few(rows: tuple[tuple[str, ...], ...]) -> tuple[tuple[str, ...], ...]:
     if len(rows) <= MOST_ROWS:
         return rows
-    return tuple(rows[round(index * (len(rows) - 1) / (MOST_ROWS - 1))] for index in range(MOST_ROWS))
+    return tuple(
+        rows[round(index * (len(rows) - 1) / (MOST_ROWS - 1))] for index in range(MOST_ROWS)
+    )
 
 
 def _spend_plot(statement: Statement, points: Points) -> tuple[Plot, ...]:
@@ -37,11 +41,15 @@ def _spend_plot(statement: Statement, points: Points) -> tuple[Plot, ...]:
     promised = bounded_epsilon(statement)
     level = last if promised is None else float(promised)
     description = (
-        f"ε spent so far {at_delta}: from {rounding.epsilon(points[0][1])} at step"
-        f" {rounding.number(points[0][0])} to {rounding.epsilon(last)} at step {rounding.number(last_step)}."
-        " Between two listed steps the larger value is drawn."
+        f"ε spent so far {at_delta}: from {rounding.epsilon(points[0][1])} at step "
+        f"{rounding.number(points[0][0])} to {rounding.epsilon(last)} at step "
+        f"{rounding.number(last_step)}. Between two listed steps the larger value is drawn."
     )
-    mark = Mark(last_step, level, f"{'reached' if promised is None else 'guarantee'}: ε = {rounding.epsilon(level)}")
+    mark = Mark(
+        last_step,
+        level,
+        f"{'reached' if promised is None else 'guarantee'}: ε = {rounding.epsilon(level)}",
+    )
     line = Line("ε", thinned(points))
     return (Plot("Privacy spent", description, "step", f"ε {at_delta}", (line,), "spend", mark),)
 
@@ -50,7 +58,9 @@ def profile(statement: Statement, entries: list[dict[str, Any]]) -> tuple[Block,
     """ε(δ), drawn and as a table."""
     if not entries:
         return (Paragraph("Not stated."),)
-    rows = tuple((rounding.delta(e.get("delta")), rounding.epsilon(e.get("epsilon"))) for e in entries)
+    rows = tuple(
+        (rounding.delta(e.get("delta")), rounding.epsilon(e.get("epsilon"))) for e in entries
+    )
     table = Table(("δ", "ε (rounded up)"), rows, frozenset({0, 1}))
     return (Plots(_profile_plot(statement, entries), table),)
 
@@ -61,8 +71,8 @@ def _profile_plot(statement: Statement, entries: list[dict[str, Any]]) -> tuple[
         return ()
     (first, most), (last, least) = points[0], points[-1]
     description = (
-        f"The smallest ε for each δ: {rounding.epsilon(most)} at δ = {rounding.delta(first)}, down to"
-        f" {rounding.epsilon(least)} at δ = {rounding.delta(last)}."
+        f"The smallest ε for each δ: {rounding.epsilon(most)} at δ = {rounding.delta(first)}, down "
+        f"to {rounding.epsilon(least)} at δ = {rounding.delta(last)}."
     )
     line = Line("ε(δ)", points)
     return (Plot("ε for each δ", description, "δ", "ε", (line,), "profile", _stated(statement)),)

@@ -1,4 +1,6 @@
-"""The top of the report: the guarantee in a sentence, what must not be overlooked, what it means."""
+"""The top of the report: the guarantee in a sentence, what must not be overlooked, what it
+means.
+"""
 
 from collections.abc import Iterator
 from decimal import ROUND_CEILING, Decimal
@@ -11,9 +13,13 @@ from dpclip.report.content import Headline, Level, Notice
 from dpclip.report.reading import Statement
 
 KINDS = {
-    "worst-case": "It holds for every possible training data set and whatever an onlooker knows or computes.",
-    "filter budget": "The noise was chosen while training; ε is the budget fixed in advance, which the run"
-    " could not exceed.",
+    "worst-case": (
+        "It holds for every possible training data set and whatever an onlooker knows or computes."
+    ),
+    "filter budget": (
+        "The noise was chosen while training; ε is the budget fixed in advance, which the run"
+        " could not exceed."
+    ),
     "conditional": "It holds only if the stated assumption does; nothing is promised otherwise.",
 }
 
@@ -62,14 +68,15 @@ def _about_epsilon(statement: Statement) -> Iterator[Notice]:
         yield Notice(
             "danger",
             "No privacy guarantee",
-            "ε is infinite (∞): differential privacy promises nothing about what this model reveals of its"
-            " training data. Treat the model as confidential as the data themselves.",
+            "ε is infinite (∞): differential privacy promises nothing about what this model "
+            "reveals of its training data. Treat the model as confidential as the data themselves.",
         )
     elif bounded_epsilon(statement) is None:
         yield Notice(
             "danger",
             "No privacy guarantee",
-            "The statement gives no usable ε, so no privacy guarantee can be read from this report.",
+            "The statement gives no usable ε, so no privacy guarantee can be read from this "
+            "report.",
         )
 
 
@@ -85,7 +92,10 @@ def _about_contradiction(statement: Statement) -> Iterator[Notice]:
             reached, end = entry.get("upper"), "is only known to be at most"
         value = rounding.exact(reached)
         if value is not None and value > promised * Decimal("1.000000001"):
-            text = f"{claim} {rounding.anything(entry.get('accountant'))} it {end} {rounding.epsilon(reached)}."
+            text = (
+                f"{claim} {rounding.anything(entry.get('accountant'))} it {end} "
+                f"{rounding.epsilon(reached)}."
+            )
             yield Notice(level, "The figures contradict each other", text)
 
 
@@ -102,7 +112,8 @@ def _about_kind(statement: Statement) -> Iterator[Notice]:
         yield Notice(
             "warning",
             "Unknown kind of guarantee",
-            f"The kind of the guarantee is {rounding.anything(kind)}; do not take it for a worst-case one.",
+            f"The kind of the guarantee is {rounding.anything(kind)}; do not take it for a "
+            "worst-case one.",
         )
 
 
@@ -119,13 +130,17 @@ def _about_status(statement: Statement) -> Iterator[Notice]:
         text = f"The run stopped early because its privacy budget was used up: {steps}."
         yield Notice("warning", "Budget exhausted", text)
         return
-    title = {"unfinished": "Unfinished run", "None": "Status not stated"}.get(str(status), "Run not complete")
-    spelled = "" if status in ("unfinished", None) else f" (its status: {rounding.anything(status)})"
+    title = {"unfinished": "Unfinished run", "None": "Status not stated"}.get(
+        str(status), "Run not complete"
+    )
+    spelled = (
+        "" if status in ("unfinished", None) else f" (its status: {rounding.anything(status)})"
+    )
     yield Notice(
         "warning",
         title,
-        f"This run is not known to be complete{spelled}: {steps}. The figures describe it as it stood when"
-        " the statement was written; continuing it spends more privacy.",
+        f"This run is not known to be complete{spelled}: {steps}. The figures describe it as it "
+        "stood when the statement was written; continuing it spends more privacy.",
     )
 
 
@@ -139,8 +154,9 @@ def _about_delta(statement: Statement) -> Iterator[Notice]:
         yield Notice(
             "warning",
             "δ is too large",
-            f"δ = {rounding.delta(float(delta))} is not below 1 in {rounding.number(int(units))}, the number"
-            " of protected units: even publishing one of them outright could meet such a δ.",
+            f"δ = {rounding.delta(float(delta))} is not below 1 in {rounding.number(int(units))}, "
+            "the number of protected units: even publishing one of them outright could meet such "
+            "a δ.",
         )
 
 
@@ -157,8 +173,8 @@ def _about_randomness(statement: Statement) -> Iterator[Notice]:
         yield Notice(
             "warning",
             f"Randomness from {rounding.anything(source)}",
-            "Whoever has the key or guesses the seed can recompute the noise and take it away again. The guarantee"
-            " holds only against those who cannot.",
+            "Whoever has the key or guesses the seed can recompute the noise and take it away "
+            "again. The guarantee holds only against those who cannot.",
         )
 
 
@@ -170,8 +186,8 @@ def sentence(statement: Statement) -> str:
     if bounded_epsilon(statement) is None or stated_delta(statement) is None:
         return "The statement contains no guarantee."
     return (
-        f"The training is ({rounding.epsilon(guarantee['epsilon'])}, {rounding.delta(guarantee['delta'])})"
-        "-differentially private."
+        f"The training is ({rounding.epsilon(guarantee['epsilon'])}, "
+        f"{rounding.delta(guarantee['delta'])})-differentially private."
     )
 
 
@@ -182,18 +198,20 @@ def meaning(statement: Statement) -> tuple[str, ...]:
         return ()
     guarantee = part(statement, "guarantee")
     unit = rounding.anything(guarantee.get("unit"))
-    condition = "Provided the assumption holds: take" if guarantee.get("kind") == "conditional" else "Take"
+    condition = (
+        "Provided the assumption holds: take" if guarantee.get("kind") == "conditional" else "Take"
+    )
     guess = rounding.percentage(odds.best_guess(float(epsilon), float(delta)))
     return (
-        f"{condition} any one protected unit ({unit}) and start from even odds that it was used. Nobody, even"
-        " knowing all the other units, can tell from what was released whether it was, with odds better than"
-        f" {_odds(epsilon)} to 1 (e to the power of ε), except with probability"
-        f" δ = {rounding.delta(float(delta))}. Put as a guess: right at most {guess} of the time,"
-        " where tossing a coin is right 50% of the time.",
+        f"{condition} any one protected unit ({unit}) and start from even odds that it was used. "
+        "Nobody, even knowing all the other units, can tell from what was released whether it "
+        f"was, with odds better than {_odds(epsilon)} to 1 (e to the power of ε), except with "
+        f"probability δ = {rounding.delta(float(delta))}. Put as a guess: right at most {guess} "
+        "of the time, where tossing a coin is right 50% of the time.",
         _strength(epsilon),
-        "Not hidden: whatever the model would have learnt just as well without that unit. Someone"
-        " behind several units is protected less: for k units, count with an ε up to k times as large and a"
-        " larger δ.",
+        "Not hidden: whatever the model would have learnt just as well without that unit. Someone "
+        "behind several units is protected less: for k units, count with an ε up to k times as "
+        "large and a larger δ.",
     )
 
 
@@ -214,8 +232,8 @@ def _strength(epsilon: Decimal) -> str:
     else:
         verdict = "is above 10, where the guarantee alone is weak and other evidence is needed"
     return (
-        f"As a rule of thumb (Ponomareva et al. 2023, “How to DP-fy ML”), this ε {verdict}. It is a bound for"
-        " the worst case: it says how much could be revealed at most, not how much is."
+        f"As a rule of thumb (Ponomareva et al. 2023, “How to DP-fy ML”), this ε {verdict}. It is "
+        "a bound for the worst case: it says how much could be revealed at most, not how much is."
     )
 
 

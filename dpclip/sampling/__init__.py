@@ -1,4 +1,7 @@
-"""Drawing logical batches, and what all steps cost together. A new scheme is one file and one line here."""
+"""Drawing logical batches, and what all steps cost together.
+
+A new scheme is one file and one line here.
+"""
 
 from __future__ import annotations
 

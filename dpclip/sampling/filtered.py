@@ -13,18 +13,20 @@ from dpclip.sampling.schedule import Schedule
 from dpclip.sampling.scheme import SCHEMES
 
 NOISE_RANGE = (0.95, 1.25)
-"""The least and the most noise that a rule may choose, over the planned noise. A filter works at an order that suits
-the least of it, so every per cent below 1 costs steps."""
+"""The least and the most noise that a rule may choose, over the planned noise. A filter works at an
+order that suits the least of it, so every per cent below 1 costs steps.
+"""
 _MOST_NOISE = 1e6
 
 
 @SCHEMES.register
 class Filtered(Poisson):
-    """Poisson batches, with each step's noise chosen from what was released, within `NOISE_RANGE` of the planned noise.
+    """Poisson batches, with each step's noise chosen from what was released, within `NOISE_RANGE`
+    of the planned noise.
 
-    Composing the noise that happened to be chosen would prove nothing. A Rényi filter, fixed with the plan, admits each
-    step before its batch is drawn, and always keeps enough for the rest of the run at the most noise. What is promised
-    is the budget, whatever was spent of it.
+    Composing the noise that happened to be chosen would prove nothing. A Rényi filter, fixed with
+    the plan, admits each step before its batch is drawn, and always keeps enough for the rest of
+    the run at the most noise. What is promised is the budget, whatever was spent of it.
     """
 
     name: ClassVar[str] = "filtered"
@@ -37,13 +39,17 @@ class Filtered(Poisson):
         if not schedule.private:
             return None
         least, most = (by * schedule.noise_multiplier for by in NOISE_RANGE)
-        releases = (
-            2 * schedule.steps
-        )  # steps that have to be repeated with fresh noise are charged again
+        # steps that have to be repeated with fresh noise are charged again
+        releases = 2 * schedule.steps
         return RenyiFilter.planned(
-            schedule.target_epsilon, schedule.delta, schedule.adjacency, self.sample_rate(schedule), least, releases,
+            schedule.target_epsilon,
+            schedule.delta,
+            schedule.adjacency,
+            self.sample_rate(schedule),
+            least,
+            releases,
             reserve=(self.event(schedule, most), schedule.steps),
-        )  # fmt: skip
+        )
 
     def certificate(self, accountant: str) -> str:
         return "preset budget of a Rényi filter"
@@ -53,14 +59,17 @@ class Filtered(Poisson):
         return schedule.noise_multiplier * most ** max(-1.0, min(1.0, wish))
 
     def noise_multiplier(self, schedule: Schedule, fixed: float) -> float:
-        """The least that the filter's orders afford in every step; a few per cent more than `fixed`."""
+        """The least that the filter's orders afford in every step; a few per cent more than
+        `fixed`.
+        """
         low, high = fixed, 2 * fixed
         while not self._affords(schedule, high):
             low, high = high, 2 * high
             if high > _MOST_NOISE:
                 raise InputError(
-                    f"epsilon = {schedule.target_epsilon:g} leaves a privacy filter no budget at any of its orders: plan "
-                    "with a larger epsilon, or choose a rule or mode with fixed noise (rl:mode=B)"
+                    f"epsilon = {schedule.target_epsilon:g} leaves a privacy filter no budget at "
+                    "any of its orders: plan with a larger epsilon, or choose a rule or mode with "
+                    "fixed noise (rl:mode=B)"
                 )
         while high > low * (1 + 1e-4):
             middle = math.sqrt(low * high)

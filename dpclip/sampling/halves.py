@@ -39,10 +39,11 @@ class HalvesSampler(PoissonSampler):
 
 @SCHEMES.register
 class Halves(Poisson):
-    """Units are split once, at random, into two halves; step t draws from half t mod 2, at rate 2 q.
+    """Units are split once, at random, into two halves; step t draws from half t mod 2, at rate 2
+    q.
 
-    A unit's coin at step t may move the releases of steps t and t + 1, and no later one: each pair is one
-    Poisson-sampled Gaussian, and both halves' pairs compose in parallel.
+    A unit's coin at step t may move the releases of steps t and t + 1, and no later one: each pair
+    is one Poisson-sampled Gaussian, and both halves' pairs compose in parallel.
     """
 
     name: ClassVar[str] = "halves"
@@ -50,16 +51,18 @@ class Halves(Poisson):
     sampler_title: ClassVar[str] = "Poisson on alternating halves"
     sampler: ClassVar[type[Sampler]] = HalvesSampler
     assumption: ClassVar[str] = (
-        "Units are split once into two halves by fair secret coins; step t draws each unit of half (t mod 2) "
-        "independently with probability 2q. A unit moves the releases of the step that draws it and of the next one."
+        "Units are split once into two halves by fair secret coins; step t draws each unit of half "
+        "(t mod 2) independently with probability 2q. A unit moves the releases of the step that "
+        "draws it and of the next one."
     )
 
     def check(self, schedule: Schedule) -> None:
         require_add_remove(self, schedule)
         if 2 * schedule.expected_batch_size > schedule.units:
             raise InputError(
-                f"batch size {schedule.expected_batch_size} is more than half of N = {schedule.units} units, and this clipping "
-                f"rule draws from one half of the data at a time: choose at most {schedule.units // 2}"
+                f"batch size {schedule.expected_batch_size} is more than half of N = "
+                f"{schedule.units} units, and this clipping rule draws from one half of the data "
+                f"at a time: choose at most {schedule.units // 2}"
             )
 
     def rate(self, schedule: Schedule) -> Fraction:

@@ -1,8 +1,10 @@
-"""Physical micro-batches, each of one shape: so that what is computed of a unit cannot depend on who else is there.
+"""Physical micro-batches, each of one shape: so that what is computed of a unit cannot depend on
+who else is there.
 
-Vendors' kernels are chosen by shape: the same row may round differently in a batch of 15 rows than in one of 16. So the
-number of rows is fixed, missing ones are filled up with dummies that count for nothing, and units share a micro-batch
-only if they have the same shape by themselves. How long a unit is padded is its own affair, never its neighbours'.
+Vendors' kernels are chosen by shape: the same row may round differently in a batch of 15 rows than
+in one of 16. So the number of rows is fixed, missing ones are filled up with dummies that count for
+nothing, and units share a micro-batch only if they have the same shape by themselves. How long a
+unit is padded is its own affair, never its neighbours'.
 """
 
 from __future__ import annotations
@@ -17,9 +19,8 @@ from torch import Tensor
 
 from dpclip.sampling.units import RowDataset
 
-Shape = tuple[
-    int, tuple[tuple[int, ...], ...]
-]  # rows of a unit, and of each tensor that they are collated to
+# rows of a unit, and of each tensor that they are collated to
+Shape = tuple[int, tuple[tuple[int, ...], ...]]
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,8 @@ class Packer:
     Args:
         dataset: rows by index.
         collate: makes a batch of a list of rows, each by itself but for a common length.
-        size: rows a micro-batch; a unit is never split, so one with more rows than that has a micro-batch of its own.
+        size: rows a micro-batch; a unit is never split, so one with more rows than that has a
+            micro-batch of its own.
         rows_per_unit: most rows of a unit.
     """
 
@@ -113,7 +115,8 @@ class Packer:
         return self.room(shape) > before
 
     def pack(self, drawn: Iterable[Sequence[int]]) -> Iterator[MicroBatch]:
-        """Micro-batches of the units of a logical batch, given by their rows; what is left over is filled up.
+        """Micro-batches of the units of a logical batch, given by their rows; what is left over is
+        filled up.
 
         Sums do not depend on the order of units, nor on who shares a micro-batch.
         """
@@ -166,7 +169,9 @@ def with_last(items: Iterable[MicroBatch]) -> Iterator[tuple[MicroBatch, bool]]:
 
 
 def tensors_in(batch: Any) -> list[Tensor]:
-    """The tensors of a batch, in order: of mappings, sequences and dataclass-like objects of the usual kinds."""
+    """The tensors of a batch, in order: of mappings, sequences and dataclass-like objects of the
+    usual kinds.
+    """
     if isinstance(batch, Tensor):
         return [batch]
     if isinstance(batch, Mapping):

@@ -23,16 +23,19 @@ def steps_per_pass(schedule: Schedule) -> int:
 
 @dataclass(frozen=True)
 class PassesSampler(Sampler):
-    """Pass after pass, each a secret permutation of N slots taken in batches of B; the rest of a pass is left out.
+    """Pass after pass, each a secret permutation of N slots taken in batches of B; the rest of a
+    pass is left out.
 
-    A pass is the same in every generation of randomness, so that repeating a step draws no unit anew.
+    A pass is the same in every generation of randomness, so that repeating a step draws no unit
+    anew.
     """
 
     def __post_init__(self) -> None:
         if self.population > self.schedule.units:
             raise InputError(
-                f"{self.population} units are present but N = {self.schedule.units}: this clipping rule gives every unit "
-                "a slot of its own; raise --public-units, or choose another rule"
+                f"{self.population} units are present but N = {self.schedule.units}: this clipping "
+                "rule gives every unit a slot of its own; raise --public-units, or choose another "
+                "rule"
             )
 
     def draw(self, step: int, generation: int) -> np.ndarray:
@@ -46,9 +49,9 @@ class PassesSampler(Sampler):
 class Passes(Scheme):
     """Pass after pass over the shuffled data in batches of B; a unit is drawn at most once a pass.
 
-    No amplification by sampling is claimed: the releases of the whole run are one Gaussian whose sensitivity, over all
-    steps that a unit may move, the rule states. It is spent at the first step. A run that has to repeat steps with
-    fresh noise spends it again.
+    No amplification by sampling is claimed: the releases of the whole run are one Gaussian whose
+    sensitivity, over all steps that a unit may move, the rule states. It is spent at the first
+    step. A run that has to repeat steps with fresh noise spends it again.
     """
 
     name: ClassVar[str] = "passes"
@@ -58,8 +61,9 @@ class Passes(Scheme):
     sampler_title: ClassVar[str] = "shuffled passes"
     sampler: ClassVar[type[Sampler]] = PassesSampler
     assumption: ClassVar[str] = (
-        "Each pass assigns units to N slots by a secret permutation and takes the slots in batches of fixed size, so "
-        "that a unit is drawn at most once a pass; N is fixed, whoever takes part."
+        "Each pass assigns units to N slots by a secret permutation and takes the slots in batches "
+        "of fixed size, so that a unit is drawn at most once a pass; N is fixed, whoever takes "
+        "part."
     )
 
     def check(self, schedule: Schedule) -> None:
@@ -72,7 +76,9 @@ class Passes(Scheme):
         return Gaussian(noise_multiplier)
 
     def spent(self, schedule: Schedule, charges: Charges) -> Counter[Event]:
-        """Each generation continues one path of a run: its energy is within the whole run's (docs)."""
+        """Each generation continues one path of a run: its energy is within the whole run's
+        (docs).
+        """
         return Counter(
             event for event, _ in {(charge.event, charge.generation) for charge in charges}
         )

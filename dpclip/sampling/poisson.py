@@ -1,7 +1,8 @@
 """Poisson sampling: each unit joins each step with probability q.
 
-It has exact integer thresholds: a unit joins a logical batch when its 64-bit word of the step's stream is below
-floor(q 2^64), so that the realised rate is never above the q that is accounted, and no float32 grid coarsens a small q.
+It has exact integer thresholds: a unit joins a logical batch when its 64-bit word of the step's
+stream is below floor(q 2^64), so that the realised rate is never above the q that is accounted, and
+no float32 grid coarsens a small q.
 """
 
 from __future__ import annotations
@@ -53,8 +54,8 @@ class Poisson(Scheme):
     sampler_title: ClassVar[str] = "Poisson"
     sampler: ClassVar[type[Sampler]] = PoissonSampler
     assumption: ClassVar[str] = (
-        "Batches are Poisson samples: each unit joins each step independently with probability q, drawn from a "
-        "cryptographic stream; empty batches are released and charged like any other."
+        "Batches are Poisson samples: each unit joins each step independently with probability q, "
+        "drawn from a cryptographic stream; empty batches are released and charged like any other."
     )
 
     def rate(self, schedule: Schedule) -> Fraction:

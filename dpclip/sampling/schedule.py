@@ -1,4 +1,6 @@
-"""The numbers of a run that sampling and its accounting depend on, fixed before the first sample is drawn."""
+"""The numbers of a run that sampling and its accounting depend on, fixed before the first sample is
+drawn.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,8 @@ class Schedule:
         units: number of privacy units N, a public number.
         expected_batch_size: expected units a logical batch, the divisor of the released sum.
         steps: planned logical steps, an integer chosen first.
-        noise_multiplier: sigma_eff of one step, noise standard deviation over L2 sensitivity; 0 without privacy.
+        noise_multiplier: sigma_eff of one step, noise standard deviation over L2 sensitivity; 0
+            without privacy.
         delta: the delta of the guarantee.
         target_epsilon: the budget; infinity trains without privacy.
         adjacency: neighbouring relation.

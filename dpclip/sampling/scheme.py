@@ -1,8 +1,9 @@
-"""How a run draws its batches, and what all its steps cost together: a scheme is one file and one line.
+"""How a run draws its batches, and what all its steps cost together: a scheme is one file and one
+line.
 
-Most rules let a unit's presence move one step's release, with a fresh coin: Poisson batches, composed step by step.
-Error feedback carries a sample's trace into later steps, so it needs a scheme whose proof allows for that
-(docs/explanation/error-feedback.md).
+Most rules let a unit's presence move one step's release, with a fresh coin: Poisson batches,
+composed step by step. Error feedback carries a sample's trace into later steps, so it needs a
+scheme whose proof allows for that (docs/explanation/error-feedback.md).
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ class Charge:
     Attributes:
         event: what it costs by itself.
         half: step mod 2.
-        generation: of its randomness; more than one means that steps were repeated with fresh noise.
+        generation: of its randomness; more than one means that steps were repeated with fresh
+            noise.
     """
 
     event: Event
@@ -60,7 +62,9 @@ class Scheme(ABC):
     kind: ClassVar[str] = "worst-case"
 
     def filter(self, schedule: Schedule) -> RenyiFilter | None:
-        """What admits steps whose noise is chosen from what was released; None where all noise is planned."""
+        """What admits steps whose noise is chosen from what was released; None where all noise is
+        planned.
+        """
         return None
 
     def certificate(self, accountant: str) -> str:
@@ -68,7 +72,9 @@ class Scheme(ABC):
         return f"accountant {accountant}"
 
     def preferred_noise(self, schedule: Schedule, wish: float) -> float:
-        """The noise of a step whose rule wishes for less (-1) or more (1) than planned; here it is not asked."""
+        """The noise of a step whose rule wishes for less (-1) or more (1) than planned; here it is
+        not asked.
+        """
         return schedule.noise_multiplier
 
     def noise_multiplier(self, schedule: Schedule, fixed: float) -> float:
@@ -85,7 +91,9 @@ class Scheme(ABC):
 
     @abstractmethod
     def event(self, schedule: Schedule, noise_multiplier: float) -> Event:
-        """What one step costs by itself; a ledger read without its plan adds these up, which is never too little."""
+        """What one step costs by itself; a ledger read without its plan adds these up, which is
+        never too little.
+        """
 
     @abstractmethod
     def spent(self, schedule: Schedule, charges: Charges) -> Counter[Event]:
@@ -125,6 +133,6 @@ def require_add_remove(scheme: Scheme, schedule: Schedule) -> None:
     """Refuse other adjacencies, for which this scheme has no proof."""
     if schedule.private and schedule.adjacency != "add-remove":
         raise InputError(
-            f"adjacency {schedule.adjacency} has no proof with {scheme.sampler_title} batches, which this clipping rule needs: "
-            "choose add-remove, or another clipping rule"
+            f"adjacency {schedule.adjacency} has no proof with {scheme.sampler_title} batches, "
+            "which this clipping rule needs: choose add-remove, or another clipping rule"
         )

@@ -1,4 +1,6 @@
-"""Privacy units: which rows are whose, told by the values of the unit names and never by the objects that hold them."""
+"""Privacy units: which rows are whose, told by the values of the unit names and never by the
+objects that hold them.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +20,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from dpclip.errors import InputError
 
+# a datetime is a date, too
 _AS_THEY_ARE: tuple[type, ...] = (
     bytes,
     datetime,
@@ -25,7 +28,7 @@ _AS_THEY_ARE: tuple[type, ...] = (
     time,
     timedelta,
     UUID,
-)  # a datetime is a date, too
+)
 
 
 class RowDataset(Protocol):
@@ -45,20 +48,23 @@ def check_dataset(dataset: Any) -> None:
     kind = type(dataset).__name__
     if isinstance(dataset, DataLoader):
         raise InputError(
-            f"a {kind} was given as the data set; its batches are drawn by dpclip itself: give loader.dataset"
+            f"a {kind} was given as the data set; its batches are drawn by dpclip itself: give "
+            "loader.dataset"
         )
     if isinstance(dataset, IterableDataset) or kind == "IterableDataset":
         raise InputError(
-            f"the data set is a stream ({kind}), from which no random sample can be drawn by index: load it into a "
-            "data set with rows by index"
+            f"the data set is a stream ({kind}), from which no random sample can be drawn by "
+            "index: load it into a data set with rows by index"
         )
     if isinstance(dataset, Mapping | Set):
         raise InputError(
-            f"the data set is a {kind}, which has no rows by index: give one split, or a list of rows"
+            f"the data set is a {kind}, which has no rows by index: give one split, or a list of "
+            "rows"
         )
     if not hasattr(dataset, "__getitem__"):
         raise InputError(
-            f"the data set ({kind}) has no rows by index: give it __getitem__(index), or make a list of it"
+            f"the data set ({kind}) has no rows by index: give it __getitem__(index), or make a "
+            "list of it"
         )
     try:
         rows = len(dataset)
@@ -78,8 +84,8 @@ class UnitIndex:
         unit_of_row: a name a row, compared by value; by default each row is a unit of its own.
 
     Raises:
-        InputError: names that are missing, have no value to compare or are of different kinds. The line tells the row and
-            never the name, which is private.
+        InputError: names that are missing, have no value to compare or are of different kinds. The
+            line tells the row and never the name, which is private.
     """
 
     def __init__(self, rows: int, unit_of_row: Sequence[Any] | None) -> None:
@@ -106,7 +112,8 @@ def _names(given: Any, rows: int) -> list[Any]:
         raise InputError(f"the unit names are one {kind}: give a sequence with one name a row")
     if getattr(given, "ndim", 1) != 1:
         raise InputError(
-            f"the unit names are a {kind} of shape {list(given.shape)}: give one name a row, shape [{rows}]"
+            f"the unit names are a {kind} of shape {list(given.shape)}: give one name a row, shape "
+            f"[{rows}]"
         )
     if isinstance(given, Tensor):
         given = given.tolist()
@@ -166,7 +173,8 @@ def _canonical(row: int, name: Any) -> tuple[str, Any]:
             return kind.__name__, _filled(row, name) if kind is bytes else name
     raise _refused(
         row,
-        f"is a {type(name).__name__}, which has no fixed value to compare: give text, numbers or tuples of them",
+        f"is a {type(name).__name__}, which has no fixed value to compare: give text, numbers or "
+        "tuples of them",
     )
 
 
@@ -183,9 +191,8 @@ def _plain(row: int, name: Any) -> Any:
             )
         return _plain(row, name.reshape(())[()] if isinstance(name, np.ndarray) else name.item())
     if isinstance(name, np.datetime64 | np.timedelta64):
-        return (
-            None if np.isnat(name) else name.astype(f"{type(name).__name__}[us]").item()
-        )  # else nanoseconds are ints
+        # else nanoseconds are ints
+        return None if np.isnat(name) else name.astype(f"{type(name).__name__}[us]").item()
     if isinstance(name, np.longdouble | np.clongdouble):
         return complex(name) if isinstance(name, np.clongdouble) else float(name)
     if isinstance(name, np.generic):
@@ -194,10 +201,11 @@ def _plain(row: int, name: Any) -> Any:
 
 
 def _is_not_a_number(name: Any) -> bool:
+    # pandas' own, whose comparisons have no truth value
     if type(name).__name__ in (
         "NAType",
         "NaTType",
-    ):  # pandas' own, whose comparisons have no truth value
+    ):
         return True
     if isinstance(name, Decimal):
         return name.is_nan()

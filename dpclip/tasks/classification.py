@@ -30,7 +30,8 @@ class Classification:
 
     Args:
         tokenizer: a Hugging Face tokenizer with a padding token.
-        max_length: longest record in tokens; longer ones are truncated, never split into several units.
+        max_length: longest record in tokens; longer ones are truncated, never split into several
+            units.
         labels: the class names, in the order of the model's outputs; taken as public.
     """
 
@@ -49,12 +50,12 @@ class Classification:
         unknown = sorted(set(records.labels or []) - set(index))
         if unknown:
             raise InputError(
-                f"label {unknown[0]!r} in {records.source} is not among the labels {', '.join(self.labels)}: "
-                "correct the file, or declare all labels with --labels"
+                f"label {unknown[0]!r} in {records.source} is not among the labels "
+                f"{', '.join(self.labels)}: correct the file, or declare all labels with --labels"
             )
-        encoded = self.tokenizer(list(records.texts or []), truncation=True, max_length=self.max_length, verbose=False)[
-            "input_ids"
-        ]
+        encoded = self.tokenizer(
+            list(records.texts or []), truncation=True, max_length=self.max_length, verbose=False
+        )["input_ids"]
         pad = self.tokenizer.pad_token_id
         return [
             LabelledExample(ids or [pad], index[label])
@@ -78,7 +79,11 @@ class Classification:
         for row, example in enumerate(examples):
             ids[row, : len(example.ids)] = torch.tensor(example.ids)
             mask[row, : len(example.ids)] = 1
-        return {"input_ids": ids, "attention_mask": mask, "labels": torch.tensor([e.label for e in examples])}
+        return {
+            "input_ids": ids,
+            "attention_mask": mask,
+            "labels": torch.tensor([e.label for e in examples]),
+        }
 
     def losses(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
         """Cross entropy, shape [rows]."""
@@ -91,7 +96,9 @@ class Classification:
         return model(input_ids=ids, attention_mask=mask).logits.float()
 
     @torch.no_grad()
-    def evaluate(self, model: nn.Module, examples: Sequence[LabelledExample], rows: int = 32) -> float:
+    def evaluate(
+        self, model: nn.Module, examples: Sequence[LabelledExample], rows: int = 32
+    ) -> float:
         """Share of examples whose most likely class is right."""
         model.eval()
         right = 0
@@ -102,12 +109,18 @@ class Classification:
         model.train()
         return right / max(len(examples), 1)
 
-    def synthetic(self, rows: int, vocabulary: int, length: int | None = None) -> list[LabelledExample]:
-        """Public stand-in examples: fixed random tokens, of different lengths or of the given one."""
+    def synthetic(
+        self, rows: int, vocabulary: int, length: int | None = None
+    ) -> list[LabelledExample]:
+        """Public stand-in examples: fixed random tokens, of different lengths or of the
+        given one.
+        """
         generator = torch.Generator().manual_seed(0)
         return [
             LabelledExample(
-                torch.randint(vocabulary, (length or min(self.max_length, 5 + 2 * row),), generator=generator).tolist(),
+                torch.randint(
+                    vocabulary, (length or min(self.max_length, 5 + 2 * row),), generator=generator
+                ).tolist(),
                 row % len(self.labels),
             )
             for row in range(rows)

@@ -1,10 +1,13 @@
-"""Clinic visit notes that look private and are not: every person, number and visit is made up by a generator.
+"""Clinic visit notes that look private and are not: every person, number and visit is made up by a
+generator.
 
-They are the data of a first run, of examples and of privacy audits: like real letters, each note holds rare
-strings (a name, a birth date, a record number, a telephone number) that a model must not give away.
+They are the data of a first run, of examples and of privacy audits: like real letters, each note
+holds rare strings (a name, a birth date, a record number, a telephone number) that a model must not
+give away.
 
-The notes of a seed are the same on every machine and in every Python version: all choices are made from
-`random.Random(seed).random()`, the one method whose sequence the standard library promises to keep.
+The notes of a seed are the same on every machine and in every Python version: all choices are made
+from `random.Random(seed).random()`, the one method whose sequence the standard library promises to
+keep.
 """
 
 import random
@@ -25,34 +28,39 @@ def _several(words: str, separator: str = "|") -> tuple[str, ...]:
 
 
 GIVEN_NAMES = _several(
-    "Ada Alma Amir Anton Asha Bela Bram Carla Cyril Dalia Dario Dora Edgar Elif Emil Enid Farid Fiona Gita "
-    "Greta Hanna Hugo Ida Imran Ines Ivo Jamal Jana Jonas Kamal Kira Laila Lars Leona Lina Magnus Maya "
-    "Milo Mona Nadia Nils Nora Olga Omar Oskar Petra Priya Quentin Rafael Rosa Ruth Samir Selma Silas "
-    "Stella Tariq Tessa Theo Uma Vera Viktor Wanda Xenia Yusuf Yara Zeno",
+    "Ada Alma Amir Anton Asha Bela Bram Carla Cyril Dalia Dario Dora Edgar Elif Emil Enid Farid "
+    "Fiona Gita Greta Hanna Hugo Ida Imran Ines Ivo Jamal Jana Jonas Kamal Kira Laila Lars Leona "
+    "Lina Magnus Maya Milo Mona Nadia Nils Nora Olga Omar Oskar Petra Priya Quentin Rafael Rosa "
+    "Ruth Samir Selma Silas Stella Tariq Tessa Theo Uma Vera Viktor Wanda Xenia Yusuf Yara Zeno",
     " ",
 )
 NAME_BEGINNINGS = _several(
-    "Alder Bram Carn Dun Elm Fenn Gar Hazel Ing Jarr Kel Lark Mar Nether Oster Pem Quar Rams Sel Thorn "
-    "Ulv Vin Wether Yar Zell",
+    "Alder Bram Carn Dun Elm Fenn Gar Hazel Ing Jarr Kel Lark Mar Nether Oster Pem Quar Rams Sel "
+    "Thorn Ulv Vin Wether Yar Zell",
     " ",
 )
 NAME_ENDINGS = _several(
-    "acre bank brook by cliffe combe dale esk field garth holt ick kirk lund moor ness quist row sett "
-    "thwaite vane wick worth",
+    "acre bank brook by cliffe combe dale esk field garth holt ick kirk lund moor ness quist row "
+    "sett thwaite vane wick worth",
     " ",
 )
 MONTHS = _several(  # strftime would ask the locale
     "January February March April May June July August September October November December", " "
 )
 DURATIONS = _several(
-    "two days|four days|a week|ten days|two weeks|a month|six weeks|three months|half a year|since last night"
+    "two days|four days|a week|ten days|two weeks|a month|six weeks|three months|half a year|since "
+    "last night"
 )
-NEXT_VISITS = _several("in a week|in two weeks|in a month|in six weeks|in three months|if no better|as needed")
+NEXT_VISITS = _several(
+    "in a week|in two weeks|in a month|in six weeks|in three months|if no better|as needed"
+)
 
 
 @dataclass(frozen=True)
 class Note:
-    """One visit: its text, the patient's record number (some patients come often), the kind of complaint."""
+    """One visit: its text, the patient's record number (some patients come often), the kind of
+    complaint.
+    """
 
     text: str
     patient: str
@@ -77,8 +85,10 @@ VOCABULARY = {
     "airways": _words(
         "dry cough|cough with green sputum|short of breath on stairs|wheeze at night|sore throat|"
         "blocked nose|hoarse voice|chest tight in cold air",
-        "wheeze both sides|clear lungs|throat red|oxygen 93 percent|fever 38.4|crackles at left base",
-        "amoxicillin 500 mg|salbutamol 2 puffs|prednisolone 30 mg|budesonide 200 mcg|paracetamol 1 g at night",
+        "wheeze both sides|clear lungs|throat red|oxygen 93 percent|fever 38.4|crackles at left "
+        "base",
+        "amoxicillin 500 mg|salbutamol 2 puffs|prednisolone 30 mg|budesonide 200 mcg|paracetamol "
+        "1 g at night",
         "chest film|peak flow diary|stop smoking advice|sputum sample|flu shot given",
     ),
     "heart": _words(
@@ -90,32 +100,37 @@ VOCABULARY = {
         "ECG today|24 hour tape|echo booked|salt advice|kidney bloods",
     ),
     "joints": _words(
-        "low back pain|stiff hands in the morning|swollen knee|shoulder pain at night|twisted ankle|"
-        "hip pain on stairs|neck pain after a fall|hot big toe",
-        "knee effusion|straight leg raise 40 degrees|tender over L4|grip weak|no fracture seen|full movement",
-        "naproxen 250 mg|paracetamol 1 g|colchicine 500 mcg|methotrexate 10 mg weekly|ibuprofen gel",
+        "low back pain|stiff hands in the morning|swollen knee|shoulder pain at night|twisted "
+        "ankle|hip pain on stairs|neck pain after a fall|hot big toe",
+        "knee effusion|straight leg raise 40 degrees|tender over L4|grip weak|no fracture "
+        "seen|full movement",
+        "naproxen 250 mg|paracetamol 1 g|colchicine 500 mcg|methotrexate 10 mg weekly|ibuprofen "
+        "gel",
         "knee film|physio referral|home exercises|uric acid level|joint injection",
     ),
     "skin": _words(
         "itchy rash on both arms|dark mole on the back|weeping eczema|painful boil|flaky scalp|"
         "red patch on the cheek|hives after prawns|ulcer on left shin",
-        "mole 7 mm with uneven edge|dry scaly plaques|red and warm|no pus|nails pitted|fades on pressure",
-        "hydrocortisone cream|flucloxacillin 500 mg|cetirizine 10 mg daily|doxycycline 100 mg daily|emollient at night",
+        "mole 7 mm with uneven edge|dry scaly plaques|red and warm|no pus|nails pitted|fades on "
+        "pressure",
+        "hydrocortisone cream|flucloxacillin 500 mg|cetirizine 10 mg daily|doxycycline 100 mg "
+        "daily|emollient at night",
         "biopsy booked|photo taken|patch test|dressing twice a week|sun advice",
     ),
     "digestion": _words(
         "burning after meals|loose stools|cramps under the ribs|blood on the paper|constipation|"
         "nausea every morning|bloating after bread|trouble swallowing",
         "soft belly|tender upper right|weight down 6 kg|no masses|bowel sounds loud|mild jaundice",
-        "omeprazole 20 mg daily|loperamide 2 mg|macrogol daily|mebeverine before meals|ondansetron 4 mg",
+        "omeprazole 20 mg daily|loperamide 2 mg|macrogol daily|mebeverine before "
+        "meals|ondansetron 4 mg",
         "stool sample|scope booked|liver bloods|food diary|ultrasound",
     ),
     "mood": _words(
-        "poor sleep|low mood after a divorce|panic in crowds|drinking every evening|tearful at work|"
-        "racing thoughts|grief for a brother|worry about debts",
+        "poor sleep|low mood after a divorce|panic in crowds|drinking every evening|tearful at "
+        "work|racing thoughts|grief for a brother|worry about debts",
         "score 17 of 27|no thoughts of harm|tired and flat|restless|good eye contact|score 9 of 21",
-        "sertraline 50 mg daily|mirtazapine 15 mg at night|citalopram 20 mg daily|propranolol 10 mg|"
-        "melatonin 2 mg at night",
+        "sertraline 50 mg daily|mirtazapine 15 mg at night|citalopram 20 mg daily|propranolol 10 "
+        "mg|melatonin 2 mg at night",
         "talking therapy|sick note two weeks|sleep diary|crisis line given|alcohol clinic",
     ),
 }
@@ -177,7 +192,9 @@ class Patient:
 
 
 def _family_names(pool: Pool) -> list[str]:
-    """One name in four belongs to the public pool: no private patient, of any seed, has a public name."""
+    """One name in four belongs to the public pool: no private patient, of any seed, has a public
+    name.
+    """
     return [
         beginning + ending
         for i, beginning in enumerate(NAME_BEGINNINGS)
@@ -189,7 +206,9 @@ def _family_names(pool: Pool) -> list[str]:
 def _new_number(choose: Choices, pool: Pool, taken: set[int]) -> int:
     """Six digits nobody has yet; those divisible by 4 are the public pool's."""
     while True:
-        number = 100_000 + 4 * choose.below(225_000) + (0 if pool == "public" else 1 + choose.below(3))
+        number = (
+            100_000 + 4 * choose.below(225_000) + (0 if pool == "public" else 1 + choose.below(3))
+        )
         if number not in taken:
             taken.add(number)
             return number
@@ -214,7 +233,11 @@ def _visit(choose: Choices, patient: Patient, day: date) -> Note:
     """Most visits are about the patient's usual complaint."""
     category = patient.category if choose.chance(0.75) else choose.one(CATEGORIES)
     words = VOCABULARY[category]
-    age = day.year - patient.born.year - ((day.month, day.day) < (patient.born.month, patient.born.day))
+    age = (
+        day.year
+        - patient.born.year
+        - ((day.month, day.day) < (patient.born.month, patient.born.day))
+    )
     values = {
         "name": patient.name,
         "born": f"{_day_and_month(patient.born)} {patient.born.year}",
@@ -254,7 +277,8 @@ def _notes(count: int, seed: int, pool: Pool) -> list[Note]:
 
 
 def clinic_notes(count: int = 3072, seed: int = 0) -> list[Note]:
-    """`count` notes of invented visits, in random order; about a third of the patients have several.
+    """`count` notes of invented visits, in random order; about a third of the patients have
+    several.
 
     Args:
         count: how many notes, 0 to 100,000.
@@ -267,7 +291,8 @@ def clinic_notes(count: int = 3072, seed: int = 0) -> list[Note]:
 
 
 def public_clinic_notes(count: int = 512) -> list[Note]:
-    """Notes of the same kind about other people: no name, record or telephone number of `clinic_notes`.
+    """Notes of the same kind about other people: no name, record or telephone number of
+    `clinic_notes`.
 
     For evaluation and as the public data some methods ask for. Always the same `count` notes.
     """

@@ -36,7 +36,8 @@ class LanguageModelling:
 
     Args:
         tokenizer: a Hugging Face tokenizer with a padding token.
-        max_length: longest record in tokens; longer ones are truncated, never split into several units.
+        max_length: longest record in tokens; longer ones are truncated, never split into several
+            units.
     """
 
     tokenizer: Any
@@ -49,7 +50,9 @@ class LanguageModelling:
             return [self._example([], ids) for ids in self._ids(records.texts)]
         inputs = self._ids([text + "\n" for text in records.inputs or []])
         targets = self._ids(records.targets or [])
-        return [self._example(source, target) for source, target in zip(inputs, targets, strict=True)]
+        return [
+            self._example(source, target) for source, target in zip(inputs, targets, strict=True)
+        ]
 
     def _ids(self, texts: Sequence[str]) -> list[list[int]]:
         if not texts:
@@ -102,7 +105,9 @@ class LanguageModelling:
         total, tokens = 0.0, 0
         ordered = sorted(examples, key=self.cost)
         for start in range(0, len(ordered), rows):
-            token_losses, counted = causal_lm_tokens(model, self.collate(ordered[start : start + rows]))
+            token_losses, counted = causal_lm_tokens(
+                model, self.collate(ordered[start : start + rows])
+            )
             total += float(token_losses.double().sum())
             tokens += int(counted.sum())
         model.train()
@@ -110,7 +115,9 @@ class LanguageModelling:
         return math.exp(mean) if mean < 700 else math.inf
 
     def synthetic(self, rows: int, vocabulary: int, length: int | None = None) -> list[Example]:
-        """Public stand-in examples: fixed random tokens, of different lengths or of the given one."""
+        """Public stand-in examples: fixed random tokens, of different lengths or of the
+        given one.
+        """
         generator = torch.Generator().manual_seed(0)
         lengths = [length or min(self.max_length, 5 + 2 * row) for row in range(rows)]
         return [

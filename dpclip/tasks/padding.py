@@ -1,7 +1,8 @@
 """To which length a record is padded: one of a few public lengths, chosen by the record alone.
 
-Padding to the longest of a batch would let one record change how its neighbours round. More lengths mean less padding
-of tokens, and more micro-batches that are filled up with dummies, one for each length that occurs in a step.
+Padding to the longest of a batch would let one record change how its neighbours round. More lengths
+mean less padding of tokens, and more micro-batches that are filled up with dummies, one for each
+length that occurs in a step.
 """
 
 from __future__ import annotations

@@ -1,6 +1,3 @@
 """Where a model computes."""
 
 from __future__ import annotations
-
-
-

@@ -1,4 +1,6 @@
-"""Which columns of a table are learnt from: its records, as strings, with their labels and units."""
+"""Which columns of a table are learnt from: its records, as strings, with their labels and
+units.
+"""
 
 from dataclasses import dataclass, fields
 from typing import Literal, get_args
@@ -35,7 +37,9 @@ class Records:
 
     def __post_init__(self) -> None:
         columns = [getattr(self, field.name) for field in fields(self) if field.name != "source"]
-        if (self.texts is None) == (self.inputs is None) or (self.inputs is None) != (self.targets is None):
+        if (self.texts is None) == (self.inputs is None) or (self.inputs is None) != (
+            self.targets is None
+        ):
             raise ValueError("records have either texts, or inputs with targets")
         if len({len(column) for column in columns if column is not None}) != 1:
             raise ValueError("the columns of records differ in length")
@@ -60,15 +64,18 @@ def read_records(
     """Read every record of `data`.
 
     Args:
-        data: a file (.csv, .tsv, .jsonl or .json with one object a line, .parquet, .txt with one record a
-            line that is not blank; each also with .gz); None or "builtin" for the built-in clinic notes,
-            "builtin:public" for the notes of other people; else a data set of the Hugging Face hub,
-            `[owner/]name[:split]` or `owner/name/config[:split]`, split "train" unless given.
+        data: a file (.csv, .tsv, .jsonl or .json with one object a line, .parquet, .txt with one
+            record a line that is not blank; each also with .gz); None or "builtin" for the built-in
+            clinic notes, "builtin:public" for the notes of other people; else a data set of the
+            Hugging Face hub, `[owner/]name[:split]` or `owner/name/config[:split]`, split "train"
+            unless given.
         text_column: the column to learn; without it the only column, or the one named like a text.
         input_column: for language modelling, what comes before the target; needs `target_column`.
         target_column: for language modelling, what the model learns to write after the input.
-        label_column: the class of a record; for classification, without it, the column named like a label.
-        unit_column: whose record it is (a patient, an author); without it every row is a unit of its own.
+        label_column: the class of a record; for classification, without it, the column named like a
+            label.
+        unit_column: whose record it is (a patient, an author); without it every row is a unit of
+            its own.
         task: "lm" or "classification".
 
     Raises:
@@ -80,7 +87,9 @@ def read_records(
     if not table.columns:
         raise InputError(f"{table.source}: the file is empty; give data with at least one record")
     if len(set(table.columns)) < len(table.columns):
-        raise InputError(f"{table.source}: a column name occurs twice; rename one: {_listed(table.columns)}")
+        raise InputError(
+            f"{table.source}: a column name occurs twice; rename one: {_listed(table.columns)}"
+        )
     chosen = {"units": unit_column, "labels": label_column}
     if task == "classification" and label_column is None:
         chosen["labels"] = _default_label(table)
@@ -97,13 +106,21 @@ def _take(table: RecordTable, chosen: dict[str, str]) -> Records:
         if column not in table.columns:
             option = f"--{role.removesuffix('s')}-column"
             there = _listed(table.columns)
-            raise InputError(f"{table.source}: there is no column {column!r}; give {option} one of {there}")
+            raise InputError(
+                f"{table.source}: there is no column {column!r}; give {option} one of {there}"
+            )
     values = table.read(list(dict.fromkeys(chosen.values())))
     for role in ("units", "labels"):
-        empty = next((row for row, v in enumerate(values.get(chosen.get(role, ""), []), 1) if not v.strip()), 0)
+        empty = next(
+            (row for row, v in enumerate(values.get(chosen.get(role, ""), []), 1) if not v.strip()),
+            0,
+        )
         if empty:
             name = chosen[role]
-            raise InputError(f"{table.source}: row {empty} has no value in column {name!r}; fill it in or remove it")
+            raise InputError(
+                f"{table.source}: row {empty} has no value in column {name!r}; fill it in or "
+                "remove it"
+            )
     records = Records(table.source, **{role: values[column] for role, column in chosen.items()})
     if not records.rows:
         raise InputError(f"{table.source}: there are no rows; give data with at least one record")
@@ -114,30 +131,39 @@ def _default_label(table: RecordTable) -> str:
     named = [column for column in table.columns if column.lower() in LABEL_COLUMNS]
     if len(named) != 1:
         raise InputError(
-            f"{table.source}: which column is the label cannot be told from {_listed(table.columns)}; "
-            "give --label-column"
+            f"{table.source}: which column is the label cannot be told from "
+            f"{_listed(table.columns)}; give --label-column"
         )
     return named[0]
 
 
 def _default_text(table: RecordTable, others: set[str | None]) -> str:
     left = [column for column in table.columns if column not in others]
-    named = left if len(left) == 1 else [column for column in left if column.lower() in TEXT_COLUMNS]
+    named = (
+        left if len(left) == 1 else [column for column in left if column.lower() in TEXT_COLUMNS]
+    )
     if len(named) != 1:
         raise InputError(
-            f"{table.source}: which column is the text cannot be told from {_listed(table.columns)}; "
-            "give --text-column, or --input-column with --target-column"
+            f"{table.source}: which column is the text cannot be told from "
+            f"{_listed(table.columns)}; give --text-column, or --input-column with --target-column"
         )
     return named[0]
 
 
 def _check_pair(text: str | None, given: str | None, target: str | None, task: Task) -> None:
     if task == "classification":
-        raise InputError("--input-column and --target-column are for language modelling; give --text-column")
+        raise InputError(
+            "--input-column and --target-column are for language modelling; give --text-column"
+        )
     if text is not None:
-        raise InputError(f"--text-column {text} excludes --input-column and --target-column; give one or the other")
+        raise InputError(
+            f"--text-column {text} excludes --input-column and --target-column; give one or the "
+            "other"
+        )
     if given is None or target is None:
-        column, lacking = (given, "--target-column") if target is None else (target, "--input-column")
+        column, lacking = (
+            (given, "--target-column") if target is None else (target, "--input-column")
+        )
         raise InputError(f"column {column!r} is one half of input and target; give {lacking} too")
 
 

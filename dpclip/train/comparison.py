@@ -44,7 +44,8 @@ class ComparisonGrid:
         base: the settings that all runs share.
         rules: as `--clipping` takes them; at epsilon = inf one run without clipping stands for all.
         epsilons: budgets.
-        seeds: how many; seeds 1 … n choose the initial weights, while each run's noise has a key of its own.
+        seeds: how many; seeds 1 … n choose the initial weights, while each run's noise has a key of
+            its own.
     """
 
     base: Settings
@@ -58,10 +59,15 @@ class ComparisonGrid:
         if not self.rules or not self.epsilons or self.seeds < 1:
             raise InputError("nothing to compare: give at least one rule, one epsilon and one seed")
         if self.base.eval_data is None and self.base.data != "builtin":
-            raise InputError("a comparison needs held-out figures: give --eval-data FILE, public or separate data")
+            raise InputError(
+                "a comparison needs held-out figures: give --eval-data FILE, public or separate "
+                "data"
+            )
 
     def cells(self) -> Iterator[ComparisonCell]:
-        """All runs; seeds outermost, so that a comparison that is stopped early has something of everything."""
+        """All runs; seeds outermost, so that a comparison that is stopped early has something of
+        everything.
+        """
         for seed in range(1, self.seeds + 1):
             for epsilon in self.epsilons:
                 for rule in self.rules if math.isfinite(epsilon) else (NO_PRIVACY,):
@@ -70,7 +76,9 @@ class ComparisonGrid:
     def settings(self, cell: ComparisonCell) -> Settings:
         """One run's settings."""
         rule = "flat" if cell.rule == NO_PRIVACY else cell.rule
-        return self.base.changed(epsilon=cell.epsilon, clipping=rule, seed=cell.seed, baseline=False)
+        return self.base.changed(
+            epsilon=cell.epsilon, clipping=rule, seed=cell.seed, baseline=False
+        )
 
 
 def split_rules(text: str) -> tuple[str, ...]:
@@ -84,8 +92,14 @@ def split_rules(text: str) -> tuple[str, ...]:
     return tuple(found)
 
 
-def carry_out(grid: ComparisonGrid, folder: Path, listener: Listener, began: Callable[[int, ComparisonCell], None]) -> dict[str, Any]:
-    """Run what is missing, continue what was interrupted, and write `comparison.json` after each run.
+def carry_out(
+    grid: ComparisonGrid,
+    folder: Path,
+    listener: Listener,
+    began: Callable[[int, ComparisonCell], None],
+) -> dict[str, Any]:
+    """Run what is missing, continue what was interrupted, and write `comparison.json` after each
+    run.
 
     Args:
         grid: what to compare.
@@ -105,7 +119,9 @@ def carry_out(grid: ComparisonGrid, folder: Path, listener: Listener, began: Cal
             _run(grid.settings(cell), folder / cell.folder, listener)
             row = _finished(folder / cell.folder)
             assert row is not None
-        rows.append({"rule": cell.rule, "target_epsilon": _json(cell.epsilon), "seed": cell.seed, **row})
+        rows.append(
+            {"rule": cell.rule, "target_epsilon": _json(cell.epsilon), "seed": cell.seed, **row}
+        )
         result = {"rows": rows, "table": table(rows), "note": NOTE}
         write_atomically(folder / "comparison.json", json.dumps(result, indent=1) + "\n")
         write_atomically(folder / "comparison.md", markdown(result))
@@ -113,9 +129,9 @@ def carry_out(grid: ComparisonGrid, folder: Path, listener: Listener, began: Cal
 
 
 NOTE = (
-    "Each run has spent its own epsilon on the training data. If that data is private, what was spent is the "
-    "composition of all runs, and choosing the best of them by private data would have to be paid for too: compare "
-    "on public data."
+    "Each run has spent its own epsilon on the training data. If that data is private, what was "
+    "spent is the composition of all runs, and choosing the best of them by private data would "
+    "have to be paid for too: compare on public data."
 )
 
 
@@ -123,7 +139,9 @@ def _claim(grid: ComparisonGrid, folder: Path) -> None:
     text = grid.base.to_toml()
     path = folder / "base.toml"
     if path.exists() and path.read_text() != text:
-        raise InputError(f"{folder} holds a comparison with other settings: choose another --output")
+        raise InputError(
+            f"{folder} holds a comparison with other settings: choose another --output"
+        )
     if not path.exists() and folder.exists() and any(folder.iterdir()):
         raise InputError(f"{folder} is not empty and holds no comparison: choose another --output")
     folder.mkdir(parents=True, exist_ok=True)
@@ -145,16 +163,24 @@ def _finished(path: Path) -> dict[str, Any] | None:
     statement = json.loads(statement_path.read_text())
     guarantee, evaluation = statement["guarantee"], statement["evaluation"] or {}
     return {
-        "epsilon": guarantee["epsilon"], "delta": guarantee["delta"], "kind": guarantee["kind"],
-        "assumption": guarantee["assumption"], "status": statement["run"]["status"],
-        "noise_multiplier": statement["mechanism"]["noise_multiplier"], "clipping": statement["mechanism"]["clipping"],
-        "metric": evaluation.get("metric"), "before": evaluation.get("before"), "after": evaluation.get("after"),
+        "epsilon": guarantee["epsilon"],
+        "delta": guarantee["delta"],
+        "kind": guarantee["kind"],
+        "assumption": guarantee["assumption"],
+        "status": statement["run"]["status"],
+        "noise_multiplier": statement["mechanism"]["noise_multiplier"],
+        "clipping": statement["mechanism"]["clipping"],
+        "metric": evaluation.get("metric"),
+        "before": evaluation.get("before"),
+        "after": evaluation.get("after"),
         "folder": str(Path(*path.parts[-2:])),
-    }  # fmt: skip
+    }
 
 
 def table(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Mean and standard deviation over seeds for each rule and budget; runs that diverged are counted, not averaged."""
+    """Mean and standard deviation over seeds for each rule and budget; runs that diverged are
+    counted, not averaged.
+    """
     groups: dict[tuple[str, Any], list[dict[str, Any]]] = {}
     for row in rows:
         groups.setdefault((row["rule"], row["target_epsilon"]), []).append(row)
@@ -162,12 +188,19 @@ def table(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _summary(rule: str, epsilon: Any, members: list[dict[str, Any]]) -> dict[str, Any]:
-    values = [row["after"] for row in members if row["after"] is not None and math.isfinite(row["after"])]
+    values = [
+        row["after"] for row in members if row["after"] is not None and math.isfinite(row["after"])
+    ]
     return {
-        "rule": rule, "epsilon": epsilon, "metric": members[0]["metric"], "runs": len(members),
-        "diverged": len(members) - len(values), "mean": statistics.fmean(values) if values else None,
-        "std": statistics.stdev(values) if len(values) > 1 else None, "kind": members[0]["kind"],
-    }  # fmt: skip
+        "rule": rule,
+        "epsilon": epsilon,
+        "metric": members[0]["metric"],
+        "runs": len(members),
+        "diverged": len(members) - len(values),
+        "mean": statistics.fmean(values) if values else None,
+        "std": statistics.stdev(values) if len(values) > 1 else None,
+        "kind": members[0]["kind"],
+    }
 
 
 def markdown(result: dict[str, Any]) -> str:

@@ -20,7 +20,11 @@ def run_facts(
         model=_describe_model(job),
         evaluation=_describe_evaluation(job, before, after),
         spend=spend,
-        settings={"epochs": job.settings.epochs, "learning_rate": job.learning_rate, "seed": job.settings.seed},
+        settings={
+            "epochs": job.settings.epochs,
+            "learning_rate": job.learning_rate,
+            "seed": job.settings.seed,
+        },
     )
 
 
@@ -29,7 +33,9 @@ def _describe_data(job: Job) -> dict[str, Any]:
         "source": job.records.source,
         "rows": job.records.rows,
         "units": len(job.index),
-        "truncation": f"records longer than {job.task.max_length} tokens are truncated, never split",
+        "truncation": (
+            f"records longer than {job.task.max_length} tokens are truncated, never split"
+        ),
     }
     if job.index.grouped:
         training["rows_per_unit_and_step"] = job.settings.rows_per_unit
@@ -54,14 +60,18 @@ def _declared(job: Job) -> str:
 def _describe_model(job: Job) -> dict[str, Any]:
     parameters = list(job.loaded.model.parameters())
     return {
-        "name": job.loaded.name if not Path(job.loaded.name).exists() else Path(job.loaded.name).name,
+        "name": job.loaded.name
+        if not Path(job.loaded.name).exists()
+        else Path(job.loaded.name).name,
         "parameters": sum(p.numel() for p in parameters),
         "trainable_parameters": sum(p.numel() for p in parameters if p.requires_grad),
         "lora_rank": job.loaded.lora_rank,
     }
 
 
-def _describe_evaluation(job: Job, before: float | None, after: float | None) -> dict[str, Any] | None:
+def _describe_evaluation(
+    job: Job, before: float | None, after: float | None
+) -> dict[str, Any] | None:
     if before is None and after is None:
         return None
     finite = [v if v is not None and math.isfinite(v) else None for v in (before, after)]

@@ -30,7 +30,8 @@ from dpclip.train.settings import Settings, option
 _LONGEST = 128  # default record length in tokens, if the model has room for it
 _LONGEST_BATCH = 256
 _EPOCHS = 3.0
-_MOST_ROWS = 16  # more are no faster on a CPU, and leave more dummies in the last micro-batch of each length
+# more are no faster on a CPU, and leave more dummies in the last micro-batch of each length
+_MOST_ROWS = 16
 _FEW_ROWS = 4  # that are enough to find a model that mixes rows, before anything is written
 _PUBLIC_ROWS = 8  # made up of each padded length
 _MEMORY_SHARE = 0.6  # of what is free; the rest is for evaluation, and for other programs
@@ -95,14 +96,18 @@ class Job:
             physical_batch_size=self.physical_batch_size,
             max_length=self.task.max_length,
             lr=self.learning_rate,
-            labels=",".join(labels) if labels and not any("," in label for label in labels) else self.settings.labels,
+            labels=",".join(labels)
+            if labels and not any("," in label for label in labels)
+            else self.settings.labels,
         )
 
     def without_privacy(self) -> Job:
         """The same run with epsilon = inf, from a freshly loaded model."""
         settings = self.settings.changed(epsilon=math.inf, baseline=False)
         plan = replace(self.plan, target_epsilon=math.inf, noise_multiplier=0.0)
-        return replace(self, settings=settings, plan=plan, loaded=_load(settings, self.records, self.key))
+        return replace(
+            self, settings=settings, plan=plan, loaded=_load(settings, self.records, self.key)
+        )
 
 
 def prepare(settings: Settings, key: SecretKey, fixed: Plan | None = None) -> Job:
@@ -110,8 +115,8 @@ def prepare(settings: Settings, key: SecretKey, fixed: Plan | None = None) -> Jo
 
     Args:
         settings: the run's settings.
-        key: without a seed, chooses the weights that start at random (adapters, a new head), too, so that a replay
-            starts equally.
+        key: without a seed, chooses the weights that start at random (adapters, a new head), too,
+            so that a replay starts equally.
         fixed: the plan of a run that is resumed; a plan that comes out differently is refused.
 
     Raises:
@@ -124,7 +129,9 @@ def prepare(settings: Settings, key: SecretKey, fixed: Plan | None = None) -> Jo
     evaluation = _read_evaluation(settings)
     loaded = _load(settings, records, key)
     if plan.private:
-        configure_rule(make_rule(settings.clipping), plan, loaded.model, settings.accept_conditional)
+        configure_rule(
+            make_rule(settings.clipping), plan, loaded.model, settings.accept_conditional
+        )
     task = _task(settings, loaded, records)
     if settings.long_records == "refuse":
         _refuse_long(task, records)
@@ -132,35 +139,69 @@ def prepare(settings: Settings, key: SecretKey, fixed: Plan | None = None) -> Jo
     held_out = task.encode(evaluation) if evaluation else []
     vocabulary = min(len(loaded.tokenizer), loaded.model.get_input_embeddings().num_embeddings)  # type: ignore[operator]
     few = task.synthetic(_FEW_ROWS, vocabulary, length=buckets(task.max_length)[0])
-    check_rows(loaded.model.train(), task.losses, task.collate, few, _FEW_ROWS, settings.grad_sample_mode)
-    check_model(loaded.model, task.losses, task.collate, task.synthetic(4, vocabulary), settings.grad_sample_mode)
+    check_rows(
+        loaded.model.train(), task.losses, task.collate, few, _FEW_ROWS, settings.grad_sample_mode
+    )
+    check_model(
+        loaded.model,
+        task.losses,
+        task.collate,
+        task.synthetic(4, vocabulary),
+        settings.grad_sample_mode,
+    )
     rows = settings.physical_batch_size or _rows_that_fit(settings, task, loaded, vocabulary)
-    public = [row for n in buckets(task.max_length) for row in task.synthetic(_PUBLIC_ROWS, vocabulary, length=n)]
-    return Job(settings, key, task, loaded, plan, records, examples, index, public, held_out, evaluation, rows)
+    public = [
+        row
+        for n in buckets(task.max_length)
+        for row in task.synthetic(_PUBLIC_ROWS, vocabulary, length=n)
+    ]
+    return Job(
+        settings,
+        key,
+        task,
+        loaded,
+        plan,
+        records,
+        examples,
+        index,
+        public,
+        held_out,
+        evaluation,
+        rows,
+    )
 
 
 def _check_postprocess(settings: Settings, rule: ClippingRule) -> None:
     for clipper in make_postprocessors(settings.postprocess):
         if clipper.needs_floor and rule.transforms and math.isfinite(settings.epsilon):
             raise InputError(
-                f"--postprocess {settings.postprocess} needs the norm that noise alone has, and with --clipping "
-                f"{rule.name} the noise differs between coordinates: choose input=noised"
+                f"--postprocess {settings.postprocess} needs the norm that noise alone has, and "
+                f"with --clipping {rule.name} the noise differs between coordinates: choose "
+                "input=noised"
             )
 
 
 def _rows_that_fit(
-    settings: Settings, task: LanguageModelling | Classification, loaded: LoadedModel, vocabulary: int
+    settings: Settings,
+    task: LanguageModelling | Classification,
+    loaded: LoadedModel,
+    vocabulary: int,
 ) -> int:
-    """At most 16 rows, and few enough for the longest of them to fit into memory (a public question)."""
+    """At most 16 rows, and few enough for the longest of them to fit into memory (a public
+    question).
+    """
     longest = task.synthetic(3, vocabulary, length=task.max_length)
     free = _MEMORY_SHARE * free_bytes(next(loaded.model.parameters()).device)
     materialized = make_rule(settings.clipping).transforms
-    needed = footprint(loaded.model, task.losses, task.collate, longest, settings.grad_sample_mode, materialized)
+    needed = footprint(
+        loaded.model, task.losses, task.collate, longest, settings.grad_sample_mode, materialized
+    )
     rows = needed.rows(free)
     if rows < 1:
         raise InputError(
-            f"one record of {task.max_length} tokens needs about {(needed.fixed + needed.row) / 2**30:.1f} GiB and "
-            f"{free / 2**30:.1f} GiB may be used: shorten --max-length, train adapters with --lora 8, or give "
+            f"one record of {task.max_length} tokens needs about "
+            f"{(needed.fixed + needed.row) / 2**30:.1f} GiB and {free / 2**30:.1f} GiB may be "
+            "used: shorten --max-length, train adapters with --lora 8, or give "
             "--physical-batch-size 1 to try all the same"
         )
     return min(_MOST_ROWS, rows)
@@ -171,14 +212,15 @@ def _check_names(settings: Settings) -> None:
     bounds = rule.bounds()
     if math.isfinite(settings.epsilon) and not all(math.isfinite(bound) for bound in bounds):
         raise InputError(
-            f"--clipping {settings.clipping} bounds nothing, so no noise suffices for epsilon = {settings.epsilon:g}: "
-            "choose another rule, or --epsilon inf"
+            f"--clipping {settings.clipping} bounds nothing, so no noise suffices for epsilon = "
+            f"{settings.epsilon:g}: choose another rule, or --epsilon inf"
         )
     check_assumption(rule, settings.accept_conditional)
     _check_postprocess(settings, rule)
     if settings.grad_sample_mode not in BACKENDS.names():
         raise InputError(
-            f"--grad-sample-mode {settings.grad_sample_mode!r} is unknown: choose one of {', '.join(BACKENDS.names())}"
+            f"--grad-sample-mode {settings.grad_sample_mode!r} is unknown: choose one of "
+            f"{', '.join(BACKENDS.names())}"
         )
     if settings.accountant not in ("prv", "rdp"):
         raise InputError(f"--accountant {settings.accountant!r} is unknown: choose one of prv, rdp")
@@ -225,8 +267,8 @@ def _plan(settings: Settings, index: UnitIndex, fixed: Plan | None) -> Plan:
     if fixed is not None and plan != fixed:
         changed = [k for k, v in plan.to_json().items() if fixed.to_json()[k] != v]
         raise InputError(
-            f"the plan has changed since the run began ({', '.join(changed)}): resume with the original data and "
-            "settings, or start a new run"
+            f"the plan has changed since the run began ({', '.join(changed)}): resume with the "
+            "original data and settings, or start a new run"
         )
     return plan
 
@@ -250,7 +292,9 @@ def _labels(settings: Settings, records: Records) -> list[str]:
     return sorted(set(records.labels or []))
 
 
-def _task(settings: Settings, loaded: LoadedModel, records: Records) -> LanguageModelling | Classification:
+def _task(
+    settings: Settings, loaded: LoadedModel, records: Records
+) -> LanguageModelling | Classification:
     if settings.max_length is not None and settings.max_length > loaded.context:
         raise InputError(
             f"{option('max_length')} {settings.max_length} is longer than the model's context "
@@ -266,6 +310,7 @@ def _refuse_long(task: LanguageModelling | Classification, records: Records) -> 
     count = task.truncated(records)
     if count:
         raise InputError(
-            f"some records of {records.source} are longer than {task.max_length} tokens: raise --max-length, or allow "
-            "--long-records truncate (a record is never split into several units)"
+            f"some records of {records.source} are longer than {task.max_length} tokens: raise "
+            "--max-length, or allow --long-records truncate (a record is never split into several "
+            "units)"
         )

@@ -8,7 +8,9 @@ from dpclip.train.job import Job
 
 
 def learning_rate(job: Job, step: int) -> float:
-    """The rate of one step: a function of the step number alone, so a resumed run needs no schedule state."""
+    """The rate of one step: a function of the step number alone, so a resumed run needs no schedule
+    state.
+    """
     steps = job.plan.steps
     shapes = {
         "constant": 1.0,

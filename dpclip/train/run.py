@@ -1,4 +1,6 @@
-"""The training run of the command line: prepare or resume, train, evaluate, state what was promised."""
+"""The training run of the command line: prepare or resume, train, evaluate, state what was
+promised.
+"""
 
 from __future__ import annotations
 
@@ -68,11 +70,14 @@ class Outcome:
     baseline: float | None = None
 
 
-def start(settings: Settings, output: Path, listener: Listener, *, key: SecretKey | None = None) -> Outcome:
+def start(
+    settings: Settings, output: Path, listener: Listener, *, key: SecretKey | None = None
+) -> Outcome:
     """Begin a new run in a new folder.
 
     Args:
-        key: of sampling and noise, by default a secret one from the operating system; tests hand in one they know.
+        key: of sampling and noise, by default a secret one from the operating system; tests hand in
+            one they know.
     """
     check_free(output)
     key = key or SecretKey.generate()
@@ -86,7 +91,8 @@ def resume(folder: RunFolder, settings: Settings, listener: Listener) -> Outcome
     """Continue a run where its last checkpoint is, or finish one that had only its report left.
 
     Raises:
-        InputError: the data, the settings or the plan are no longer the same, or an earlier version began the run.
+        InputError: the data, the settings or the plan are no longer the same, or an earlier version
+            began the run.
     """
     plan = folder.plan()
     key, data_digest = folder.secret()
@@ -95,7 +101,8 @@ def resume(folder: RunFolder, settings: Settings, listener: Listener) -> Outcome
     job = prepare(settings, key, fixed=plan)
     if job.data_digest() != data_digest:
         raise InputError(
-            f"the training data ({job.records.source}) is not what the run began with: restore it, or start a new run"
+            f"the training data ({job.records.source}) is not what the run began with: restore it, "
+            "or start a new run"
         )
     return _conduct(job, folder, listener)
 
@@ -119,19 +126,30 @@ def _conduct(job: Job, folder: RunFolder, listener: Listener) -> Outcome:
 def _with_baseline(job: Job, folder: RunFolder, listener: Listener, outcome: Outcome) -> Outcome:
     """The same plan without privacy. Its result is not protected, so it stays in `private/`."""
     plain = job.without_privacy()
-    listener.log("training the same run without privacy, for comparison (its result is not protected)")
+    listener.log(
+        "training the same run without privacy, for comparison (its result is not protected)"
+    )
     memory = Ledger.create(None, plain.plan)
     run = _Run(plain, None, memory, listener)
     after = run.carry_out().after
     text = json.dumps({"metric": job.task.metric, "after_without_privacy": after})
     write_atomically(folder.private / "baseline.json", text + "\n")
-    return Outcome(outcome.statement, outcome.status, outcome.before, outcome.after, outcome.folder, baseline=after)
+    return Outcome(
+        outcome.statement,
+        outcome.status,
+        outcome.before,
+        outcome.after,
+        outcome.folder,
+        baseline=after,
+    )
 
 
 class _Run:
     """One pass over a plan, observed step by step."""
 
-    def __init__(self, job: Job, folder: RunFolder | None, ledger: Ledger, listener: Listener) -> None:
+    def __init__(
+        self, job: Job, folder: RunFolder | None, ledger: Ledger, listener: Listener
+    ) -> None:
         self.job, self.folder, self.listener = job, folder, listener
         self.environment = fingerprint(job.physical_batch_size, device_of(job.loaded.model))
         self.training = _assemble(job, ledger)
@@ -142,7 +160,7 @@ class _Run:
         step = self.training.engine.step
         self.metrics = MetricsLog(folder.metrics_path if folder else None, upto=step)
 
-    # --- the run ------------------------------------------------------------------------------------------------
+    # --- the run ----------------------------------------------------------------------------------
 
     def carry_out(self) -> Outcome:
         self.listener.on_plan(self.job, self.spend, self.folder.path if self.folder else None)
@@ -174,7 +192,7 @@ class _Run:
                 training.backward(job.task.losses(job.loaded.model, batch))
             training.step()
 
-    # --- StepObserver -------------------------------------------------------------------------------------------
+    # --- StepObserver -----------------------------------------------------------------------------
 
     def on_step_begin(self, step: int, generation: int) -> None:
         """The learning rate depends on the step alone, so that a replay is the same."""
@@ -182,14 +200,20 @@ class _Run:
             group["lr"] = learning_rate(self.job, step)
 
     def on_step_end(self, step: int, released: Released[StepRelease]) -> None:
-        norm = released.map(lambda r: math.sqrt(sum(float(t.double().square().sum()) for t in r.gradient)))
+        norm = released.map(
+            lambda r: math.sqrt(sum(float(t.double().square().sum()) for t in r.gradient))
+        )
         done, plan = step + 1, self.job.plan
         epsilon = epsilon_after(self.spend, released.receipt.planned_steps, plan.target_epsilon)
         values = {
             "released_gradient_norm": norm.value,
             "learning_rate": learning_rate(self.job, step),
             **self.training.engine.rule.metrics(),
-            **{name: value for c in self.training.engine.postprocess for name, value in c.metrics().items()},
+            **{
+                name: value
+                for c in self.training.engine.postprocess
+                for name, value in c.metrics().items()
+            },
         }
         line = {**values, "epsilon": epsilon} if plan.private else values
         self.metrics.add(done, line)
@@ -204,7 +228,7 @@ class _Run:
     def _checkpoint_every(self) -> int:
         return self.job.settings.checkpoint_every or max(1, self.job.plan.steps // 20)
 
-    # --- evaluation ---------------------------------------------------------------------------------------------
+    # --- evaluation -------------------------------------------------------------------------------
 
     @property
     def _metric(self) -> str:
@@ -221,7 +245,7 @@ class _Run:
         self.listener.on_evaluate(step, self.job.task.metric, value)
         return value
 
-    # --- checkpoints and replays --------------------------------------------------------------------------------
+    # --- checkpoints and replays ------------------------------------------------------------------
 
     def _save(self) -> None:
         if self.checkpoints is not None:
@@ -240,11 +264,15 @@ class _Run:
         if changed and unfinished:
             reason = f"cannot replay bit for bit: {', '.join(changed)} changed"
             engine.start_generation(reason)
-            self.listener.log(f"{reason}; {unfinished} steps are charged again with fresh randomness")
+            self.listener.log(
+                f"{reason}; {unfinished} steps are charged again with fresh randomness"
+            )
             self._save()
 
     def _start_afresh(self, reason: str) -> None:
-        """Back to the last checkpoint with independent randomness: the abandoned noise is never used again."""
+        """Back to the last checkpoint with independent randomness: the abandoned noise is never
+        used again.
+        """
         assert self.checkpoints is not None
         assert self.folder is not None
         self.training.close_step()
@@ -252,17 +280,20 @@ class _Run:
         self.checkpoints.restore(engine, self.job.loaded.model)
         engine.start_generation(reason)
         self._save()
-        self.listener.log(f"{reason}; going on from step {engine.step} with fresh randomness, charged again")
+        self.listener.log(
+            f"{reason}; going on from step {engine.step} with fresh randomness, charged again"
+        )
         self.metrics = MetricsLog(self.folder.metrics_path, upto=engine.step)
 
-    # --- the end ------------------------------------------------------------------------------------------------
+    # --- the end ----------------------------------------------------------------------------------
 
     def _conclude(self, status: str, before: float | None, after: float | None) -> dict[str, Any]:
         if self.folder is None:
             return {}
         if status != "complete":
             self._save()
-        facts = run_facts(self.job, status, self.spend, before, after)  # before adapters are merged away
+        # before adapters are merged away
+        facts = run_facts(self.job, status, self.spend, before, after)
         save_model(self.job.loaded, self.folder.public / "model")
         statement = compile_statement(self.training, facts)
         write_atomically(self.folder.statement_path, to_json(statement))
@@ -285,9 +316,3 @@ def _assemble(job: Job, ledger: Ledger) -> PrivateTraining:
         examples=job.public_examples, postprocess=make_postprocessors(settings.postprocess),
         accept_conditional=settings.accept_conditional, recheck=False,
     )  # fmt: skip
-
-
-
-
-
-

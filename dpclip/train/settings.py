@@ -1,4 +1,6 @@
-"""The settings of a training run: one typed home for every option, in TOML and on the command line."""
+"""The settings of a training run: one typed home for every option, in TOML and on the
+command line.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,8 @@ ScheduleName = Literal["constant", "linear", "cosine"]
 LongRecords = Literal["truncate", "refuse"]
 ArithmeticName = Literal["exact", "fast"]
 
-# Settings that leave the privacy plan and the result's meaning alone, so a resumed run may change them.
+# Settings that leave the privacy plan and the result's meaning alone, so a resumed run may change
+# them.
 PERFORMANCE = frozenset({"physical_batch_size", "checkpoint_every"})
 # Those and what may be asked for once the run is over; all others are bound to the run's ledger.
 UNBOUND = PERFORMANCE | {"baseline"}
@@ -38,8 +41,10 @@ class Settings:
         batch_size: expected units a logical batch; default 256, or N/4 if that is less.
         epochs: default 3 (or `steps`).
         physical_batch_size: default ("auto" in TOML) 16, or what fits into memory if that is less.
-        lr: default 0.768 / width for AdamW (1e-3 at width 768), four times that with adapters; 0.5 for SGD.
-        seed: chooses the weights that start at random, and nothing else: sampling and noise have a secret key.
+        lr: default 0.768 / width for AdamW (1e-3 at width 768), four times that with adapters; 0.5
+            for SGD.
+        seed: chooses the weights that start at random, and nothing else: sampling and noise have a
+            secret key.
     """
 
     epsilon: float
@@ -85,7 +90,9 @@ class Settings:
             choices = get_args(hint)
             value = getattr(self, name)
             if choices and isinstance(choices[0], str) and value not in choices:
-                raise InputError(f"{option(name)} {value!r} is unknown: choose one of {', '.join(choices)}")
+                raise InputError(
+                    f"{option(name)} {value!r} is unknown: choose one of {', '.join(choices)}"
+                )
         for name in ("batch_size", "physical_batch_size", "rows_per_unit", "steps", "public_units",
                      "max_length", "checkpoint_every", "eval_every", "lora"):  # fmt: skip
             value = getattr(self, name)
@@ -94,7 +101,9 @@ class Settings:
         if self.lr is not None and not 0 < self.lr < math.inf:
             raise InputError(f"--lr {self.lr} must be positive and finite")
         if self.epochs is not None and self.steps is not None:
-            raise InputError("--epochs and --steps both set the length of training: give one of them")
+            raise InputError(
+                "--epochs and --steps both set the length of training: give one of them"
+            )
 
     def learning_rate(self, width: int) -> float:
         """The given learning rate, or the optimizer's default for a model of this width."""
@@ -111,7 +120,9 @@ class Settings:
             for key in ("data", "eval_data", "model", "tokenizer"):
                 if key in values and Path(values[key]).exists():
                     values[key] = Path(values[key]).name
-            values["clipping"] = _POLICY.sub(lambda found: f"policy={Path(found[1]).name}", self.clipping)
+            values["clipping"] = _POLICY.sub(
+                lambda found: f"policy={Path(found[1]).name}", self.clipping
+            )
         return tomli_w.dumps(values)
 
     @classmethod
@@ -120,12 +131,17 @@ class Settings:
         return cls(**read_toml(path))
 
     def digest(self, key: bytes) -> str:
-        """Fingerprint of what a resumed run must not change, under a key because some settings may be private."""
+        """Fingerprint of what a resumed run must not change, under a key because some settings may
+        be private.
+        """
         hints = get_type_hints(type(self))
-        real = {name for name, hint in hints.items() if float in (hint, *get_args(hint))}  # 8 is read back as 8.0
+        # 8 is read back as 8.0
+        real = {name for name, hint in hints.items() if float in (hint, *get_args(hint))}
         given = {k: v for k, v in asdict(self).items() if v is not None and k not in UNBOUND}
         bound = {k: float(v) if k in real else v for k, v in given.items()}
-        return hashlib.blake2b(json.dumps(bound, sort_keys=True).encode(), key=key, digest_size=32).hexdigest()
+        return hashlib.blake2b(
+            json.dumps(bound, sort_keys=True).encode(), key=key, digest_size=32
+        ).hexdigest()
 
     def changed(self, **values: Any) -> Settings:
         """A copy with some settings replaced."""
@@ -146,12 +162,16 @@ def read_toml(path: Path) -> dict[str, Any]:
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise InputError(f"cannot read the configuration {path}: {error}; it must be a TOML file") from error
+        raise InputError(
+            f"cannot read the configuration {path}: {error}; it must be a TOML file"
+        ) from error
     known = {field.name for field in fields(Settings)} | {"output"}
     values = {key.replace("-", "_"): value for key, value in table.items()}
     unknown = sorted(set(values) - known)
     if unknown:
-        raise InputError(f"{path} has the unknown setting {unknown[0]!r}: it knows {', '.join(sorted(known))}")
+        raise InputError(
+            f"{path} has the unknown setting {unknown[0]!r}: it knows {', '.join(sorted(known))}"
+        )
     if values.get("physical_batch_size") == "auto":
         del values["physical_batch_size"]
     return {key: _typed(path, key, value) for key, value in values.items()}

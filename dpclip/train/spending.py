@@ -18,9 +18,11 @@ def _spending(plan: Plan) -> list[tuple[int, float]]:
 
 
 def epsilon_after(spend: list[tuple[int, float]], steps: int | None, budget: float) -> float:
-    """epsilon after so many planned steps, read from the next point of the curve, so never too small.
+    """epsilon after so many planned steps, read from the next point of the curve, so never too
+    small.
 
-    Beyond the planned steps (None) it is the budget, which the ledger has checked before each charge.
+    Beyond the planned steps (None) it is the budget, which the ledger has checked before each
+    charge.
     """
     if steps is None:
         return budget

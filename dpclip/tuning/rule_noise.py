@@ -1,4 +1,6 @@
-"""What a clipping rule's noise comes to on a plan, and the thresholds of error feedback that need least of it."""
+"""What a clipping rule's noise comes to on a plan, and the thresholds of error feedback that need
+least of it.
+"""
 
 from __future__ import annotations
 
@@ -47,7 +49,12 @@ def noise_of_rule(rule: ClippingRule, plan: Plan) -> RuleNoise:
     noise = MECHANISMS.make(plan.noise)
     scale = noise.scale(plan.noise_multiplier, rule.bounds(), rule.shares(), rule.side_queries())
     return RuleNoise(
-        rule.describe(), plan.scheme.sampler_title, plan.noise_multiplier, sensitivity, max(scale.stds), plan.target_epsilon
+        rule.describe(),
+        plan.scheme.sampler_title,
+        plan.noise_multiplier,
+        sensitivity,
+        max(scale.stds),
+        plan.target_epsilon,
     )
 
 
@@ -69,16 +76,21 @@ def plan_of(
     if not 0 < sample_rate <= 1:
         raise InputError(f"--sample-rate {sample_rate} must be in (0, 1]: give batch size / N")
     return make_plan(
-        units=math.ceil(batch_size / sample_rate), expected_batch_size=batch_size, target_epsilon=epsilon,
-        target_delta=delta, steps=steps, accountant=accountant, sampling=rule.sampling,
-    )  # fmt: skip
+        units=math.ceil(batch_size / sample_rate),
+        expected_batch_size=batch_size,
+        target_epsilon=epsilon,
+        target_delta=delta,
+        steps=steps,
+        accountant=accountant,
+        sampling=rule.sampling,
+    )
 
 
 def best_thresholds(rule: ErrorFeedback, plan: Plan) -> ErrorFeedback:
     """The same mode and cap C3, with the C1 that needs least noise.
 
-    C3 is how much of a gradient may ever count, so rules with one C3 lose equally little; among them, less noise is
-    better. In one-step mode that is C1 = C3 / 2, with noise C3 / sqrt(2).
+    C3 is how much of a gradient may ever count, so rules with one C3 lose equally little; among
+    them, less noise is better. In one-step mode that is C1 = C3 / 2, with noise C3 / sqrt(2).
     """
     rule.set_run(run_shape(plan))
     cap = rule.thresholds[2]
@@ -86,19 +98,30 @@ def best_thresholds(rule: ErrorFeedback, plan: Plan) -> ErrorFeedback:
         return rule
 
     def at(first: float) -> ErrorFeedback:
-        other = replace(rule, max_grad_norm=first, cap=cap, error_norm=max(first, rule.error_norm or 0.0))
+        other = replace(
+            rule, max_grad_norm=first, cap=cap, error_norm=max(first, rule.error_norm or 0.0)
+        )
         other.set_run(run_shape(plan))
         return other
 
-    return min((at(cap * step / _GRID) for step in range(1, _GRID + 1)), key=lambda found: found.bounds()[0])
+    return min(
+        (at(cap * step / _GRID) for step in range(1, _GRID + 1)),
+        key=lambda found: found.bounds()[0],
+    )
 
 
 def calibrate_rule(text: str, **schedule: Any) -> dict[str, Any]:
-    """What `dpclip calibrate --clipping` prints: the rule as given, and for error feedback what would be best."""
+    """What `dpclip calibrate --clipping` prints: the rule as given, and for error feedback what
+    would be best.
+    """
     rule = make_rule(text)
     plan = plan_of(rule, **schedule)
     given = noise_of_rule(rule, plan)
-    found = {"noise_multiplier": given.noise_multiplier, "epsilon": given.epsilon, **given.to_json()}
+    found = {
+        "noise_multiplier": given.noise_multiplier,
+        "epsilon": given.epsilon,
+        **given.to_json(),
+    }
     if not isinstance(rule, ErrorFeedback):
         return found
     flat = make_rule("flat")

@@ -2,8 +2,9 @@
 
     python experiments/builtin_model/pretrain.py DATA --output dpclip/models/builtin --minutes 25
 
-DATA is a folder with `train.txt.gz` and `valid.txt.gz` of WikiText-2. The output is a Hugging Face folder:
-a GPT-2 with tied head in float16, a byte-level BPE tokenizer, and `training.json`, the record of the run.
+DATA is a folder with `train.txt.gz` and `valid.txt.gz` of WikiText-2. The output is a Hugging Face
+folder: a GPT-2 with tied head in float16, a byte-level BPE tokenizer, and `training.json`, the
+record of the run.
 """
 
 import argparse
@@ -42,7 +43,8 @@ class Recipe:
     weight_decay: float = 0.1
     warmup_steps: int = 100
     max_grad_norm: float = 1.0
-    aligned: float = 0.5  # share of windows that begin where a paragraph begins, as private records will
+    # share of windows that begin where a paragraph begins, as private records will
+    aligned: float = 0.5
 
 
 SPELLING = [
@@ -53,7 +55,8 @@ SPELLING = [
     (re.compile(r" ('s|'t|'re|'ve|'ll|'d|'m|n't)\b"), r"\1"),
     (re.compile(r" ([.,;:!?%)\]])"), r"\1"),
     (re.compile(r"([(\[$£€]) "), r"\1"),
-    (re.compile(r"\( *\)|\[ *\]"), ""),  # what an unknown word left behind: empty brackets, doubled marks
+    # what an unknown word left behind: empty brackets, doubled marks
+    (re.compile(r"\( *\)|\[ *\]"), ""),
     (re.compile(r"[,;:][ ,;:]*(?=[,;:.)])"), ""),
     (re.compile(r'""'), '"'),
     (re.compile(r"\s{2,}"), " "),
@@ -61,7 +64,9 @@ SPELLING = [
 
 
 def plain_spelling(line: str) -> str:
-    """WikiText spells text as spaced tokens; give back ordinary English, without the unknown words."""
+    """WikiText spells text as spaced tokens; give back ordinary English, without the
+    unknown words.
+    """
     for pattern, replacement in SPELLING:
         line = pattern.sub(replacement, line)
     return line.strip()
@@ -123,10 +128,14 @@ def new_model(tokenizer: PreTrainedTokenizerFast, recipe: Recipe) -> GPT2LMHeadM
     return GPT2LMHeadModel(config)
 
 
-def windows(stream: Tensor, end_id: int, recipe: Recipe, generator: torch.Generator) -> Iterator[Tensor]:
+def windows(
+    stream: Tensor, end_id: int, recipe: Recipe, generator: torch.Generator
+) -> Iterator[Tensor]:
     """Batches [batch, context] of windows: part begin a paragraph, the others begin anywhere."""
     last = len(stream) - recipe.context
-    openings = torch.cat([torch.zeros(1, dtype=torch.long), (stream == end_id).nonzero().flatten() + 1])
+    openings = torch.cat(
+        [torch.zeros(1, dtype=torch.long), (stream == end_id).nonzero().flatten() + 1]
+    )
     openings = openings[openings <= last]
     offsets = torch.arange(recipe.context)
     while True:
@@ -137,9 +146,15 @@ def windows(stream: Tensor, end_id: int, recipe: Recipe, generator: torch.Genera
 
 
 @torch.no_grad()
-def perplexity(model: GPT2LMHeadModel, stream: Tensor, recipe: Recipe, most_windows: int | None = None) -> float:
-    """Per token, over consecutive windows of one context each; the first token of a window is not scored."""
-    rows = stream[: len(stream) // recipe.context * recipe.context].view(-1, recipe.context)[:most_windows]
+def perplexity(
+    model: GPT2LMHeadModel, stream: Tensor, recipe: Recipe, most_windows: int | None = None
+) -> float:
+    """Per token, over consecutive windows of one context each; the first token of a window is not
+    scored.
+    """
+    rows = stream[: len(stream) // recipe.context * recipe.context].view(-1, recipe.context)[
+        :most_windows
+    ]
     model.eval()
     total = sum(model(part, labels=part).loss.item() * len(part) for part in rows.split(64))
     model.train()
@@ -147,7 +162,9 @@ def perplexity(model: GPT2LMHeadModel, stream: Tensor, recipe: Recipe, most_wind
 
 
 def learning_rate(step: int, done: float, recipe: Recipe) -> float:
-    """Linear warm-up, then a cosine down to a twentieth of the peak; `done` is the share of time used."""
+    """Linear warm-up, then a cosine down to a twentieth of the peak; `done` is the share of time
+    used.
+    """
     cosine = 0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
     return recipe.peak_lr * min(1.0, (step + 1) / recipe.warmup_steps) * cosine
 
@@ -166,7 +183,9 @@ def new_optimizer(model: GPT2LMHeadModel, recipe: Recipe) -> torch.optim.AdamW:
 def pretrain(
     model: GPT2LMHeadModel, batches: Iterator[Tensor], recipe: Recipe, minutes: float, valid: Tensor
 ) -> list[dict[str, float]]:
-    """Train until the time is used; returns the log: step, loss, validation perplexity (a part), seconds."""
+    """Train until the time is used; returns the log: step, loss, validation perplexity (a part),
+    seconds.
+    """
     optimizer = new_optimizer(model, recipe)
     log: list[dict[str, float]] = []
     start = time.monotonic()
@@ -185,7 +204,11 @@ def pretrain(
         if step % 200 == 0:
             seconds = round(time.monotonic() - start)
             quick = perplexity(model, valid, recipe, most_windows=64)
-            entry = {"loss": round(loss.item(), 3), "valid_perplexity": round(quick, 2), "seconds": seconds}
+            entry = {
+                "loss": round(loss.item(), 3),
+                "valid_perplexity": round(quick, 2),
+                "seconds": seconds,
+            }
             log.append({"step": step, **entry})
             print(log[-1], flush=True)
     log.append({"step": step, "seconds": round(time.monotonic() - start)})
@@ -193,7 +216,9 @@ def pretrain(
 
 
 def save(model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerFast, output: Path) -> None:
-    """Weights in float16 on disk; the config says float32, which is what `from_pretrained` then gives."""
+    """Weights in float16 on disk; the config says float32, which is what `from_pretrained` then
+    gives.
+    """
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     tied = "lm_head.weight"  # the embedding again; stored once
     half = {name: value.half() for name, value in model.state_dict().items() if name != tied}
@@ -216,7 +241,9 @@ def main() -> None:
     options, recipe = arguments(), Recipe()
     torch.set_num_threads(options.threads)
     torch.manual_seed(options.seed)
-    train_texts, valid_texts = (paragraphs(options.data / f"{split}.txt.gz") for split in ("train", "valid"))
+    train_texts, valid_texts = (
+        paragraphs(options.data / f"{split}.txt.gz") for split in ("train", "valid")
+    )
     tokenizer = learn_tokenizer(train_texts, recipe)
     train, valid = packed(tokenizer, train_texts), packed(tokenizer, valid_texts)
     model = new_model(tokenizer, recipe)
@@ -224,7 +251,8 @@ def main() -> None:
     batches = windows(train, tokenizer.eos_token_id, recipe, generator)
     log = pretrain(model, batches, recipe, options.minutes, valid)
     save(model, tokenizer, options.output)
-    stored = GPT2LMHeadModel.from_pretrained(options.output)  # score what was written, rounding included
+    # score what was written, rounding included
+    stored = GPT2LMHeadModel.from_pretrained(options.output)
     steps = int(log[-1]["step"])
     record = {
         "data": "WikiText-2 (Merity et al. 2016, arXiv:1609.07843), train split, paragraphs only",
@@ -244,8 +272,15 @@ def main() -> None:
         "recipe": asdict(recipe),
         "log": log,
     }
-    (options.output / "training.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    print({name: record[name] for name in ("steps", "tokens", "parameters", "valid_perplexity_per_token")})
+    (options.output / "training.json").write_text(
+        json.dumps(record, indent=1) + "\n", encoding="utf-8"
+    )
+    print(
+        {
+            name: record[name]
+            for name in ("steps", "tokens", "parameters", "valid_perplexity_per_token")
+        }
+    )
 
 
 if __name__ == "__main__":

@@ -1,10 +1,11 @@
-"""The bias of clipped SGD on f(x) = x^2/2 with two-point noise: fixed points, step sizes, thresholds.
+"""The bias of clipped SGD on f(x) = x^2/2 with two-point noise: fixed points, step sizes,
+thresholds.
 
 usage: python cards.py    runs all four cards, writes results.json and figure.svg
 
-Noise +sigma sqrt((1-p)/p) with probability p, else -sigma sqrt(p/(1-p)): mean 0, variance sigma^2. The clipping is
-`dpclip.clipping.Flat`. After Koloskova, Hendrikx, Stich 2023 (arXiv 2305.01588); the closed forms are derived in
-README.md.
+Noise +sigma sqrt((1-p)/p) with probability p, else -sigma sqrt(p/(1-p)): mean 0, variance sigma^2.
+The clipping is `dpclip.clipping.Flat`. After Koloskova, Hendrikx, Stich 2023 (arXiv 2305.01588);
+the closed forms are derived in README.md.
 """
 
 from __future__ import annotations
@@ -29,7 +30,9 @@ SIGMAS, THRESHOLDS = (0.1, 0.5, 1.0, 2.0, 5.0), (0.1, 0.5, 1.0, 2.0, 10.0)
 
 def clip(gradients: Tensor, threshold: float) -> Tensor:
     """One-dimensional per-sample clipping by the product's own rule."""
-    factors = Flat(threshold).clip_factors(gradients.abs().clamp(min=1e-300).unsqueeze(0))["release"][0]
+    factors = Flat(threshold).clip_factors(gradients.abs().clamp(min=1e-300).unsqueeze(0))[
+        "release"
+    ][0]
     return gradients * factors
 
 
@@ -64,7 +67,13 @@ def card_1() -> list[dict[str, float]]:
             scale = min(sigma, sigma**2 / threshold)
             expected = worst_bias(sigma, threshold)
             rows.append(
-                {"sigma": sigma, "c": threshold, "worst": found, "closed form": expected, "over scale": found / scale}
+                {
+                    "sigma": sigma,
+                    "c": threshold,
+                    "worst": found,
+                    "closed form": expected,
+                    "over scale": found / scale,
+                }
             )
     return rows
 
@@ -112,7 +121,10 @@ def card_3() -> list[dict[str, float]]:
         x, count = torch.tensor([10.0], dtype=torch.float64), 0
         while float(x.abs()) > 1e-6:
             x, count = x - 0.1 * clip(x, threshold), count + 1
-        predicted = max(0.0, 10 - threshold) / (0.1 * threshold) + math.log(min(threshold, 10.0) / 1e-6) / 0.1
+        predicted = (
+            max(0.0, 10 - threshold) / (0.1 * threshold)
+            + math.log(min(threshold, 10.0) / 1e-6) / 0.1
+        )
         rows.append({"c": threshold, "iterations": count, "about": round(predicted)})
     return rows
 
@@ -122,18 +134,31 @@ def card_4() -> list[dict[str, float]]:
     rows = []
     for threshold in (0.25, 0.5, 1.0, 2.0, 4.0, 8.0):
         mean, spread = simulate(threshold, 0.01, chains=1000)
-        rows.append({"c": threshold, "mean": mean, "std": spread, "closed form": max(0.0, 0.5 - 0.25 * threshold)})
+        rows.append(
+            {
+                "c": threshold,
+                "mean": mean,
+                "std": spread,
+                "closed form": max(0.0, 0.5 - 0.25 * threshold),
+            }
+        )
     return rows
 
 
 def check(results: dict[str, Any]) -> list[str]:
     """What differs from the closed forms."""
-    found = [f"K1 {row}" for row in results["K1"] if abs(row["worst"] / row["closed form"] - 1) > 0.005]
+    found = [
+        f"K1 {row}" for row in results["K1"] if abs(row["worst"] / row["closed form"] - 1) > 0.005
+    ]
     found += [f"K1 scale {row}" for row in results["K1"] if not 1 / 12 <= row["over scale"] <= 1]
     found += [
-        f"K2 {row}" for row in results["K2"] if abs(row["two-point"] - 0.25) > 0.005 or abs(row["Gaussian"]) > 0.005
+        f"K2 {row}"
+        for row in results["K2"]
+        if abs(row["two-point"] - 0.25) > 0.005 or abs(row["Gaussian"]) > 0.005
     ]
-    found += [f"K3 {row}" for row in results["K3"] if abs(row["iterations"] / row["about"] - 1) > 0.06]
+    found += [
+        f"K3 {row}" for row in results["K3"] if abs(row["iterations"] / row["about"] - 1) > 0.06
+    ]
     found += [f"K4 {row}" for row in results["K4"] if abs(row["mean"] - row["closed form"]) > 0.012]
     return found
 
@@ -149,16 +174,31 @@ def figure(results: dict[str, Any]) -> None:
     for sigma in SIGMAS:
         rows = [row for row in results["K1"] if row["sigma"] == sigma]
         (line,) = panels[0].plot(
-            [r["c"] for r in rows], [r["worst"] for r in rows], "o", markersize=4, label=f"σ = {sigma:g}"
+            [r["c"] for r in rows],
+            [r["worst"] for r in rows],
+            "o",
+            markersize=4,
+            label=f"σ = {sigma:g}",
         )
         grid = np.logspace(-1, 1, 200)
-        panels[0].plot(grid, [worst_bias(sigma, c) for c in grid], color=line.get_color(), linewidth=0.8)
-    panels[0].set(xscale="log", yscale="log", xlabel="c", title="K1: worst bias; lines: closed form")
+        panels[0].plot(
+            grid, [worst_bias(sigma, c) for c in grid], color=line.get_color(), linewidth=0.8
+        )
+    panels[0].set(
+        xscale="log", yscale="log", xlabel="c", title="K1: worst bias; lines: closed form"
+    )
     panels[0].legend(fontsize=6)
     for key, marker in (("two-point", "o-"), ("Gaussian", "s-")):
-        panels[1].plot([r["eta"] for r in results["K2"]], [r[key] for r in results["K2"]], marker, label=f"{key} noise")
+        panels[1].plot(
+            [r["eta"] for r in results["K2"]],
+            [r[key] for r in results["K2"]],
+            marker,
+            label=f"{key} noise",
+        )
     panels[1].axhline(0.25, color="grey", linewidth=0.8)
-    panels[1].set(xscale="log", xlabel="step size", title="K2: mean of x; smaller steps do not help")
+    panels[1].set(
+        xscale="log", xlabel="step size", title="K2: mean of x; smaller steps do not help"
+    )
     panels[1].legend(fontsize=7)
     panels[2].plot([r["c"] for r in results["K3"]], [r["iterations"] for r in results["K3"]], "o-")
     panels[2].set(xscale="log", yscale="log", xlabel="c", title="K3: iterations to 1e-6, no noise")
@@ -171,7 +211,13 @@ def figure(results: dict[str, Any]) -> None:
         capsize=2,
         label="mean ± std",
     )
-    panels[3].plot([r["c"] for r in rows], [r["closed form"] for r in rows], "k--", linewidth=0.8, label="closed form")
+    panels[3].plot(
+        [r["c"] for r in rows],
+        [r["closed form"] for r in rows],
+        "k--",
+        linewidth=0.8,
+        label="closed form",
+    )
     panels[3].set_xscale("log", base=2)
     panels[3].set(xlabel="c", title="K4: bias and variance, p = 0.2")
     panels[3].legend(fontsize=7)

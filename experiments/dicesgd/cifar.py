@@ -1,12 +1,13 @@
-"""DP-SGD against every mode of DiceSGD on a part of CIFAR-10, over a grid of C1, each at its proved noise.
+"""DP-SGD against every mode of DiceSGD on a part of CIFAR-10, over a grid of C1, each at its proved
+noise.
 
 usage: python cifar.py adam|sgd DATA.npz [SEEDS]   runs what cifar_adam.json or cifar_sgd.json lacks
        python cifar.py adam|sgd --table            a table of README.md
        python cifar.py --figure                    cifar.svg
 
 DATA.npz holds x_train [10000, 32, 32, 3] uint8, y_train, x_test, y_test. With SGD the learning rate
-is RATE / C1, so that C1 only decides what is clipped; RATE is the best of RATES for each rule on a seed of its own,
-epsilon 8, C1 = 1.
+is RATE / C1, so that C1 only decides what is clipped; RATE is the best of RATES for each rule on a
+seed of its own, epsilon 8, C1 = 1.
 """
 
 from __future__ import annotations
@@ -48,7 +49,9 @@ def network(seed: int) -> nn.Module:
     )  # fmt: skip
 
 
-def train(rows: Rows, test: tuple[Tensor, Tensor], cell: Cell, rate: float | None) -> dict[str, object]:
+def train(
+    rows: Rows, test: tuple[Tensor, Tensor], cell: Cell, rate: float | None
+) -> dict[str, object]:
     """One run: with Adam, or with SGD at `rate` / C1."""
     model = network(cell.seed)
     optimizer = (
@@ -56,7 +59,9 @@ def train(rows: Rows, test: tuple[Tensor, Tensor], cell: Cell, rate: float | Non
         if rate is None
         else torch.optim.SGD(model.parameters(), lr=rate / cell.threshold, momentum=MOMENTUM)
     )
-    found = private_run(model, optimizer, rows, cell, epochs=EPOCHS, batch=BATCH, physical_batch=250)
+    found = private_run(
+        model, optimizer, rows, cell, epochs=EPOCHS, batch=BATCH, physical_batch=250
+    )
     with torch.no_grad():
         found["accuracy"] = round(float((model(test[0]).argmax(1) == test[1]).float().mean()), 4)
     return found | {"rate": rate}
@@ -68,7 +73,9 @@ def run(kind: str, path: str, seeds: int) -> None:
     file = HERE / f"cifar_{kind}.json"
     settings = {"batch": BATCH, "epochs": EPOCHS, "delta": DELTA, "optimizer": kind}
     settings |= {"rate": ADAM_RATE} if kind == "adam" else {"momentum": MOMENTUM, "rates": RATES}
-    results = opened(file, f"OMP_NUM_THREADS=1 python cifar.py {kind} cifar10_jpeg_10k_2k.npz {seeds}", settings)
+    results = opened(
+        file, f"OMP_NUM_THREADS=1 python cifar.py {kind} cifar10_jpeg_10k_2k.npz {seeds}", settings
+    )
     best: dict[str, float | None] = dict.fromkeys(RULES)
     if kind == "sgd":
         best = {rule: _best_rate(rows, test, rule, results) for rule in SGD_RULES}
@@ -91,7 +98,10 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore")
     if sys.argv[1] == "--figure":
-        grids = {f"{k}, ": json.loads((HERE / f"cifar_{k}.json").read_text())["runs"] for k in ("adam", "sgd")}
+        grids = {
+            f"{k}, ": json.loads((HERE / f"cifar_{k}.json").read_text())["runs"]
+            for k in ("adam", "sgd")
+        }
         figure(grids, (0.01, 0.1, 1.0, 10.0), HERE / "cifar.svg")
     elif sys.argv[2] == "--table":
         runs = json.loads((HERE / f"cifar_{sys.argv[1]}.json").read_text())["runs"]

@@ -1,4 +1,6 @@
-"""What the scripts of this folder share: the rules, one private run, the cells of a grid, tables and figures."""
+"""What the scripts of this folder share: the rules, one private run, the cells of a grid, tables
+and figures.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,9 @@ RULES = {
     "capped": "dice:mode=capped,max_grad_norm={c}",
     "leaky": "dice:mode=leaky,max_grad_norm={c}",
     "literal": "dice:mode=literal,max_grad_norm={c}",
-    "literal, published noise (conditional)": "dice:mode=literal,calibration=published,max_grad_norm={c}",
+    "literal, published noise (conditional)": (
+        "dice:mode=literal,calibration=published,max_grad_norm={c}"
+    ),
 }
 
 
@@ -55,9 +59,15 @@ def cells(thresholds: Sequence[float], seeds: Iterable[int]) -> list[Cell]:
 
 
 def private_run(
-    model: nn.Module, optimizer: torch.optim.Optimizer, rows: Sequence[Any], cell: Cell, *, epochs: float, batch: int,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    rows: Sequence[Any],
+    cell: Cell,
+    *,
+    epochs: float,
+    batch: int,
     physical_batch: int,
-) -> dict[str, Any]:  # fmt: skip
+) -> dict[str, Any]:
     """Train a classifier in place at the rule's proved noise; what it cost."""
     clipping = make_rule(RULES[cell.rule].format(c=cell.threshold, cap=2 * cell.threshold))
     private = dpclip.make_private(
@@ -71,9 +81,11 @@ def private_run(
             private.backward(nn.functional.cross_entropy(model(inputs), targets, reduction="none"))
         private.step()
     found = {
-        "noise": private.plan.noise_multiplier * clipping.bounds()[0], "epsilon": private.guarantee().epsilon,
-        "assumption": clipping.assumption, "cpu_s": round(time.process_time() - start, 1),
-    }  # fmt: skip
+        "noise": private.plan.noise_multiplier * clipping.bounds()[0],
+        "epsilon": private.guarantee().epsilon,
+        "assumption": clipping.assumption,
+        "cpu_s": round(time.process_time() - start, 1),
+    }
     private.close()
     return found
 
@@ -108,7 +120,11 @@ def table(runs: dict[str, Any], thresholds: Sequence[float]) -> str:
     """Markdown: mean ± standard deviation in per cent; noise over C1."""
     found, lines = values(runs), []
     for epsilon in EPSILONS:
-        lines += [f"| ε = {epsilon:g} | " + " | ".join(f"C1 = {c:g}" for c in thresholds) + " | noise / C1 |"]
+        lines += [
+            f"| ε = {epsilon:g} | "
+            + " | ".join(f"C1 = {c:g}" for c in thresholds)
+            + " | noise / C1 |"
+        ]
         lines += ["| --- |" + " --- |" * (len(thresholds) + 1)]
         for rule in RULES:
             row = [shown(found.get((rule, c, epsilon), [])) for c in thresholds]
@@ -134,15 +150,27 @@ def figure(grids: dict[str, dict[str, Any]], thresholds: Sequence[float], path: 
     matplotlib.use("svg")
     from matplotlib import pyplot
 
-    chart, panels = pyplot.subplots(len(grids), 2, figsize=(9, 3.4 * len(grids) + 0.6), sharey="row", squeeze=False)
+    chart, panels = pyplot.subplots(
+        len(grids), 2, figsize=(9, 3.4 * len(grids) + 0.6), sharey="row", squeeze=False
+    )
     for row, (title, runs) in zip(panels, grids.items(), strict=True):
         found = values(runs)
         for axes, epsilon in zip(row, EPSILONS, strict=True):
             for rule in RULES:
-                points = [(c, found[rule, c, epsilon]) for c in thresholds if (rule, c, epsilon) in found]
+                points = [
+                    (c, found[rule, c, epsilon]) for c in thresholds if (rule, c, epsilon) in found
+                ]
                 spread = [statistics.stdev(v) if len(v) > 1 else 0.0 for _, v in points]
                 means = [statistics.fmean(v) for _, v in points]
-                axes.errorbar([c for c, _ in points], means, yerr=spread, marker="o", capsize=2, ms=3, label=rule)
+                axes.errorbar(
+                    [c for c, _ in points],
+                    means,
+                    yerr=spread,
+                    marker="o",
+                    capsize=2,
+                    ms=3,
+                    label=rule,
+                )
             axes.set_xscale("log")
             axes.set_xlabel("C1")
             axes.set_title(f"{title}ε = {epsilon:g}", fontsize=9)

@@ -1,12 +1,13 @@
-"""DP-SGD against every mode of DiceSGD on SST-2: a classifier on the frozen states of a pre-trained GPT-2.
+"""DP-SGD against every mode of DiceSGD on SST-2: a classifier on the frozen states of a pre-trained
+GPT-2.
 
 usage: python sst2.py --features DATA_DIR MODEL_DIR FEATURES.npz   runs the model once
        python sst2.py FEATURES.npz [SEEDS]                         runs what sst2.json lacks
        python sst2.py --table | --figure                           of README.md; sst2.svg
 
-SGD, whose learning rate is RATE / C1 with the best RATE for each rule, C1 and epsilon on a seed of its own ("tuned"),
-and the same learning rate for every C1, the best one at C1 = 1 ("fixed"). 67,349 sentences, 4 passes in batches of
-1,024.
+SGD, whose learning rate is RATE / C1 with the best RATE for each rule, C1 and epsilon on a seed of
+its own ("tuned"), and the same learning rate for every C1, the best one at C1 = 1 ("fixed"). 67,349
+sentences, 4 passes in batches of 1,024.
 """
 
 from __future__ import annotations
@@ -66,7 +67,9 @@ def train(rows: Rows, test: tuple[Tensor, Tensor], cell: Cell, rate: float) -> d
     torch.manual_seed(cell.seed)
     model = nn.Sequential(nn.LayerNorm(width, elementwise_affine=False), nn.Linear(width, 2))
     optimizer = torch.optim.SGD(model.parameters(), lr=rate)
-    found = private_run(model, optimizer, rows, cell, epochs=EPOCHS, batch=BATCH, physical_batch=BATCH)
+    found = private_run(
+        model, optimizer, rows, cell, epochs=EPOCHS, batch=BATCH, physical_batch=BATCH
+    )
     with torch.no_grad():
         found["accuracy"] = round(float((model(test[0]).argmax(1) == test[1]).float().mean()), 4)
     return found | {"rate": rate}
@@ -78,18 +81,29 @@ def run(path: str, seeds: int) -> None:
     x, y = (torch.from_numpy(arrays[name]) for name in ("x_train", "y_train"))
     rows = list(zip(x.float(), y, strict=True))
     test = (torch.from_numpy(arrays["x_test"]).float(), torch.from_numpy(arrays["y_test"]))
-    settings = {"batch": BATCH, "epochs": EPOCHS, "rates": RATES, "delta": DELTA, "optimizer": "sgd"}
+    settings = {
+        "batch": BATCH,
+        "epochs": EPOCHS,
+        "rates": RATES,
+        "delta": DELTA,
+        "optimizer": "sgd",
+    }
     results = opened(FILE, f"OMP_NUM_THREADS=1 python sst2.py features.npz {seeds}", settings)
     for cell in cells(THRESHOLDS, range(1, seeds + 1)):
         best = {c: _best_rate(rows, test, cell, c, results) for c in (1.0, cell.threshold)}
-        for kind, rate in {"tuned": best[cell.threshold] / cell.threshold, "fixed": best[1.0]}.items():
+        for kind, rate in {
+            "tuned": best[cell.threshold] / cell.threshold,
+            "fixed": best[1.0],
+        }.items():
             key = f"{kind}|{cell.key}"
             if key not in results["runs"]:
                 results["runs"][key] = train(rows, test, cell, rate)
                 saved(FILE, results, key)
 
 
-def _best_rate(rows: Rows, test: tuple[Tensor, Tensor], cell: Cell, threshold: float, results: dict) -> float:
+def _best_rate(
+    rows: Rows, test: tuple[Tensor, Tensor], cell: Cell, threshold: float, results: dict
+) -> float:
     key = f"{cell.rule}|{threshold:g}|{cell.epsilon:g}"
     tuned = results.setdefault("tuning", {}).setdefault(key, {})
     for rate in RATES:
@@ -103,7 +117,8 @@ def grids() -> dict[str, dict]:
     """Runs by kind of learning rate, keyed as the tables want them."""
     runs = json.loads(FILE.read_text())["runs"]
     split = {
-        kind: {k.split("|", 1)[1]: v for k, v in runs.items() if k.startswith(kind)} for kind in ("tuned", "fixed")
+        kind: {k.split("|", 1)[1]: v for k, v in runs.items() if k.startswith(kind)}
+        for kind in ("tuned", "fixed")
     }
     return {f"{kind} rate, ": found for kind, found in split.items()}
 

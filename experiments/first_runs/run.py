@@ -2,8 +2,9 @@
 
 usage: python run.py DATA_DIR MODELS_DIR [NAME ...]
 
-DATA_DIR holds e2e_nlg/ and sst2/ (see README.md); MODELS_DIR holds wikitext-gpt2-4x256/ and gpt2-small/. Each result is
-written to results/NAME.json: the run's statement, the seconds it took and the machine.
+DATA_DIR holds e2e_nlg/ and sst2/ (see README.md); MODELS_DIR holds wikitext-gpt2-4x256/ and
+gpt2-small/. Each result is written to results/NAME.json: the run's statement, the seconds it took
+and the machine.
 """
 
 import json

@@ -1,15 +1,17 @@
-"""The most that thresholds and noise shares can do for Adam, with gradients that no private run may see.
+"""The most that thresholds and noise shares can do for Adam, with gradients that no private run may
+see.
 
 usage: OMP_NUM_THREADS=1 python ceiling.py PREPARED OUTPUT.json
 
-Where noise dominates, Adam divides each group's released gradient by its noise, so noise moves every weight alike and,
-to first order, the loss falls by an amount in proportion to
+Where noise dominates, Adam divides each group's released gradient by its noise, so noise moves
+every weight alike and, to first order, the loss falls by an amount in proportion to
 
-    sum_k (C_k / s_k) A_k,    A_k = <grad_k, mean clipped g_k> / C_k,    sum_k (C_k / s_k)^2 = 1 / sigma_eff^2 given.
+    sum_k (C_k / s_k) A_k,    A_k = <grad_k, mean clipped g_k> / C_k,    sum_k (C_k / s_k)^2 = 1 /
+    sigma_eff^2 given.
 
-That is largest for C_k / s_k in proportion to A_k (Cauchy-Schwarz). Here the true A_k of 384 records are measured, and
-what other ways of sharing out the noise reach of that largest value: one less it is what a perfect controller of the
-shares would gain in signal over noise.
+That is largest for C_k / s_k in proportion to A_k (Cauchy-Schwarz). Here the true A_k of 384
+records are measured, and what other ways of sharing out the noise reach of that largest value: one
+less it is what a perfect controller of the shares would gain in signal over noise.
 """
 
 from __future__ import annotations
@@ -43,8 +45,10 @@ class Gradients:
         layers = [layer_of(name) for name, _ in named]
         self.groups = list(dict.fromkeys(layers))
         self.owners = [self.groups.index(layer) for layer in layers]
-        self.sizes = [sum(p.numel() for p, o in zip(self.parameters, self.owners, strict=True) if o == k)
-                      for k in range(len(self.groups))]  # fmt: skip
+        self.sizes = [
+            sum(p.numel() for p, o in zip(self.parameters, self.owners, strict=True) if o == k)
+            for k in range(len(self.groups))
+        ]
         draw = torch.Generator().manual_seed(0)
         self.picked = torch.randperm(len(job.examples), generator=draw)[:RECORDS].tolist()
 
@@ -52,7 +56,9 @@ class Gradients:
         """One list of tensors a record."""
         for index in self.picked:
             batch = self.job.task.collate([self.job.examples[index]])
-            yield torch.autograd.grad(self.job.task.losses(self.model, batch).mean(), self.parameters)
+            yield torch.autograd.grad(
+                self.job.task.losses(self.model, batch).mean(), self.parameters
+            )
 
     def norms(self) -> Tensor:
         """[records, K]."""
@@ -86,15 +92,23 @@ def ceiling(model: nn.Module, job: Job) -> dict[str, Any]:
     whole = norms.square().sum(1).sqrt()
     bounds = {q: norms.quantile(q, 0) for q in QUANTILES}
     layered = [(bounds[q] / norms).clamp(max=1) for q in QUANTILES]
-    flat = [(whole.quantile(q) / whole).clamp(max=1).unsqueeze(1).expand_as(norms) for q in QUANTILES]
+    flat = [
+        (whole.quantile(q) / whole).clamp(max=1).unsqueeze(1).expand_as(norms) for q in QUANTILES
+    ]
     true, *clipped = gradients.means([torch.ones_like(norms), *layered, *flat])
     found = {}
     for index, q in enumerate(QUANTILES):
         gains = gradients.products(true, clipped[index]) / bounds[q]
         best = float(gains.square().sum().sqrt())
-        reached = {"flat": float(gradients.products(true, clipped[len(QUANTILES) + index]).sum() / whole.quantile(q))}
+        reached = {
+            "flat": float(
+                gradients.products(true, clipped[len(QUANTILES) + index]).sum() / whole.quantile(q)
+            )
+        }
         for allocation in ("minimum-variance", "uniform", "proportional"):
-            shares = torch.tensor(noise_shares(allocation, bounds[q].tolist(), gradients.sizes), dtype=torch.float64)
+            shares = torch.tensor(
+                noise_shares(allocation, bounds[q].tolist(), gradients.sizes), dtype=torch.float64
+            )
             reached[allocation] = float((shares.sqrt() * gains).sum())
         found[str(q)] = {"best": best, **{name: value / best for name, value in reached.items()}}
     return {"groups": len(gradients.groups), "quantiles": found}

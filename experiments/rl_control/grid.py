@@ -1,11 +1,12 @@
-"""Controllers against fixed and adaptive thresholds: utility, how soon it is reached, and what attackers learn.
+"""Controllers against fixed and adaptive thresholds: utility, how soon it is reached, and what
+attackers learn.
 
 usage: OMP_NUM_THREADS=1 python grid.py PREPARED SETTING OUTPUT.json [EPSILONS [SEEDS [RULES]]]
        python grid.py --table OUTPUT.json
 
-EPSILONS and SEEDS are separated by commas, RULES by "; ". PREPARED is made by `prepare.py`, a SETTING is a key of
-SETTINGS. Results are kept run by run, so a grid that is stopped goes on where it was; several processes may fill
-several files.
+EPSILONS and SEEDS are separated by commas, RULES by "; ". PREPARED is made by `prepare.py`, a
+SETTING is a key of SETTINGS. Results are kept run by run, so a grid that is stopped goes on where
+it was; several processes may fill several files.
 """
 
 from __future__ import annotations
@@ -47,21 +48,51 @@ RULES = {
     "agent": RL + "sac,policy=public",
     "agent, by layer": RL + "sac,policy=public,groups=layer",
 }
-E2E = {"data": "e2e_train.csv", "eval_data": "e2e_held_out.csv", "input_column": "mr", "target_column": "ref"}
-NOTES = {"data": "notes_train.csv", "eval_data": "notes_held_out.csv", "text_column": "text", "unit_column": "patient"}
+E2E = {
+    "data": "e2e_train.csv",
+    "eval_data": "e2e_held_out.csv",
+    "input_column": "mr",
+    "target_column": "ref",
+}
+NOTES = {
+    "data": "notes_train.csv",
+    "eval_data": "notes_held_out.csv",
+    "text_column": "text",
+    "unit_column": "patient",
+}
 SETTINGS: dict[str, dict[str, Any]] = {
     "e2e-builtin": {**E2E, "batch_size": 64, "steps": 24},
     "e2e-builtin-long": {**E2E, "batch_size": 64, "steps": 120},
     "notes-builtin": {**NOTES, "batch_size": 32, "steps": 24},
     "notes-builtin-long": {**NOTES, "batch_size": 32, "steps": 120},
-    "e2e-wikitext-lora": {**E2E, "batch_size": 64, "steps": 24, "model": "wikitext-gpt2-4x256", "lora": 8},
+    "e2e-wikitext-lora": {
+        **E2E,
+        "batch_size": 64,
+        "steps": 24,
+        "model": "wikitext-gpt2-4x256",
+        "lora": 8,
+    },
     "e2e-wikitext": {**E2E, "batch_size": 64, "steps": 24, "model": "wikitext-gpt2-4x256"},
     "notes-wikitext": {**NOTES, "batch_size": 32, "steps": 24, "model": "wikitext-gpt2-4x256"},
-    "notes-wikitext-lora": {**NOTES, "batch_size": 32, "steps": 24, "model": "wikitext-gpt2-4x256", "lora": 8},
+    "notes-wikitext-lora": {
+        **NOTES,
+        "batch_size": 32,
+        "steps": 24,
+        "model": "wikitext-gpt2-4x256",
+        "lora": 8,
+    },
 }
 RATES = {f"{text}-builtin{length}": 0.006 for text in ("e2e", "notes") for length in ("", "-long")}
 INTERVAL = 4
-COLUMNS = ("perplexity", "over flat's", "over `quantile`'s", "agent's steps to it", "choice", "membership", "exposure")
+COLUMNS = (
+    "perplexity",
+    "over flat's",
+    "over `quantile`'s",
+    "agent's steps to it",
+    "choice",
+    "membership",
+    "exposure",
+)
 
 
 class Quiet:
@@ -91,7 +122,13 @@ def settings_of(prepared: Path, setting: str, rule: str, epsilon: float, seed: i
             chosen[key] = str(prepared / chosen[key])
     clipping = RULES.get(rule, rule).format(interval=INTERVAL)
     return Settings(
-        epsilon=epsilon, delta=1e-5, seed=seed, clipping=clipping, eval_every=INTERVAL, lr=RATES.get(setting), **chosen
+        epsilon=epsilon,
+        delta=1e-5,
+        seed=seed,
+        clipping=clipping,
+        eval_every=INTERVAL,
+        lr=RATES.get(setting),
+        **chosen,
     )
 
 
@@ -99,20 +136,33 @@ def run(prepared: Path, setting: str, rule: str, epsilon: float, seed: int) -> d
     """Train, measure, attack."""
     with tempfile.TemporaryDirectory() as folder:
         listener, began = Quiet(), time.process_time()
-        outcome = start(settings_of(prepared, setting, rule, epsilon, seed), Path(folder) / "run", listener)
+        outcome = start(
+            settings_of(prepared, setting, rule, epsilon, seed), Path(folder) / "run", listener
+        )
         cpu = time.process_time() - began
         shutil.rmtree(folder, ignore_errors=True)
     job, model = listener.job, listener.job.loaded.model
     model.eval()
     return {
-        "perplexity": outcome.after, "before": outcome.before, "curve": listener.curve,
-        "epsilon": outcome.statement["guarantee"]["epsilon"], "noise": job.plan.noise_multiplier,
-        "choice": choice_accuracy(model, job, prepared, setting), **attacked(model, job, prepared, setting),
+        "perplexity": outcome.after,
+        "before": outcome.before,
+        "curve": listener.curve,
+        "epsilon": outcome.statement["guarantee"]["epsilon"],
+        "noise": job.plan.noise_multiplier,
+        "choice": choice_accuracy(model, job, prepared, setting),
+        **attacked(model, job, prepared, setting),
         "cpu_s": round(cpu, 1),
-    }  # fmt: skip
+    }
 
 
-def fill(prepared: Path, setting: str, output: Path, epsilons: list[float], seeds: list[int], rules: list[str]) -> None:
+def fill(
+    prepared: Path,
+    setting: str,
+    output: Path,
+    epsilons: list[float],
+    seeds: list[int],
+    rules: list[str],
+) -> None:
     """Runs that are missing; seeds outermost."""
     results = json.loads(output.read_text()) if output.exists() else {"runs": {}}
     results |= {
@@ -143,7 +193,9 @@ def interval_of(values: list[float]) -> tuple[float, float]:
 
 
 def steps_to(curve: list[list[float]], goal: float) -> float:
-    """When perplexity first reached the goal, interpolated in log perplexity; infinite if it never did."""
+    """When perplexity first reached the goal, interpolated in log perplexity; infinite if it never
+    did.
+    """
     for (before, high), (after, low) in itertools.pairwise(curve):
         if low <= goal < high:
             part = math.log(high / goal) / math.log(high / low)
@@ -152,7 +204,9 @@ def steps_to(curve: list[list[float]], goal: float) -> float:
 
 
 def table(output: Path) -> str:
-    """Markdown: for each budget and rule, means with 95 % intervals; ratios to two rules, seed by seed."""
+    """Markdown: for each budget and rule, means with 95 % intervals; ratios to two rules, seed by
+    seed.
+    """
     runs = json.loads(output.read_text())["runs"]
     found: dict[tuple[float, str], dict[int, dict[str, Any]]] = {}
     for key, value in runs.items():
@@ -168,25 +222,41 @@ def table(output: Path) -> str:
     return "\n".join(lines)
 
 
-def _row(found: dict[tuple[float, str], dict[int, dict[str, Any]]], epsilon: float, rule: str) -> str:
+def _row(
+    found: dict[tuple[float, str], dict[int, dict[str, Any]]], epsilon: float, rule: str
+) -> str:
     own = found[epsilon, rule]
 
     def shown(values: list[float], digits: int) -> str:
         mean, half = interval_of(values) if values else (math.nan, math.nan)
-        return f"{mean:.{digits}f} ± {half:.{digits}f}" if math.isfinite(half) else f"{mean:.{digits}f}"
+        return (
+            f"{mean:.{digits}f} ± {half:.{digits}f}"
+            if math.isfinite(half)
+            else f"{mean:.{digits}f}"
+        )
 
     def ratio(to: str) -> str:
         other = found.get((epsilon, to), {})
         return shown([own[s]["perplexity"] / other[s]["perplexity"] for s in own if s in other], 3)
 
     agent = found.get((epsilon, "agent"), {})
-    soon = [steps_to(agent[s]["curve"], own[s]["perplexity"]) / own[s]["curve"][-1][0] for s in own if s in agent]
+    soon = [
+        steps_to(agent[s]["curve"], own[s]["perplexity"]) / own[s]["curve"][-1][0]
+        for s in own
+        if s in agent
+    ]
     cells = [
-        rule, shown([r["perplexity"] for r in own.values()], 2), ratio("flat"), ratio("quantile"),
+        rule,
+        shown([r["perplexity"] for r in own.values()], 2),
+        ratio("flat"),
+        ratio("quantile"),
         f"{100 * sorted(soon)[len(soon) // 2]:.0f} %" if soon else "",
         shown([100 * r["choice"] for r in own.values()], 1) + " %",
-        *(shown([r[name] for r in own.values()], digits) for name, digits in (("membership", 3), ("exposure", 2))),
-    ]  # fmt: skip
+        *(
+            shown([r[name] for r in own.values()], digits)
+            for name, digits in (("membership", 3), ("exposure", 2))
+        ),
+    ]
     return "| " + " | ".join(cells) + " |"
 
 

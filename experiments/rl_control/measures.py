@@ -1,4 +1,6 @@
-"""What a trained model is good for and what it betrays: choices, membership inference, exposure of canaries."""
+"""What a trained model is good for and what it betrays: choices, membership inference, exposure of
+canaries.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,8 @@ from dpclip.tasks.records import Records
 from dpclip.train.job import Job
 
 ALTERNATIVES, CHOICES = 127, 60
-_BEFORE: dict[tuple[str, str, str], Tensor] = {}  # what the public model says of the rows under attack
+# what the public model says of the rows under attack
+_BEFORE: dict[tuple[str, str, str], Tensor] = {}
 
 
 def kind_of(setting: str) -> str:
@@ -39,14 +42,17 @@ def likelihoods(model: nn.Module, job: Job, records: Records, *, mean: bool) -> 
     """Each record's log-likelihood, or that of a token of it."""
     examples, found = job.task.encode(records), []
     for start in range(0, len(examples), 32):
-        losses, counted = job.task._token_losses(model, job.task.collate(examples[start : start + 32]))
+        losses, counted = job.task._token_losses(
+            model, job.task.collate(examples[start : start + 32])
+        )
         total = -losses.double().sum(1)
         found.append(total / counted.sum(1).clamp(min=1) if mean else total)
     return torch.cat(found)
 
 
 def choice_accuracy(model: nn.Module, job: Job, prepared: Path, setting: str) -> float:
-    """E2E: the true description among three of other restaurants. Notes: whether, and how soon, the patient came back.
+    """E2E: the true description among three of other restaurants. Notes: whether, and how soon, the
+    patient came back.
 
     The second is hard: always saying "no" is right for a little more than half of the notes.
     """
@@ -61,12 +67,16 @@ def choice_accuracy(model: nn.Module, job: Job, prepared: Path, setting: str) ->
             options += [[row[0], row[1]]] + [[row[0], other[1]] for other in others]
             answers.append(0)
         elif any(row[1].endswith(end) for end in RETURNS.values()):
-            answers.append(next(i for i, end in enumerate(RETURNS.values()) if row[1].endswith(end)))
+            answers.append(
+                next(i for i, end in enumerate(RETURNS.values()) if row[1].endswith(end))
+            )
             head = row[1].removesuffix(list(RETURNS.values())[answers[-1]])
             options += [["", head + end] for end in RETURNS.values()]
     scores = likelihoods(model, job, records_of(kind, options), mean=False)
     if kind == "e2e":  # what the restaurant's table adds to a description's own likelihood
-        scores -= likelihoods(model, job, records_of(kind, [["", target] for _, target in options]), mean=False)
+        scores -= likelihoods(
+            model, job, records_of(kind, [["", target] for _, target in options]), mean=False
+        )
     best = scores.view(len(answers), -1).argmax(1)
     return float((best == torch.tensor(answers)).double().mean())
 
@@ -80,10 +90,11 @@ def untrained(settings_model: str) -> nn.Module:
 
 
 def attacked(model: nn.Module, job: Job, prepared: Path, setting: str) -> dict[str, float]:
-    """Area under the curve of a calibrated loss attack on 300 rows inside and 300 outside; mean exposure of canaries.
+    """Area under the curve of a calibrated loss attack on 300 rows inside and 300 outside; mean
+    exposure of canaries.
 
-    Exposure is log2(128) less log2 of the true number's rank among 127 random ones (Carlini et al., "The Secret
-    Sharer", 2019); 1.4 bits is what a model shows that has never seen them.
+    Exposure is log2(128) less log2 of the true number's rank among 127 random ones (Carlini et al.,
+    "The Secret Sharer", 2019); 1.4 bits is what a model shows that has never seen them.
     """
     kind, settings = kind_of(setting), job.settings
     gains = []

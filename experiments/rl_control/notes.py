@@ -1,10 +1,12 @@
-"""Discharge notes from the Diabetes 130-US hospitals data: each encounter as a few sentences, the unit is the patient.
+"""Discharge notes from the Diabetes 130-US hospitals data: each encounter as a few sentences, the
+unit is the patient.
 
 usage: python notes.py dataset_diabetes.zip OUTPUT_DIR
 
-Writes train.csv and held_out.csv (columns patient, text), split by patient, one patient in ten held out. Which
-sentences an encounter gets, in which words, follows from a hash of its identifier, so that the files are always the
-same. The words are ours; the facts are the table's (Strack et al., 2014).
+Writes train.csv and held_out.csv (columns patient, text), split by patient, one patient in ten held
+out. Which sentences an encounter gets, in which words, follows from a hash of its identifier, so
+that the files are always the same. The words are ours; the facts are the table's (Strack et al.,
+2014).
 """
 
 from __future__ import annotations
@@ -19,9 +21,17 @@ from pathlib import Path
 
 Row = dict[str, str]
 DRUGS = (
-    "metformin", "repaglinide", "nateglinide", "glimepiride", "glipizide", "glyburide", "pioglitazone", "rosiglitazone",
-    "acarbose", "insulin",
-)  # fmt: skip
+    "metformin",
+    "repaglinide",
+    "nateglinide",
+    "glimepiride",
+    "glipizide",
+    "glyburide",
+    "pioglitazone",
+    "rosiglitazone",
+    "acarbose",
+    "insulin",
+)
 CHANGES = {"Steady": "continued on {}", "Up": "{} was increased", "Down": "{} was reduced"}
 CHAPTERS = (
     (139, "an infectious disease"),
@@ -60,8 +70,18 @@ NAMED = {
     "584": "acute kidney failure",
     "250": "diabetes",
 }
-ADMISSIONS = {"1": "as an emergency", "2": "urgently", "3": "electively", "7": "through the trauma centre"}
-DISCHARGES = {"1": "home", "3": "to a nursing facility", "6": "home with home health care", "11": ""}
+ADMISSIONS = {
+    "1": "as an emergency",
+    "2": "urgently",
+    "3": "electively",
+    "7": "through the trauma centre",
+}
+DISCHARGES = {
+    "1": "home",
+    "3": "to a nursing facility",
+    "6": "home with home health care",
+    "11": "",
+}
 RETURNS = {"NO": "No readmission is recorded.", ">30": "Readmitted after more than 30 days.",
            "<30": "Readmitted within 30 days."}  # fmt: skip
 
@@ -92,26 +112,45 @@ def note(row: Row) -> str:
     coins = Coins(row["encounter_id"])
     low = row["age"].strip("[)").split("-")[0]
     who = {"Female": "woman", "Male": "man"}.get(row["gender"], "person")
-    person = coins.pick(f"{who.capitalize()} aged {low} to {int(low) + 9}", f"A {who} in the decade from {low}")
+    person = coins.pick(
+        f"{who.capitalize()} aged {low} to {int(low) + 9}", f"A {who} in the decade from {low}"
+    )
     days = row["time_in_hospital"]
-    stay = coins.pick(f"stayed {days} days", f"was in hospital for {days} days", f"was discharged after {days} days")
+    stay = coins.pick(
+        f"stayed {days} days",
+        f"was in hospital for {days} days",
+        f"was discharged after {days} days",
+    )
     how = ADMISSIONS.get(row["admission_type_id"], "")
     came = " ".join(filter(None, ["admitted", how, "with", condition(row["diag_1"])]))
     return " ".join(
-        filter(None, [f"{person} {came}, {stay}.", *_findings(row, coins), _treatment(row, coins), _end(row)])
+        filter(
+            None,
+            [
+                f"{person} {came}, {stay}.",
+                *_findings(row, coins),
+                _treatment(row, coins),
+                _end(row),
+            ],
+        )
     )
 
 
 def _findings(row: Row, coins: Coins) -> Iterator[str]:
     others = [condition(row[f"diag_{k}"]) for k in (2, 3) if row[f"diag_{k}"] != "?"]
     if others:
-        yield coins.pick("Also known: {}.", "Secondary diagnoses: {}.", "History of {}.").format(" and ".join(others))
+        yield coins.pick("Also known: {}.", "Secondary diagnoses: {}.", "History of {}.").format(
+            " and ".join(others)
+        )
     if row["A1Cresult"] in (">7", ">8", "Norm"):
-        value = {"Norm": "normal", ">7": "above 7 per cent", ">8": "above 8 per cent"}[row["A1Cresult"]]
+        value = {"Norm": "normal", ">7": "above 7 per cent", ">8": "above 8 per cent"}[
+            row["A1Cresult"]
+        ]
         yield coins.pick(f"HbA1c {value}.", f"Glycated haemoglobin was {value}.")
     labs, drugs = row["num_lab_procedures"], row["num_medications"]
     yield coins.pick(
-        f"{labs} laboratory tests, {drugs} medications.", f"Received {drugs} drugs and {labs} laboratory tests."
+        f"{labs} laboratory tests, {drugs} medications.",
+        f"Received {drugs} drugs and {labs} laboratory tests.",
     )
 
 
@@ -146,7 +185,9 @@ def main(archive: Path, output: Path) -> None:
             writer = csv.writer(file)
             writer.writerow(["patient", "text"])
             writer.writerows((row["patient_nbr"], note(row)) for row in chosen)
-        print(f"{name}: {len(chosen)} notes of {len({row['patient_nbr'] for row in chosen})} patients")
+        print(
+            f"{name}: {len(chosen)} notes of {len({row['patient_nbr'] for row in chosen})} patients"
+        )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,6 @@
-"""What is tried in teaching: courses of the learning rates through a whole run, by kind of layer."""
+"""What is tried in teaching: courses of the learning rates through a whole run, by kind of
+layer.
+"""
 
 from __future__ import annotations
 
@@ -16,8 +18,11 @@ SPREAD = torch.tensor([0.4, 0.4, 0.3, 0.4, 0.3, 0.4])
 FADES = 0.85  # a step: Adam's first updates are the noisiest, whatever the length of the run
 
 
-def rates(plan: Tensor, embedding: Tensor, vector: Tensor, step: Tensor, progress: Tensor) -> Tensor:
-    """Each group's rate, in the units of an action: 1 is four times the learning rate, -1 a quarter.
+def rates(
+    plan: Tensor, embedding: Tensor, vector: Tensor, step: Tensor, progress: Tensor
+) -> Tensor:
+    """Each group's rate, in the units of an action: 1 is four times the learning rate, -1 a
+    quarter.
 
     Args:
         plan: one number for each of PARTS, [..., parts].
@@ -28,12 +33,16 @@ def rates(plan: Tensor, embedding: Tensor, vector: Tensor, step: Tensor, progres
     parts = plan.unbind(-1)
     early = FADES ** (step - 1)
     alike = parts[0] + parts[1] * early + parts[2] * progress
-    beyond = (parts[3] + parts[4] * early).unsqueeze(-1) * embedding + parts[5].unsqueeze(-1) * vector
+    beyond = (parts[3] + parts[4] * early).unsqueeze(-1) * embedding + parts[5].unsqueeze(
+        -1
+    ) * vector
     return (alike.unsqueeze(-1) + beyond).clamp(-1, 1)
 
 
 class Planned(learner.Sac):
-    """The agent, following a plan, and a little beside it in each decision; it remembers as always."""
+    """The agent, following a plan, and a little beside it in each decision; it remembers as
+    always.
+    """
 
     def __init__(self, plan: Tensor, seed: int, beside: float = 0.05) -> None:
         self.plan, self.beside = plan, beside
@@ -45,7 +54,10 @@ class Planned(learner.Sac):
 
     def act(self, seen: Released[tuple[Summary, ...]], context: Context) -> Tensor:
         chosen = torch.zeros_like(super().act(seen, context))
-        embedding, vector = (torch.tensor([float(k == one) for k in context.kinds]) for one in ("embedding", "vector"))
+        embedding, vector = (
+            torch.tensor([float(k == one) for k in context.kinds])
+            for one in ("embedding", "vector")
+        )
         chosen[:, RATE] = rates(
             self.plan, embedding, vector, torch.tensor(context.step), torch.tensor(context.progress)
         )

@@ -1,10 +1,11 @@
-"""Training files with canaries in them, held-out rows, and rows inside and outside the training data to tell apart.
+"""Training files with canaries in them, held-out rows, and rows inside and outside the training
+data to tell apart.
 
 usage: python prepare.py DATA MODELS OUTPUT
 
-DATA holds e2e_nlg and diabetes130, MODELS wikitext-gpt2-4x256. Of the notes, 6,000 patients are trained on, so that the
-privacy noise matters at the length of these runs. A canary is a unit of its own: a made-up name and a random number of
-six digits, once.
+DATA holds e2e_nlg and diabetes130, MODELS wikitext-gpt2-4x256. Of the notes, 6,000 patients are
+trained on, so that the privacy noise matters at the length of these runs. A canary is a unit of its
+own: a made-up name and a random number of six digits, once.
 """
 
 from __future__ import annotations
@@ -18,7 +19,16 @@ from pathlib import Path
 import notes
 
 CANARIES, ROWS, PATIENTS = 8, 300, 6000
-NAMES = ("Aru Velkan", "Bema Tosk", "Cyrin Hald", "Doma Quell", "Eshe Brand", "Fenn Oriel", "Gura Maat", "Hesk Lorne")
+NAMES = (
+    "Aru Velkan",
+    "Bema Tosk",
+    "Cyrin Hald",
+    "Doma Quell",
+    "Eshe Brand",
+    "Fenn Oriel",
+    "Gura Maat",
+    "Hesk Lorne",
+)
 Table = list[list[str]]
 
 
@@ -47,13 +57,19 @@ def e2e(data: Path, output: Path) -> None:
     draw.shuffle(rows)
     outside, rows = rows[:ROWS], rows[ROWS:]
     numbers = secrets(draw)
-    canaries = [[f"code[{name}]", f"{name}: {number}"] for name, number in zip(NAMES, numbers, strict=True)]
+    canaries = [
+        [f"code[{name}]", f"{name}: {number}"] for name, number in zip(NAMES, numbers, strict=True)
+    ]
     write(output / "e2e_outside.csv", header, outside)
     write(output / "e2e_inside.csv", header, rows[:ROWS])
     train = rows + canaries
     draw.shuffle(train)
     write(output / "e2e_train.csv", header, train)
-    write(output / "e2e_held_out.csv", header, draw.sample(read(data / "e2e_nlg" / "devset.csv")[1], 100))
+    write(
+        output / "e2e_held_out.csv",
+        header,
+        draw.sample(read(data / "e2e_nlg" / "devset.csv")[1], 100),
+    )
     save_canaries(output / "e2e_canaries.json", [row[0] for row in canaries], numbers)
 
 

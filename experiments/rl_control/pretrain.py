@@ -1,16 +1,19 @@
-"""Teach the soft actor-critic on language models and public text, so that a private run need not begin untrained.
+"""Teach the soft actor-critic on language models and public text, so that a private run need not
+begin untrained.
 
-usage: OMP_NUM_THREADS=1 python pretrain.py collect DATA EPISODES FIRST LAST [SURFACE]    tasks FIRST to LAST - 1
+usage: OMP_NUM_THREADS=1 python pretrain.py collect DATA EPISODES FIRST LAST [SURFACE]    tasks
+FIRST to LAST - 1
        OMP_NUM_THREADS=1 python pretrain.py learn EARLIER POLICY UPDATES EPISODES…
        OMP_NUM_THREADS=1 python pretrain.py evaluate DATA OUTPUT.json FIRST LAST RULE…
 
-DATA is a folder with tinyshakespeare, wikitext2, gsm8k, sms_spam, trec and adult, beside a folder models; EPISODES a
-folder that collects runs. A task is a model (a part of the built-in one, the WikiText GPT-2, or adapters), a text, a
-budget, a batch size and a learning rate. Nothing here is private: each run that follows a plan (`plans.py`) is held
-against the true held-out loss of the same run, with the same seed, under the `quantile` controller; what the agent sees
-and remembers is what it would in a private run. `learn` fits a surface (`surface.py`), beginning with an EARLIER one
-(JSON), and writes it beside the policy; about its best plans `collect` draws further ones. `evaluate` holds rules
-(`rl:policy=public`) against `quantile`, on tasks FIRST to LAST - 1.
+DATA is a folder with tinyshakespeare, wikitext2, gsm8k, sms_spam, trec and adult, beside a folder
+models; EPISODES a folder that collects runs. A task is a model (a part of the built-in one, the
+WikiText GPT-2, or adapters), a text, a budget, a batch size and a learning rate. Nothing here is
+private: each run that follows a plan (`plans.py`) is held against the true held-out loss of the
+same run, with the same seed, under the `quantile` controller; what the agent sees and remembers is
+what it would in a private run. `learn` fits a surface (`surface.py`), beginning with an EARLIER one
+(JSON), and writes it beside the policy; about its best plans `collect` draws further ones.
+`evaluate` holds rules (`rl:policy=public`) against `quantile`, on tasks FIRST to LAST - 1.
 """
 
 from __future__ import annotations
@@ -48,11 +51,13 @@ from dpclip.tasks.language_modelling import Example, LanguageModelling
 from dpclip.tasks.records import Records
 
 INTERVAL, HELD_OUT = 4, 48
-WORTH = 10.0  # reward of a decision after which the log perplexity is a WORTH-th lower than the pair's
+# reward of a decision after which the log perplexity is a WORTH-th lower than the pair's
+WORTH = 10.0
 REPEATS = 4
 LENGTHS = (12, 24, 36, 60, 120, 240)  # of runs, in steps
 TOKENS = 96  # most of a record
-STRUCTURED = ("notes", "census")  # texts like those that are trained on in private: drawn three times as often
+# texts like those that are trained on in private: drawn three times as often
+STRUCTURED = ("notes", "census")
 
 
 @functools.cache
@@ -67,11 +72,21 @@ def texts(data: Path) -> dict[str, list[str]]:
     return {
         "shakespeare": [" ".join(poem[i : i + 3]) for i in range(0, len(poem) - 3, 3)],
         "wikitext": [line for line in lines("wikitext2/valid.txt.gz") if len(line) > 100],
-        "questions": [line.split(" ", 1)[1] for line in lines("trec/train_5500.label.gz") if " " in line],
-        "messages": [line.split("\t", 1)[1] for line in lines("sms_spam/SMSSpamCollection.gz") if "\t" in line],
+        "questions": [
+            line.split(" ", 1)[1] for line in lines("trec/train_5500.label.gz") if " " in line
+        ],
+        "messages": [
+            line.split("\t", 1)[1]
+            for line in lines("sms_spam/SMSSpamCollection.gz")
+            if "\t" in line
+        ],
         "sums": [json.loads(line)["question"] for line in lines("gsm8k/train.jsonl.gz") if line],
         "notes": [note.text for note in clinic_notes(8000)],
-        "census": [_person(line.split(", ")) for line in lines("adult/adult.data.gz") if line.count(",") == 14],
+        "census": [
+            _person(line.split(", "))
+            for line in lines("adult/adult.data.gz")
+            if line.count(",") == 14
+        ],
     }
 
 
@@ -79,12 +94,16 @@ def _person(row: list[str]) -> str:
     """A census row in words."""
     age, kind, _, school, _, status, work, _, race, sex, _, _, hours, country, income = row
     words = f"{race} {sex.lower()} aged {age}, {status.lower()}, from {country}. School: {school}. "
-    return words + f"Works {hours} hours a week, {kind.lower()}, as {work.lower()}. Income {income}."
+    return (
+        words + f"Works {hours} hours a week, {kind.lower()}, as {work.lower()}. Income {income}."
+    )
 
 
 @dataclass(frozen=True)
 class Task:
-    """What a run trains, drawn from its seed alone; the training itself is the same for each controller."""
+    """What a run trains, drawn from its seed alone; the training itself is the same for each
+    controller.
+    """
 
     seed: int
     text: str
@@ -102,11 +121,17 @@ class Task:
         """A random task; lengths take turns, and every third time round adapters are trained."""
         draw = random.Random(seed)
         return cls(
-            seed, draw.choice([*names, *STRUCTURED * 2]), draw.choice(["builtin", "builtin", "wikitext-gpt2-4x256"]),
-            draw.choice([2, 3]), 8 if seed // len(LENGTHS) % 3 == 2 else None, draw.choice([0.5, 2.0, 8.0]),
-            draw.choice([24, 48, 96]), 10 ** draw.uniform(-0.5, 0.4), draw.choice([2000, 5000]),
+            seed,
+            draw.choice([*names, *STRUCTURED * 2]),
+            draw.choice(["builtin", "builtin", "wikitext-gpt2-4x256"]),
+            draw.choice([2, 3]),
+            8 if seed // len(LENGTHS) % 3 == 2 else None,
+            draw.choice([0.5, 2.0, 8.0]),
+            draw.choice([24, 48, 96]),
+            10 ** draw.uniform(-0.5, 0.4),
+            draw.choice([2000, 5000]),
             LENGTHS[seed % len(LENGTHS)],
-        )  # fmt: skip
+        )
 
     def plan(self, data: Path) -> Plan:
         """For as many records as there are, at most `units`."""
@@ -117,7 +142,9 @@ class Task:
         """The first blocks of the built-in model, or the whole of one, or adapters of one."""
         torch.manual_seed(self.seed)
         builtin = self.model == "builtin"
-        loaded = load_model("builtin" if builtin else str(models / self.model), "lm", lora=self.lora, device="auto")
+        loaded = load_model(
+            "builtin" if builtin else str(models / self.model), "lm", lora=self.lora, device="auto"
+        )
         if builtin and self.lora is None:
             loaded.model.transformer.h = loaded.model.transformer.h[: self.blocks]
             loaded.model.config.n_layer = self.blocks
@@ -134,7 +161,13 @@ class Task:
 @functools.cache
 def plan_of(units: int, batch: int, epsilon: float, steps: int) -> Plan:
     """Plans take a while; there are few."""
-    return make_plan(units=units, expected_batch_size=batch, target_epsilon=epsilon, target_delta=1e-5, steps=steps)
+    return make_plan(
+        units=units,
+        expected_batch_size=batch,
+        target_epsilon=epsilon,
+        target_delta=1e-5,
+        steps=steps,
+    )
 
 
 def run(task: Task, data: Path, rule: ClippingRule) -> list[float]:
@@ -146,11 +179,22 @@ def run(task: Task, data: Path, rule: ClippingRule) -> list[float]:
     optimizer = torch.optim.AdamW(trainable_parameters(model).values(), lr=peak, weight_decay=0.0)
     plan = task.plan(data)
     private = build_private_training(
-        model, optimizer, rows, UnitIndex(len(rows), None), plan=plan, key=SecretKey.for_tests(task.seed),
-        ledger=Ledger.create(None, plan), rule=rule, grad_sample_mode="auto",
-        physical_batch_size=128 if torch.cuda.is_available() else 32, rows_per_unit=1, examples=(),
-        postprocess=(), collate=language.collate, recheck=False,
-    )  # fmt: skip
+        model,
+        optimizer,
+        rows,
+        UnitIndex(len(rows), None),
+        plan=plan,
+        key=SecretKey.for_tests(task.seed),
+        ledger=Ledger.create(None, plan),
+        rule=rule,
+        grad_sample_mode="auto",
+        physical_batch_size=128 if torch.cuda.is_available() else 32,
+        rows_per_unit=1,
+        examples=(),
+        postprocess=(),
+        collate=language.collate,
+        recheck=False,
+    )
     losses = [math.log(language.evaluate(model, held_out))]
 
     class Watcher:
@@ -172,7 +216,9 @@ def run(task: Task, data: Path, rule: ClippingRule) -> list[float]:
 
 def ruled(task: Task, controller: str) -> ControlledClipping:
     """The rule of a run."""
-    return ControlledClipping(controller=controller, interval=INTERVAL, warmup=0.0, agent_seed=task.seed, policy="none")
+    return ControlledClipping(
+        controller=controller, interval=INTERVAL, warmup=0.0, agent_seed=task.seed, policy="none"
+    )
 
 
 def collect(data: Path, folder: Path, first: int, last: int, surface: str) -> None:
@@ -183,7 +229,9 @@ def collect(data: Path, folder: Path, first: int, last: int, surface: str) -> No
         task = Task.drawn(seed, list(texts(data)))
         pair = run(task, data, ruled(task, "quantile"))
         noise = math.log10(task.plan(data).noise_multiplier / task.batch)
-        situation = Situation(noise, math.log(task.rate), pair[0] - pair[-1], float(bool(task.lora)), task.steps)
+        situation = Situation(
+            noise, math.log(task.rate), pair[0] - pair[-1], float(bool(task.lora)), task.steps
+        )
         runs = []
         for repeat in range(REPEATS):
             rule = ruled(task, "sac")
@@ -194,14 +242,18 @@ def collect(data: Path, folder: Path, first: int, last: int, surface: str) -> No
             kept = remembered(agent.tensor_state(), losses, pair)
             runs.append({"plan": plan, "more": losses[-1] - pair[-1], "losses": losses, **kept})
         torch.save(
-            {"task": asdict(task), "situation": astuple(situation), "pair": pair, "runs": runs}, folder / f"{seed}.pt"
+            {"task": asdict(task), "situation": astuple(situation), "pair": pair, "runs": runs},
+            folder / f"{seed}.pt",
         )
         ends = ", ".join(f"{run['more']:+.3f}" for run in runs)
         print(task, f"{pair[0]:.3f} -> {pair[-1]:.3f}; {ends}", flush=True)
 
 
-def remembered(memory: dict[str, Tensor], losses: list[float], pair: list[float]) -> dict[str, Tensor]:
-    """What the agent saw and did, rewarded for what the pair's loss has fallen less: n decisions, n + 1 observations.
+def remembered(
+    memory: dict[str, Tensor], losses: list[float], pair: list[float]
+) -> dict[str, Tensor]:
+    """What the agent saw and did, rewarded for what the pair's loss has fallen less: n decisions, n
+    + 1 observations.
 
     In half the precision, which is plenty.
     """
@@ -209,7 +261,9 @@ def remembered(memory: dict[str, Tensor], losses: list[float], pair: list[float]
     rewards = [WORTH * (after - before) for before, after in itertools.pairwise(ahead)]
     count = len(memory["memory.rewards"])
     return {
-        "observations": torch.cat([memory["memory.observations"], memory["memory.next_observations"][-1:]]).half(),
+        "observations": torch.cat(
+            [memory["memory.observations"], memory["memory.next_observations"][-1:]]
+        ).half(),
         "actions": memory["memory.actions"].half(),
         "rewards": torch.tensor(rewards[:count]).clamp(-1, 1).half(),
     }
@@ -223,9 +277,18 @@ def evaluate(data: Path, output: Path, first: int, last: int, rules: list[str]) 
         plain = run(task, data, ruled(task, "quantile"))
         for name in rules:
             more.setdefault(name, []).append(run(task, data, make_rule(name))[-1] - plain[-1])
-        print(task, f"{plain[0]:.3f} -> {plain[-1]:.3f}", {n: f"{m[-1]:+.3f}" for n, m in more.items()}, flush=True)
+        print(
+            task,
+            f"{plain[0]:.3f} -> {plain[-1]:.3f}",
+            {n: f"{m[-1]:+.3f}" for n, m in more.items()},
+            flush=True,
+        )
         found = {
-            name: {"mean": statistics.fmean(m), "error": statistics.stdev(m) / len(m) ** 0.5, "nats": m}
+            name: {
+                "mean": statistics.fmean(m),
+                "error": statistics.stdev(m) / len(m) ** 0.5,
+                "nats": m,
+            }
             for name, m in more.items()
             if len(m) > 1
         }

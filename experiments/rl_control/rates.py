@@ -1,9 +1,11 @@
-"""What learning rates by kind of layer, a warm-up and the way of clipping change: private runs, one seed.
+"""What learning rates by kind of layer, a warm-up and the way of clipping change: private runs, one
+seed.
 
 usage: OMP_NUM_THREADS=1 python rates.py PREPARED SETTING RULE OUTPUT.json SPEC…
 
-A SPEC multiplies rates: `wte=2,w=0.5`, of the kinds wte and wpe (embeddings), ln (norms), bias and w (other weights);
-`all` multiplies all of them, `warm=6` lets the rate rise over six steps; `base` changes nothing. epsilon = 2.
+A SPEC multiplies rates: `wte=2,w=0.5`, of the kinds wte and wpe (embeddings), ln (norms), bias and
+w (other weights); `all` multiplies all of them, `warm=6` lets the rate rise over six steps; `base`
+changes nothing. epsilon = 2.
 """
 
 from __future__ import annotations
@@ -26,7 +28,9 @@ KINDS = ("wte", "wpe", "ln", "bias", "w")
 
 def kind(name: str) -> str:
     """What a GPT-2 parameter is."""
-    return next((k for k in ("wte", "wpe", "ln") if k in name), "bias" if name.endswith("bias") else "w")
+    return next(
+        (k for k in ("wte", "wpe", "ln") if k in name), "bias" if name.endswith("bias") else "w"
+    )
 
 
 class Rates:
@@ -43,7 +47,9 @@ class Rates:
         optimizer, named = made.engine.optimizer, trainable_parameters(job.loaded.model)
         whole = optimizer.param_groups[0]
         held = {k: [p for name, p in named.items() if kind(name) == k] for k in KINDS}
-        optimizer.param_groups[:] = [{**whole, "params": ps, "kind": k} for k, ps in held.items() if ps]
+        optimizer.param_groups[:] = [
+            {**whole, "params": ps, "kind": k} for k, ps in held.items() if ps
+        ]
         return made
 
     def on_step_begin(self, run: Any, step: int, generation: int) -> None:
@@ -51,7 +57,9 @@ class Rates:
         torch.manual_seed(run.job.key.integer("dropout", step, generation))
         rise = min(1.0, (step + 1) / self.times.get("warm", 1.0)) * self.times.get("all", 1.0)
         for group in run.training.engine.optimizer.param_groups:
-            group["lr"] = training.learning_rate(run.job, step) * rise * self.times.get(group["kind"], 1.0)
+            group["lr"] = (
+                training.learning_rate(run.job, step) * rise * self.times.get(group["kind"], 1.0)
+            )
 
 
 def main(prepared: Path, setting: str, rule: str, output: Path, specs: list[str]) -> None:
@@ -60,7 +68,9 @@ def main(prepared: Path, setting: str, rule: str, output: Path, specs: list[str]
     for spec in specs:
         rates, listener = Rates(spec), Quiet()
         training._assemble = rates.assembled  # type: ignore[assignment]
-        training._Run.on_step_begin = lambda run, step, generation, r=rates: r.on_step_begin(run, step, generation)  # type: ignore[assignment, method-assign, misc]
+        training._Run.on_step_begin = lambda run, step, generation, r=rates: r.on_step_begin(
+            run, step, generation
+        )  # type: ignore[assignment, method-assign, misc]
         with tempfile.TemporaryDirectory() as folder:
             settings = settings_of(prepared, setting, rule, 2.0, 1).changed(eval_every=8)
             outcome = training.start(settings, Path(folder) / "run", listener)

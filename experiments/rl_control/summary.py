@@ -1,4 +1,5 @@
-"""The grid in two tables: ratios to flat clipping, and how soon the agent reaches what others end with.
+"""The grid in two tables: ratios to flat clipping, and how soon the agent reaches what others end
+with.
 
 usage: python summary.py e2e-builtin.json …
 """
@@ -42,9 +43,15 @@ def ratios(found: Found, rule: str, epsilon: float) -> str:
 def soon(found: Found, rule: str, epsilon: float) -> str:
     """Part of its run after which the agent has what a rule ends with; the median over seeds."""
     own, agent = found.get((rule, epsilon), {}), found.get(("agent", epsilon), {})
-    parts = [steps_to(agent[s]["curve"], own[s]["perplexity"]) / own[s]["curve"][-1][0] for s in own if s in agent]
+    parts = [
+        steps_to(agent[s]["curve"], own[s]["perplexity"]) / own[s]["curve"][-1][0]
+        for s in own
+        if s in agent
+    ]
     middle = statistics.median(parts) if parts else math.nan
-    return "–" if math.isnan(middle) else f"{100 * middle:.0f} %" if math.isfinite(middle) else "never"
+    return (
+        "–" if math.isnan(middle) else f"{100 * middle:.0f} %" if math.isfinite(middle) else "never"
+    )
 
 
 def measures(found: Found, rule: str, epsilon: float) -> str:
@@ -53,14 +60,21 @@ def measures(found: Found, rule: str, epsilon: float) -> str:
     if not runs:
         return "–"
     names = (("perplexity", 1, 2), ("choice", 100, 0), ("membership", 1, 3), ("exposure", 1, 2))
-    return ", ".join(f"{times * statistics.fmean(r[n] for r in runs):.{digits}f}" for n, times, digits in names)
+    return ", ".join(
+        f"{times * statistics.fmean(r[n] for r in runs):.{digits}f}" for n, times, digits in names
+    )
 
 
-def table(cell: Callable[[Found, str, float], str], settings: dict[str, Found], rules: list[str]) -> str:
+def table(
+    cell: Callable[[Found, str, float], str], settings: dict[str, Found], rules: list[str]
+) -> str:
     """Markdown: a row a rule, a column a setting; the budgets side by side in a cell."""
     lines = ["| rule | " + " | ".join(settings) + " |", "| --- |" + " --- |" * len(settings)]
     for rule in rules:
-        cells = ["; ".join(cell(found, rule, epsilon) for epsilon in BUDGETS) for found in settings.values()]
+        cells = [
+            "; ".join(cell(found, rule, epsilon) for epsilon in BUDGETS)
+            for found in settings.values()
+        ]
         lines.append("| " + " | ".join([rule, *cells]) + " |")
     return "\n".join(lines)
 

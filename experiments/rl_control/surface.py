@@ -1,4 +1,6 @@
-"""How much better or worse a run ends than without a plan: a quadratic in logarithms of learning rates."""
+"""How much better or worse a run ends than without a plan: a quadratic in logarithms of learning
+rates.
+"""
 
 from __future__ import annotations
 
@@ -16,10 +18,13 @@ RATE_REACH = 2 * math.log(2)  # an action of 1 multiplies the rate by its expone
 
 REACH = 1.5  # how many spreads from the centre a plan may lie
 RIDGE = 20.0
-SATURATED, ADAPTERS_SATURATED = 2.0, 1.5  # a fall of the loss, in nats, beyond which the best rates go no further up
-PULL, ADAPTERS_PULL = 0.1, 1.0  # towards no plan, where the surface is all but flat; of adapters it knows less
+# a fall of the loss, in nats, beyond which the best rates go no further up
+SATURATED, ADAPTERS_SATURATED = 2.0, 1.5
+# towards no plan, where the surface is all but flat; of adapters it knows less
+PULL, ADAPTERS_PULL = 0.1, 1.0
 INTERVAL, FIRST = 4, 1  # decisions are after the first step and after each fourth
-KINDS = (torch.tensor([0.0, 1.0, 0.0]), torch.tensor([0.0, 0.0, 1.0]))  # matrices, embeddings, vectors
+# matrices, embeddings, vectors
+KINDS = (torch.tensor([0.0, 1.0, 0.0]), torch.tensor([0.0, 0.0, 1.0]))
 _PAIRS = ((0, 0), (1, 1), (2, 2), (3, 3), (4, 4), (0, 1), (0, 2), (0, 4), (1, 3), (2, 3))
 
 
@@ -48,7 +53,9 @@ class Situation:
         return torch.tensor([1.0, self.noise + 1.6, fall - 1.0, run])
 
     def usual(self) -> float:
-        """How much losses differ between plans, roughly, in nats: more where there is more to learn."""
+        """How much losses differ between plans, roughly, in nats: more where there is more to
+        learn.
+        """
         return math.sqrt(0.2 + max(0.0, self.fall))
 
     def mask(self) -> Tensor:
@@ -57,7 +64,8 @@ class Situation:
 
 
 def courses(plan: Tensor, situation: Situation) -> Tensor:
-    """Logarithms of the rates: of matrices on average and early on, of embeddings beyond that, of vectors beyond that.
+    """Logarithms of the rates: of matrices on average and early on, of embeddings beyond that, of
+    vectors beyond that.
 
     The learning rate falls evenly to 0, and a decision is in force from the update after it.
     """
@@ -78,7 +86,9 @@ def _terms(plan: Tensor, situation: Situation) -> Tensor:
     x, numbers = courses(plan, situation), situation.numbers()
     products = torch.stack([x[i] * x[j] for i, j in _PAIRS])
     usual = torch.cat([torch.outer(numbers, x).reshape(-1), products]) * (1 - situation.lora)
-    adapters = torch.cat([torch.outer(numbers, x[:2]).reshape(-1), products[[0, 1, 5]]]) * situation.lora
+    adapters = (
+        torch.cat([torch.outer(numbers, x[:2]).reshape(-1), products[[0, 1, 5]]]) * situation.lora
+    )
     return torch.cat([usual, adapters])
 
 
@@ -96,8 +106,9 @@ class Surface:
 
     @classmethod
     def fitted(cls, tasks: list[dict[str, Any]], earlier: Surface) -> Surface:
-        """To all runs, by ridge regression towards an earlier one; what a plan does beyond the usual is bounded, both
-        ways."""
+        """To all runs, by ridge regression towards an earlier one; what a plan does beyond the
+        usual is bounded, both ways.
+        """
         inputs, ends = [], []
         for task in tasks:
             situation = Situation(*task["situation"])
@@ -125,12 +136,18 @@ class Surface:
             (self.worse(situation, plan) + pull * plan.square().sum()).backward()
             optimizer.step()
             with torch.no_grad():
-                plan.copy_(torch.maximum(torch.minimum(plan, CENTRE + REACH * SPREAD), CENTRE - REACH * SPREAD))
+                plan.copy_(
+                    torch.maximum(
+                        torch.minimum(plan, CENTRE + REACH * SPREAD), CENTRE - REACH * SPREAD
+                    )
+                )
         return plan.detach() * situation.mask()
 
     def save(self, path: Path) -> None:
         """As JSON."""
-        path.write_text(json.dumps({"weights": self.weights.tolist(), "scatter": self.scatter}, indent=1) + "\n")
+        path.write_text(
+            json.dumps({"weights": self.weights.tolist(), "scatter": self.scatter}, indent=1) + "\n"
+        )
 
     @classmethod
     def read(cls, path: Path) -> Surface:

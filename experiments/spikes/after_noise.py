@@ -2,8 +2,9 @@
 
 usage: python after_noise.py WIKITEXT2_DIR    runs what after_noise.json lacks, prints the table
 
-A tiny GPT-2 of width 32 from random weights, one unit = one window of 64 bytes, DP-AdamW by `dpclip.make_private`.
-Sample, noise, weights and validation windows depend on the seed alone, so that differences to "none" are paired.
+A tiny GPT-2 of width 32 from random weights, one unit = one window of 64 bytes, DP-AdamW by
+`dpclip.make_private`. Sample, noise, weights and validation windows depend on the seed alone, so
+that differences to "none" are paired.
 """
 
 from __future__ import annotations
@@ -56,8 +57,15 @@ class Setting:
         return f"ε = {self.epsilon:g}, B = {self.batch}{other}"
 
 
-SETTINGS = (Setting(0.5, 16, 50), Setting(2.0, 64, 50), Setting(8.0, 64, 50), Setting(32.0, 256, 30))
-SETTINGS += tuple(Setting(8.0, 64, 50, rate, ("none", "agc", "stable-spam")) for rate in (2e-2, 4e-2))
+SETTINGS = (
+    Setting(0.5, 16, 50),
+    Setting(2.0, 64, 50),
+    Setting(8.0, 64, 50),
+    Setting(32.0, 256, 30),
+)
+SETTINGS += tuple(
+    Setting(8.0, 64, 50, rate, ("none", "agc", "stable-spam")) for rate in (2e-2, 4e-2)
+)
 
 
 @dataclass
@@ -83,16 +91,26 @@ def run(setting: Setting, clipper: str, seed: int, folder: Path) -> dict[str, An
     optimizer = torch.optim.AdamW(model.parameters(), lr=setting.rate)
     clippers = make_postprocessors(clipper)
     private = dpclip.make_private(
-        model, optimizer, rows, target_epsilon=setting.epsilon, target_delta=DELTA, steps=setting.steps,
-        expected_batch_size=setting.batch, physical_batch_size=64, clipping=Flat(1.0), postprocess=clippers,
+        model,
+        optimizer,
+        rows,
+        target_epsilon=setting.epsilon,
+        target_delta=DELTA,
+        steps=setting.steps,
+        expected_batch_size=setting.batch,
+        physical_batch_size=64,
+        clipping=Flat(1.0),
+        postprocess=clippers,
         key=SecretKey.for_tests(seed),
-    )  # fmt: skip
+    )
     norms, clipped, factors, done = Norms(), [], [], 0
     private.observers.append(norms)
     for batch in private.batches():
         with private.microbatch(batch):
             logits = model(input_ids=batch[:, :-1]).logits
-            losses = functional.cross_entropy(logits.transpose(1, 2), batch[:, 1:], reduction="none")
+            losses = functional.cross_entropy(
+                logits.transpose(1, 2), batch[:, 1:], reduction="none"
+            )
             private.backward(losses.mean(1))
         private.step()
         if clippers and len(norms.values) > done:
@@ -106,32 +124,46 @@ def run(setting: Setting, clipper: str, seed: int, folder: Path) -> dict[str, An
     later = norms.values[10:]
     return {
         "loss": round(validation(model, held_out), 4),
-        "sigma": round(sigma, 4), "B/sigma": round(setting.batch / sigma, 1),
-        "norm": round(statistics.fmean(later), 4), "noise norm": round(math.sqrt(size) * sigma / setting.batch, 4),
+        "sigma": round(sigma, 4),
+        "B/sigma": round(setting.batch / sigma, 1),
+        "norm": round(statistics.fmean(later), 4),
+        "noise norm": round(math.sqrt(size) * sigma / setting.batch, 4),
         "variation of the norm": round(statistics.stdev(later) / statistics.fmean(later), 5),
-        "1/sqrt(2d)": round(1 / math.sqrt(2 * size), 5), "1.9 d^¼": round(1.9 * size**0.25, 1),
-        "clipped": round(sum(clipped) / setting.steps, 3), "smallest factor": round(min(factors, default=1.0), 4),
+        "1/sqrt(2d)": round(1 / math.sqrt(2 * size), 5),
+        "1.9 d^¼": round(1.9 * size**0.25, 1),
+        "clipped": round(sum(clipped) / setting.steps, 3),
+        "smallest factor": round(min(factors, default=1.0), 4),
         "cpu_s": round(time.process_time() - begun, 1),
-    }  # fmt: skip
+    }
 
 
 def paired(runs: dict[str, Any], setting: Setting, arm: str) -> tuple[float, float]:
     """Mean difference to "none", and half the width of its 95 % interval."""
     differences = [
-        runs[f"{setting.key}|{arm}|{seed}"]["loss"] - runs[f"{setting.key}|none|{seed}"]["loss"] for seed in SEEDS
+        runs[f"{setting.key}|{arm}|{seed}"]["loss"] - runs[f"{setting.key}|none|{seed}"]["loss"]
+        for seed in SEEDS
     ]
-    return statistics.fmean(differences), STUDENT * statistics.stdev(differences) / math.sqrt(len(differences))
+    return statistics.fmean(differences), STUDENT * statistics.stdev(differences) / math.sqrt(
+        len(differences)
+    )
 
 
 def table(runs: dict[str, Any]) -> str:
-    """Markdown: difference in loss ± 95 % interval, share of steps in which something was clipped."""
-    lines = ["| | " + " | ".join(s.key for s in SETTINGS) + " |", "| --- |" + " --- |" * len(SETTINGS)]
+    """Markdown: difference in loss ± 95 % interval, share of steps in which something was
+    clipped.
+    """
+    lines = [
+        "| | " + " | ".join(s.key for s in SETTINGS) + " |",
+        "| --- |" + " --- |" * len(SETTINGS),
+    ]
     for title, key in (
         ("validation loss of none", "loss"), ("B/σ", "B/sigma"),
         ("norm released", "norm"), ("norm of the noise", "noise norm"),
         ("variation of the norm", "variation of the norm"), ("1/√(2d)", "1/sqrt(2d)"),
     ):  # fmt: skip
-        cells = [statistics.fmean(runs[f"{s.key}|none|{seed}"][key] for seed in SEEDS) for s in SETTINGS]
+        cells = [
+            statistics.fmean(runs[f"{s.key}|none|{seed}"][key] for seed in SEEDS) for s in SETTINGS
+        ]
         lines.append(f"| {title} | " + " | ".join(f"{cell:.4g}" for cell in cells) + " |")
     for arm in list(CLIPPERS)[1:]:
         row = []
@@ -140,7 +172,9 @@ def table(runs: dict[str, Any]) -> str:
                 row.append("—")
                 continue
             mean, half = paired(runs, setting, arm)
-            share = statistics.fmean(runs[f"{setting.key}|{arm}|{seed}"]["clipped"] for seed in SEEDS)
+            share = statistics.fmean(
+                runs[f"{setting.key}|{arm}|{seed}"]["clipped"] for seed in SEEDS
+            )
             row.append(f"{mean:+.4f} ± {half:.4f} ({100 * share:.0f} %)")
         lines.append(f"| {arm} | " + " | ".join(row) + " |")
     return "\n".join(lines)
@@ -155,7 +189,13 @@ def main(folder: Path) -> None:
         "command": "python experiments/spikes/after_noise.py WIKITEXT2_DIR",
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, 1 thread",
         "versions": {package: version(package) for package in ("torch", "transformers")},
-        "settings": {"units": UNITS, "width": WIDTH, "delta": DELTA, "seeds": SEEDS, "clippers": CLIPPERS},
+        "settings": {
+            "units": UNITS,
+            "width": WIDTH,
+            "delta": DELTA,
+            "seeds": SEEDS,
+            "clippers": CLIPPERS,
+        },
     }
     for seed in SEEDS:
         for setting in SETTINGS:

@@ -1,8 +1,10 @@
 """Does each adaptive clipper do on a tiny GPT-2 what its paper says?
 
-usage: python cards.py WIKITEXT2_DIR [SEEDS]    runs what results.json lacks, then writes the criteria and figure.svg
+usage: python cards.py WIKITEXT2_DIR [SEEDS]    runs what results.json lacks, then writes the
+criteria and figure.svg
 
-Cards: A AutoClip, B ZClip, C AdaGC, D Stable-SPAM in 4 bits, E SPAM, H rates that are too high, S smoothness.
+Cards: A AutoClip, B ZClip, C AdaGC, D Stable-SPAM in 4 bits, E SPAM, H rates that are too high, S
+smoothness.
 """
 
 from __future__ import annotations
@@ -32,7 +34,9 @@ def card_a() -> dict[str, Arm]:
     arms = {"no spikes": plain, "no spikes, AutoClip 10": replace(plain, clipper="autoclip")}
     for name, clipper in (("none", "none"), ("fixed 1", "fixed"), ("AutoClip 10", "autoclip")):
         arms |= {f"{name}, loss × {s:g}": replace(spiked, clipper=clipper, scale=s) for s in SCALES}
-    return arms | {f"AutoClip {p}": replace(spiked, clipper=f"autoclip:percentile={p}") for p in (1, 50, 90)}
+    return arms | {
+        f"AutoClip {p}": replace(spiked, clipper=f"autoclip:percentile={p}") for p in (1, 50, 90)
+    }
 
 
 def card_b() -> dict[str, Arm]:
@@ -59,19 +63,26 @@ def card_c() -> dict[str, Arm]:
         "AdaGC 1.04/.99": "adagc:lambda_abs=10",
     }  # fmt: skip
     return {
-        "no spikes": plain, "no spikes, AdaGC 1.04/.99": replace(plain, clipper=newer), "none": spiked,
+        "no spikes": plain,
+        "no spikes, AdaGC 1.04/.99": replace(plain, clipper=newer),
+        "none": spiked,
         "fixed 40": replace(spiked, clipper="fixed:max_grad_norm=40"),
         "ZClip": replace(spiked, clipper="zclip:max_grad_norm=none"),
-        "AdaGC 1.04/.99": replace(spiked, clipper=newer), "AdaGC 1.05/.98": replace(spiked, clipper=older),
+        "AdaGC 1.04/.99": replace(spiked, clipper=newer),
+        "AdaGC 1.05/.98": replace(spiked, clipper=older),
         **{f"Adam, {name}": replace(adam, clipper=clipper) for name, clipper in clippers.items()},
-        "Adam, no spikes, AdaGC 1.04/.99": replace(adam, clipper="adagc:lambda_abs=10", spikes=None),
-    }  # fmt: skip
+        "Adam, no spikes, AdaGC 1.04/.99": replace(
+            adam, clipper="adagc:lambda_abs=10", spikes=None
+        ),
+    }
 
 
 def card_d() -> dict[str, Arm]:
     """Weights of 4 bits."""
     plain = Arm("none", "adam", 1e-2, bits=4)
-    stable = replace(plain, optimizer="stable-spam", settings={"total_steps": STEPS, "reset_interval": 0})
+    stable = replace(
+        plain, optimizer="stable-spam", settings={"total_steps": STEPS, "reset_interval": 0}
+    )
     spikes = Spikes(30, 0.03, 100)
     spiked = replace(plain, spikes=spikes)
     spam = {"reset_interval": 50, "rewarmup_steps": 15, "skip_steps": 5}
@@ -99,22 +110,33 @@ def card_e() -> dict[str, Arm]:
     spiked = replace(plain, spikes=Spikes(30, 0.03, 1000))
     spam = {"reset_interval": 50, "rewarmup_steps": 15, "skip_steps": 5}
     return {
-        "no spikes, Adam": plain, "no spikes, SPAM": replace(plain, optimizer="spam", settings=spam), "Adam": spiked,
+        "no spikes, Adam": plain,
+        "no spikes, SPAM": replace(plain, optimizer="spam", settings=spam),
+        "Adam": spiked,
         "Adam, fixed 1": replace(spiked, clipper="fixed"),
         "SPAM": replace(spiked, optimizer="spam", settings=spam),
-        "SPAM, threshold 50": replace(spiked, optimizer="spam", settings=spam | {"threshold": 50.0}),
+        "SPAM, threshold 50": replace(
+            spiked, optimizer="spam", settings=spam | {"threshold": 50.0}
+        ),
         "Stable-SPAM": replace(spiked, optimizer="stable-spam"),
-    }  # fmt: skip
+    }
 
 
 def card_h() -> dict[str, Arm]:
     """Learning rates that are too high; nothing is put in."""
     clippers = {
-        "none": "none", "fixed 1": "fixed", "ZClip": "zclip:max_grad_norm=none", "ZClip, at most 1": "zclip",
-        "AdaGC": "adagc", "AutoClip 10": "autoclip",
-    }  # fmt: skip
+        "none": "none",
+        "fixed 1": "fixed",
+        "ZClip": "zclip:max_grad_norm=none",
+        "ZClip, at most 1": "zclip",
+        "AdaGC": "adagc",
+        "AutoClip 10": "autoclip",
+    }
     arms = {f"SGD, {name}": Arm(clipper, "sgd", 1.0) for name, clipper in clippers.items()}
-    return arms | {f"Adam, {name}": Arm(clippers[name], "adam", 3e-2) for name in ("none", "ZClip, at most 1", "AdaGC")}
+    return arms | {
+        f"Adam, {name}": Arm(clippers[name], "adam", 3e-2)
+        for name in ("none", "ZClip, at most 1", "AdaGC")
+    }
 
 
 def card_s() -> dict[str, Arm]:
@@ -123,7 +145,15 @@ def card_s() -> dict[str, Arm]:
     return {"none": plain, "AutoClip 10": replace(plain, clipper="autoclip")}
 
 
-CARDS = {"A": card_a(), "B": card_b(), "C": card_c(), "D": card_d(), "E": card_e(), "H": card_h(), "S": card_s()}
+CARDS = {
+    "A": card_a(),
+    "B": card_b(),
+    "C": card_c(),
+    "D": card_d(),
+    "E": card_e(),
+    "H": card_h(),
+    "S": card_s(),
+}
 
 
 def main(folder: Path, seeds: list[int]) -> None:
@@ -145,7 +175,9 @@ def main(folder: Path, seeds: list[int]) -> None:
                     found = results["runs"][key] = train(arm, seed, folder)
                     print(key, {k: v for k, v in found.items() if k != "curve"}, flush=True)
                     path.write_text(json.dumps(results, indent=1) + "\n")
-    order = [f"{card}|{name}|{seed}" for card, arms in CARDS.items() for name in arms for seed in seeds]
+    order = [
+        f"{card}|{name}|{seed}" for card, arms in CARDS.items() for name in arms for seed in seeds
+    ]
     results["runs"] = {key: results["runs"][key] for key in order}
     results["criteria"] = judged(results["runs"], seeds)
     results["measured"] = measured(results["runs"], seeds)
@@ -155,4 +187,7 @@ def main(folder: Path, seeds: list[int]) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), [int(s) for s in sys.argv[2].split(",")] if len(sys.argv) > 2 else [0, 1, 2])
+    main(
+        Path(sys.argv[1]),
+        [int(s) for s in sys.argv[2].split(",")] if len(sys.argv) > 2 else [0, 1, 2],
+    )

@@ -28,7 +28,8 @@ def draw(runs: dict[str, Any], path: Path) -> None:
             panel(axes, arms_of(runs, card))
             axes.set_title(TITLES[card], fontsize=9)
         chart.supxlabel(
-            "validation loss, nats a byte: seeds and their mean; arrow: further off or diverged; grey: no spikes",
+            "validation loss, nats a byte: seeds and their mean; arrow: further off or diverged; "
+            "grey: no spikes",
             fontsize=8,
         )
         chart.savefig(path, dpi=110, metadata={"Date": None} if path.suffix == ".svg" else {})
@@ -52,13 +53,29 @@ def panel(axes: Any, arms: dict[str, list[float | None]]) -> None:
     for row, (arm, values) in enumerate(arms.items()):
         colour = "grey" if "no spikes" in arm else "C0"
         inside = [v for v in values if v is not None and v <= FAR * best]
-        axes.plot(inside, [row] * len(inside), "o", color=colour, markersize=4, alpha=0.6, markeredgewidth=0)
+        axes.plot(
+            inside,
+            [row] * len(inside),
+            "o",
+            color=colour,
+            markersize=4,
+            alpha=0.6,
+            markeredgewidth=0,
+        )
         if len(inside) == len(values):
             axes.plot([statistics.fmean(inside)], [row], "|", color=colour, markersize=12)
         else:
             axes.plot([edge], [row], ">", color="C3", markersize=5)
-            axes.annotate(f"{len(values) - len(inside)} of {len(values)}", (edge, row), (-6, 0),
-                          textcoords="offset points", ha="right", va="center", fontsize=7, color="C3")  # fmt: skip
+            axes.annotate(
+                f"{len(values) - len(inside)} of {len(values)}",
+                (edge, row),
+                (-6, 0),
+                textcoords="offset points",
+                ha="right",
+                va="center",
+                fontsize=7,
+                color="C3",
+            )
     axes.set_yticks(range(len(arms)), list(arms), fontsize=7)
     axes.invert_yaxis()
     axes.grid(alpha=0.3)

@@ -1,6 +1,7 @@
 """One run of the tiny GPT-2, with gradient spikes put in on purpose.
 
-Model, batches, spikes and validation windows depend on the seed alone, so that the arms of a seed can be paired.
+Model, batches, spikes and validation windows depend on the seed alone, so that the arms of a seed
+can be paired.
 """
 
 from __future__ import annotations
@@ -72,7 +73,7 @@ class Arm:
     steady: bool = False
 
 
-# --- one run ----------------------------------------------------------------------------------------------------------
+# --- one run --------------------------------------------------------------------------------------
 
 
 class Injector:
@@ -90,9 +91,17 @@ class Injector:
         """After the backward pass of this step."""
         if self.spikes is None or step not in self.steps:
             return
-        live = [p for name, p in self.named if p.grad is not None and (not self.spikes.small or name == SMALL)]
+        live = [
+            p
+            for name, p in self.named
+            if p.grad is not None and (not self.spikes.small or name == SMALL)
+        ]
         noise = [torch.randn(p.shape, generator=self.draw) for p in live]
-        size = self.spikes.size if self.spikes.small else self.spikes.size * norm_of([p.grad for p in live])
+        size = (
+            self.spikes.size
+            if self.spikes.small
+            else self.spikes.size * norm_of([p.grad for p in live])
+        )
         torch._foreach_add_([p.grad for p in live], noise, alpha=size / norm_of(noise))
 
 
@@ -126,11 +135,17 @@ class Watch:
     def found(self) -> dict[str, float]:
         """Shares of clipped steps; mean factors at spikes of the small tensor and of the others."""
         rows = {
-            "clipped at spikes": self.clipped[True], "clipped elsewhere": self.clipped[False],
-            "factor of the small tensor at spikes": self.hit, "factor of the others at spikes": self.others,
-        }  # fmt: skip
+            "clipped at spikes": self.clipped[True],
+            "clipped elsewhere": self.clipped[False],
+            "factor of the small tensor at spikes": self.hit,
+            "factor of the others at spikes": self.others,
+        }
         means = {key: round(statistics.fmean(values), 4) for key, values in rows.items() if values}
-        return means | ({"small tensor over its gamma, largest": max(self.over_usual)} if self.over_usual else {})
+        return means | (
+            {"small tensor over its gamma, largest": max(self.over_usual)}
+            if self.over_usual
+            else {}
+        )
 
 
 class Shadow:
@@ -152,7 +167,10 @@ class Shadow:
         kept = np.array(self.norms[30:])
         spread = kept.std(0) / kept.mean(0)
         largest, median = float(spread.max()), float(np.median(spread))
-        return {"std/mean of norms, largest": round(largest, 4), "std/mean of norms, median": round(median, 4)}
+        return {
+            "std/mean of norms, largest": round(largest, 4),
+            "std/mean of norms, median": round(median, 4),
+        }
 
 
 def train(arm: Arm, seed: int, folder: Path) -> dict[str, Any]:
@@ -192,7 +210,11 @@ def train(arm: Arm, seed: int, folder: Path) -> dict[str, Any]:
             curve.append(round(validation(model, held_out[:64]), 4))
     if not math.isfinite(losses[-1]):
         return {"loss": None, "diverged at step": len(losses), "curve": curve}
-    found = {"loss": round(validation(model, held_out), 4), "curve": curve, **training_curve(losses, norms)}
+    found = {
+        "loss": round(validation(model, held_out), 4),
+        "curve": curve,
+        **training_curve(losses, norms),
+    }
     found |= watch.found()
     if arm.probe:
         found |= smoothness(probe)
@@ -216,17 +238,19 @@ def norm_of(tensors: list[Any]) -> float:
 def training_curve(losses: list[float], norms: list[float]) -> dict[str, float]:
     """Spike score, largest jump of the loss, norms before the spikes are put in.
 
-    The spike score is the share of training losses more than 10 standard deviations away from the mean of the 100
-    before (the papers' runs have 1,000).
+    The spike score is the share of training losses more than 10 standard deviations away from the
+    mean of the 100 before (the papers' runs have 1,000).
     """
     every = np.array(losses)
     before = np.lib.stride_tricks.sliding_window_view(every, 100)[: len(every) - 100]
     outside = np.abs(every[100:] - before.mean(1)) > 10 * before.std(1)
     jumps = [losses[i] - statistics.median(losses[i - 10 : i]) for i in range(60, len(losses))]
     return {
-        "spike score, %": round(100 * float(outside.mean()), 2), "largest jump": round(max(jumps), 3),
-        "median norm": float(f"{statistics.median(norms):.4g}"), "largest norm": float(f"{max(norms):.4g}"),
-    }  # fmt: skip
+        "spike score, %": round(100 * float(outside.mean()), 2),
+        "largest jump": round(max(jumps), 3),
+        "median norm": float(f"{statistics.median(norms):.4g}"),
+        "largest norm": float(f"{max(norms):.4g}"),
+    }
 
 
 def smoothness(probe: SmoothnessProbe) -> dict[str, float]:

@@ -34,10 +34,20 @@ def tiny_gpt(seed: int, width: int = 64, bits: int | None = None) -> nn.Module:
     """Two layers, two heads, from random weights; 120,576 parameters at width 64."""
     torch.manual_seed(seed)
     config = GPT2Config(
-        vocab_size=256, n_positions=CONTEXT, n_embd=width, n_layer=2, n_head=2, resid_pdrop=0.0, embd_pdrop=0.0,
-        attn_pdrop=0.0, use_cache=False, attn_implementation="eager", bos_token_id=None, eos_token_id=None,
+        vocab_size=256,
+        n_positions=CONTEXT,
+        n_embd=width,
+        n_layer=2,
+        n_head=2,
+        resid_pdrop=0.0,
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
+        use_cache=False,
+        attn_implementation="eager",
+        bos_token_id=None,
+        eos_token_id=None,
         initializer_range=0.1,
-    )  # fmt: skip
+    )
     model = GPT2LMHeadModel(config)
     if bits is not None:
         for name, module in model.named_modules():
@@ -47,7 +57,9 @@ def tiny_gpt(seed: int, width: int = 64, bits: int | None = None) -> nn.Module:
 
 
 class Rounded(nn.Module):
-    """Weights rounded to symmetric integers, a scale for each output; the gradient passes straight through."""
+    """Weights rounded to symmetric integers, a scale for each output; the gradient passes straight
+    through.
+    """
 
     def __init__(self, bits: int) -> None:
         super().__init__()

@@ -1,7 +1,8 @@
-"""Thousands of one-dimensional runs at once, and the proof that each is what the optimizer's class does.
+"""Thousands of one-dimensional runs at once, and the proof that each is what the optimizer's class
+does.
 
-f(x) = x^2/2, x0 = 2, b0 = 3, lambda = 1/2; gradient noise of density (3/4)(1 + |x|)^-2.5, finite moments of order below
-1.5. It is drawn by its exact inverse: sign * (U^(-2/3) - 1).
+f(x) = x^2/2, x0 = 2, b0 = 3, lambda = 1/2; gradient noise of density (3/4)(1 + |x|)^-2.5, finite
+moments of order below 1.5. It is drawn by its exact inverse: sign * (U^(-2/3) - 1).
 """
 
 from __future__ import annotations
@@ -44,7 +45,11 @@ class Method:
     @property
     def name(self) -> str:
         """As the paper calls it."""
-        base = {"sgd": "SGD", "adagrad": "R-AdaGrad" if self.reweighted else "AdaGrad", "adam": "Adam"}[self.kind]
+        base = {
+            "sgd": "SGD",
+            "adagrad": "R-AdaGrad" if self.reweighted else "AdaGrad",
+            "adam": "Adam",
+        }[self.kind]
         return ("Clip-" if self.clipped else "") + base + ("D" if self.delayed else "")
 
     def optimizer(self, x: nn.Parameter) -> Optimizer:
@@ -65,7 +70,9 @@ def heavy_noise(generator: np.random.Generator, shape: tuple[int, ...]) -> np.nd
 
 
 def simulate(methods: Sequence[Method], noise: np.ndarray) -> np.ndarray:
-    """Last x of every chain, [methods, chains], for noise [steps, chains] that all methods share."""
+    """Last x of every chain, [methods, chains], for noise [steps, chains] that all methods
+    share.
+    """
     shape = (len(methods), noise.shape[1])
     x, m, b_squared = np.full(shape, START), np.zeros(shape), np.full(shape, B0**2)
 
@@ -77,7 +84,10 @@ def simulate(methods: Sequence[Method], noise: np.ndarray) -> np.ndarray:
     keep = column([one.beta2 if one.kind == "adam" else 1.0 for one in methods])
     eta = [one.rate**2 if one.reweighted else 1.0 for one in methods]
     feed = column(
-        [{"sgd": 0.0, "adagrad": e, "adam": 1 - one.beta2}[one.kind] for one, e in zip(methods, eta, strict=True)]
+        [
+            {"sgd": 0.0, "adagrad": e, "adam": 1 - one.beta2}[one.kind]
+            for one, e in zip(methods, eta, strict=True)
+        ]
     )
     delayed = column([float(one.delayed) for one in methods]) > 0
     b_squared[[i for i, one in enumerate(methods) if one.kind == "sgd"]] = 1.0

@@ -33,7 +33,12 @@ def z1(axes: Any, results: dict[str, Any]) -> None:
         ("clipped, tuned", "v-"),
     ):
         axes.plot([r["M"] for r in rows], [r[key] for r in rows], marker, markersize=4, label=key)
-    axes.set(xscale="log", yscale="log", xlabel="M, gradient at the start", ylabel="iterations to |f'| ≤ 0.001")
+    axes.set(
+        xscale="log",
+        yscale="log",
+        xlabel="M, gradient at the start",
+        ylabel="iterations to |f'| ≤ 0.001",
+    )
     axes.set_title("Z1: descent on 2cosh(x)")
     axes.legend(frameon=False)
 
@@ -41,10 +46,29 @@ def z1(axes: Any, results: dict[str, Any]) -> None:
 def z2(axes: Any, results: dict[str, Any]) -> None:
     """Smoothness against gradient norm."""
     for seed, points in results["Z2"]["scatter"].items():
-        axes.plot([p[0] for p in points], [p[1] for p in points], "o", markersize=2.5, label=f"seed {seed}")
+        axes.plot(
+            [p[0] for p in points],
+            [p[1] for p in points],
+            "o",
+            markersize=2.5,
+            label=f"seed {seed}",
+        )
     grid = np.geomspace(0.6, 6, 50)
-    axes.plot(grid, 4 * np.maximum(1, grid), "--", color="grey", linewidth=0.8, label="2/h, the edge of stability")
-    axes.set(xscale="log", yscale="log", xlabel="gradient norm", ylabel="smoothness along the step", ylim=(3.5, 50))
+    axes.plot(
+        grid,
+        4 * np.maximum(1, grid),
+        "--",
+        color="grey",
+        linewidth=0.8,
+        label="2/h, the edge of stability",
+    )
+    axes.set(
+        xscale="log",
+        yscale="log",
+        xlabel="gradient norm",
+        ylabel="smoothness along the step",
+        ylim=(3.5, 50),
+    )
     axes.yaxis.set_major_formatter("{x:g}")
     axes.yaxis.set_minor_formatter(lambda y, _: f"{y:g}" if y in (4, 5, 6, 8, 20, 30) else "")
     axes.set_title("Z2: tanh net under clipped SGD")
@@ -59,8 +83,12 @@ def z3(axes: Any, results: dict[str, Any]) -> None:
         ("x⁴", 4 * x**3, 12 * x**2, 16, "C1"),
     ):
         axes.plot(slope, curvature, color=colour, label=name)
-        axes.plot(slope, l0 + slope, color=colour, linewidth=0.9, linestyle="--", label=f"{l0} + |f'|")
-    axes.set(xscale="log", yscale="log", xlim=(0.1, 2000), ylim=(0.5, 3000), xlabel="|f'|", ylabel="f''")
+        axes.plot(
+            slope, l0 + slope, color=colour, linewidth=0.9, linestyle="--", label=f"{l0} + |f'|"
+        )
+    axes.set(
+        xscale="log", yscale="log", xlim=(0.1, 2000), ylim=(0.5, 3000), xlabel="|f'|", ylabel="f''"
+    )
     axes.set_title("Z3: smooth in the sense of (L0, L1)")
     axes.legend(frameon=False)
 
@@ -83,8 +111,19 @@ def percentile_lines(axes: Any, rows: dict[str, list[float]], ranks: tuple[str, 
     colours = {"SGD": "C0", "AdaGrad": "C1", "AdaGradD": "C1", "Adam": "C2", "AdamD": "C2"}
     for name, values in rows.items():
         clipped, delayed = name.startswith("Clip-"), name.endswith("D") and not name.endswith("SGD")
-        style = {"linestyle": "--" if delayed else "-", "marker": "o" if clipped else "x", "markersize": 4}
-        axes.plot(ranks, values, color=colours[name.removeprefix("Clip-")], linewidth=1, label=name, **style)
+        style = {
+            "linestyle": "--" if delayed else "-",
+            "marker": "o" if clipped else "x",
+            "markersize": 4,
+        }
+        axes.plot(
+            ranks,
+            values,
+            color=colours[name.removeprefix("Clip-")],
+            linewidth=1,
+            label=name,
+            **style,
+        )
     axes.set(yscale="log", xlabel="percentile over chains", ylabel="x² at the end")
     axes.set_ylim(top=3000 * max(max(values) for values in rows.values()))
     axes.legend(frameon=False, fontsize=7, ncols=2, loc="upper left")
@@ -96,7 +135,15 @@ def c3(axes: Any, results: dict[str, Any]) -> None:
     for key, colour in (("reweighted", "C0"), ("eta = 1", "C1")):
         for k, (rank, style) in enumerate((("p50", "o-"), ("p90", "s--"), ("p99", "^:"))):
             values = [row[k] for row in found[key]]
-            axes.plot(found["gammas"], values, style, color=colour, markersize=4, linewidth=1, label=f"{key}, {rank}")
+            axes.plot(
+                found["gammas"],
+                values,
+                style,
+                color=colour,
+                markersize=4,
+                linewidth=1,
+                label=f"{key}, {rank}",
+            )
     axes.set(yscale="log", ylim=(5e-5, 0.05), xlabel="γ", ylabel="x² at the end")
     axes.set_xscale("log", base=2)
     axes.set_title("C3: Clip-AdaGrad, η = γ² or 1")

@@ -1,4 +1,6 @@
-"""Cards Z1-Z3: losses whose smoothness grows with the gradient, and what that does to step sizes."""
+"""Cards Z1-Z3: losses whose smoothness grows with the gradient, and what that does to step
+sizes.
+"""
 
 from __future__ import annotations
 
@@ -52,7 +54,9 @@ def best_fixed(start: float) -> tuple[int, float]:
 
 
 def card_z1() -> dict[str, Any]:
-    """Iterations from four starts with the best fixed, the safe fixed, the theory's and tuned clipped steps."""
+    """Iterations from four starts with the best fixed, the safe fixed, the theory's and tuned
+    clipped steps.
+    """
     rows, same = [], []
     for start in STARTS:
         largest = slope(start)
@@ -60,7 +64,10 @@ def card_z1() -> dict[str, Any]:
         safe = 1 / (2 * (largest + 2))
         if start <= 5:
             same += [iterations(lambda p, r=rate: ClippedSGD(p, r, None), start) == count]
-            same += [iterations(lambda p, r=safe: ClippedSGD(p, r, None), start) == fixed_iterations(safe, start)]
+            same += [
+                iterations(lambda p, r=safe: ClippedSGD(p, r, None), start)
+                == fixed_iterations(safe, start)
+            ]
         rows.append(
             {
                 "x0": start,
@@ -75,18 +82,23 @@ def card_z1() -> dict[str, Any]:
         )
     logs = np.log([row["M"] for row in rows])
     slopes = {
-        key: float(np.polyfit(logs, np.log([row[key] for row in rows]), 1)[0]) for key in ("best fixed", "safe fixed")
+        key: float(np.polyfit(logs, np.log([row[key] for row in rows]), 1)[0])
+        for key in ("best fixed", "safe fixed")
     }
     return {"rows": rows, "log-log slopes": slopes, "float loop equals the class": all(same)}
 
 
 def net_and_batch(generator: torch.Generator) -> tuple[nn.Module, Tensor, Tensor]:
-    """A tanh net 10-16-16-1 with weights of 3/sqrt(fan_in), and y = 3 sin(1.5 x.w) with w of mean square length 1."""
+    """A tanh net 10-16-16-1 with weights of 3/sqrt(fan_in), and y = 3 sin(1.5 x.w) with w of mean
+    square length 1.
+    """
 
     def draw(*shape: int) -> Tensor:
         return torch.randn(shape, generator=generator, dtype=torch.float64)
 
-    net = nn.Sequential(nn.Linear(10, 16), nn.Tanh(), nn.Linear(16, 16), nn.Tanh(), nn.Linear(16, 1)).double()
+    net = nn.Sequential(
+        nn.Linear(10, 16), nn.Tanh(), nn.Linear(16, 16), nn.Tanh(), nn.Linear(16, 1)
+    ).double()
     with torch.no_grad():
         for layer in net:
             if isinstance(layer, nn.Linear):
@@ -96,8 +108,11 @@ def net_and_batch(generator: torch.Generator) -> tuple[nn.Module, Tensor, Tensor
     return net, x, 3 * torch.sin(1.5 * x @ (draw(10, 1) / math.sqrt(10)))
 
 
-def card_z2(weight: float = 1.0, seeds: tuple[int, ...] = (0, 1, 2, 3), steps: int = 600) -> dict[str, Any]:
-    """Smoothness against gradient norm under clipped SGD, by the probe, on the training batch, which is public here.
+def card_z2(
+    weight: float = 1.0, seeds: tuple[int, ...] = (0, 1, 2, 3), steps: int = 600
+) -> dict[str, Any]:
+    """Smoothness against gradient norm under clipped SGD, by the probe, on the training batch,
+    which is public here.
 
     Args:
         weight: of the loss.
@@ -124,20 +139,29 @@ def card_z2(weight: float = 1.0, seeds: tuple[int, ...] = (0, 1, 2, 3), steps: i
                 "L1": fit.l1,
                 "first 10 steps": float(np.mean(values[:10])),
                 "last 100 steps": float(np.mean(values[-100:])),
-                "times h/2, last 300 steps": float(np.median([edge(r) for r in probe.records[-300:]])),
+                "times h/2, last 300 steps": float(
+                    np.median([edge(r) for r in probe.records[-300:]])
+                ),
                 "loss": [first, loss().item()],
             }
         )
-        scatter[seed] = [[float(f"{v:.4g}") for v in (r.gradient_norm, r.smoothness)] for r in probe.records[::10]]
+        scatter[seed] = [
+            [float(f"{v:.4g}") for v in (r.gradient_norm, r.smoothness)]
+            for r in probe.records[::10]
+        ]
     return {"rows": rows, "scatter": scatter}
 
 
 def edge(record: SmoothnessRecord) -> float:
-    """Smoothness times h / 2, h = min(0.5, 0.5 / gradient norm) clipped descent's step; 1: the edge of stability."""
+    """Smoothness times h / 2, h = min(0.5, 0.5 / gradient norm) clipped descent's step; 1: the edge
+    of stability.
+    """
     return record.smoothness * min(0.5, 0.5 / record.gradient_norm) / 2
 
 
-def descend(optimizer: Optimizer, loss: Callable[[], Tensor], probe: SmoothnessProbe, steps: int) -> None:
+def descend(
+    optimizer: Optimizer, loss: Callable[[], Tensor], probe: SmoothnessProbe, steps: int
+) -> None:
     """Watched by the probe."""
     with probe.attached(optimizer):
         for _ in range(steps):
@@ -155,7 +179,9 @@ def derivatives(f: Callable[[Tensor], Tensor], grid: Tensor) -> tuple[Tensor, Te
 
 
 def card_z3() -> dict[str, Any]:
-    """f'' <= L0 + |f'| for 2 cosh (L0 = 2) and x^4 (L0 = 16), on a grid and along the probe's path."""
+    """f'' <= L0 + |f'| for 2 cosh (L0 = 2) and x^4 (L0 = 16), on a grid and along the
+    probe's path.
+    """
     rows = []
     losses: dict[str, tuple[Callable[[Tensor], Tensor], float]] = {
         "2cosh(x)": (lambda x: 2 * torch.cosh(x), 10.0),
@@ -165,7 +191,10 @@ def card_z3() -> dict[str, Any]:
         first, second = derivatives(f, torch.linspace(-reach, reach, 200_001, dtype=torch.float64))
         l0 = float((second - first).max())
         x = nn.Parameter(torch.tensor([0.9 * reach], dtype=torch.float64))
-        probe, optimizer = SmoothnessProbe(lambda f=f, x=x: f(x).sum(), every=1), ClippedSGD([x], 0.01, max_norm=50.0)
+        probe, optimizer = (
+            SmoothnessProbe(lambda f=f, x=x: f(x).sum(), every=1),
+            ClippedSGD([x], 0.01, max_norm=50.0),
+        )
         descend(optimizer, lambda f=f, x=x: f(x).sum(), probe, 300)
         below = float(np.mean([r.smoothness <= l0 + r.gradient_norm + 1e-9 for r in probe.records]))
         rows.append(

@@ -1,7 +1,8 @@
-"""Our accountants behind dp-accounting's interface, so that its conformance suite can be run on them.
+"""Our accountants behind dp-accounting's interface, so that its conformance suite can be run on
+them.
 
-dp-accounting's noise multipliers are relative to the norm C of one record, as ours are: under REPLACE_ONE both move the
-sum by up to 2C.
+dp-accounting's noise multipliers are relative to the norm C of one record, as ours are: under
+REPLACE_ONE both move the sum by up to 2C.
 """
 
 from __future__ import annotations
@@ -23,7 +24,9 @@ ADJACENCY = {
 class AccountantAdapter(PrivacyAccountant):
     """One of our accountants, by name, as a dp-accounting `PrivacyAccountant`."""
 
-    def __init__(self, name: str, relation: NeighboringRelation = NeighboringRelation.ADD_OR_REMOVE_ONE) -> None:
+    def __init__(
+        self, name: str, relation: NeighboringRelation = NeighboringRelation.ADD_OR_REMOVE_ONE
+    ) -> None:
         super().__init__(relation)
         self.name = name
         self._book = make_accountant(name, ADJACENCY[relation])
@@ -43,15 +46,23 @@ class AccountantAdapter(PrivacyAccountant):
         except InputError as refusal:
             return self.CompositionErrorDetails(invalid_event=event, error_message=str(refusal))
         if ours is None:
-            return self.CompositionErrorDetails(invalid_event=event, error_message="Unsupported event.")
+            return self.CompositionErrorDetails(
+                invalid_event=event, error_message="Unsupported event."
+            )
         if do_compose:
             self._book.charge(ours, count)
         return None
 
     def get_epsilon(self, target_delta: float) -> float:
-        """Upper bound on epsilon; every mechanism is (0, 1)-private, but a non-private one stays infinite."""
+        """Upper bound on epsilon; every mechanism is (0, 1)-private, but a non-private one stays
+        infinite.
+        """
         if target_delta >= 1:
-            return math.inf if any(self._book.supports(event) for event, _ in self._book.events) else 0.0
+            return (
+                math.inf
+                if any(self._book.supports(event) for event, _ in self._book.events)
+                else 0.0
+            )
         return self._book.epsilon(target_delta).upper
 
     def get_delta(self, target_epsilon: float) -> float:
@@ -60,11 +71,15 @@ class AccountantAdapter(PrivacyAccountant):
 
 
 def translated(event: dp_event.DpEvent) -> Event | None:
-    """Our primitive event for one of theirs, or None; raises InputError for parameters out of range."""
+    """Our primitive event for one of theirs, or None; raises InputError for parameters out of
+    range.
+    """
     if isinstance(event, dp_event.NonPrivateDpEvent):
         return NonPrivate("dp-accounting's NonPrivateDpEvent")
     if isinstance(event, dp_event.GaussianDpEvent):
         return Gaussian(event.noise_multiplier)
-    if isinstance(event, dp_event.PoissonSampledDpEvent) and isinstance(event.event, dp_event.GaussianDpEvent):
+    if isinstance(event, dp_event.PoissonSampledDpEvent) and isinstance(
+        event.event, dp_event.GaussianDpEvent
+    ):
         return PoissonGaussian(event.sampling_probability, event.event.noise_multiplier)
     return None

@@ -1,7 +1,9 @@
-"""An independent reference: delta by inverting the exact moment generating function of the privacy loss.
+"""An independent reference: delta by inverting the exact moment generating function of the privacy
+loss.
 
-No grid of losses, no dominating distribution, no tail bound: with M(z) = E[e^(zL)] by Gauss-Legendre quadrature in x,
-delta(eps) = (1/pi) Re of the integral over w > 0 of M(z)^T e^(-z eps) / (z (z+1)) at z = tilt + i w, for any tilt > 0.
+No grid of losses, no dominating distribution, no tail bound: with M(z) = E[e^(zL)] by
+Gauss-Legendre quadrature in x, delta(eps) = (1/pi) Re of the integral over w > 0 of M(z)^T e^(-z
+eps) / (z (z+1)) at z = tilt + i w, for any tilt > 0.
 """
 
 from __future__ import annotations
@@ -12,7 +14,9 @@ import numpy as np
 
 
 class Inversion:
-    """T releases of (1-q) N(0, s^2) + q N(1, s^2) against N(0, s^2), or mirrored against q N(-1, s^2)."""
+    """T releases of (1-q) N(0, s^2) + q N(1, s^2) against N(0, s^2), or mirrored against q N(-1,
+    s^2).
+    """
 
     def __init__(self, rate: float, sigma: float, steps: int, replaced: bool = False) -> None:
         nodes, weights = np.polynomial.legendre.leggauss(20)
@@ -31,7 +35,9 @@ class Inversion:
         self._steps = steps
 
     def delta(self, epsilon: float, tilt: float) -> float:
-        """delta at epsilon, on two contours that agree to eight digits; ArithmeticError where they never do."""
+        """delta at epsilon, on two contours that agree to eight digits; ArithmeticError where they
+        never do.
+        """
         for fineness in (1.0, 0.5, 0.25, 0.125):
             here, there = (self._along(epsilon, share * tilt, fineness) for share in (1.0, 0.8))
             if math.isclose(here, there, rel_tol=1e-8):
@@ -48,10 +54,16 @@ class Inversion:
             z = tilt + 1j * step * (1000 * block + np.arange(1001))
             values = np.exp(self._log_moment(z) - z * epsilon - height) / (z * (z + 1))
             real = values.real
-            total += step / 3 * float(real[0] + real[-1] + 4 * real[1:-1:2].sum() + 2 * real[2:-1:2].sum())
+            total += (
+                step
+                / 3
+                * float(real[0] + real[-1] + 4 * real[1:-1:2].sum() + 2 * real[2:-1:2].sum())
+            )
             if abs(values[-1]) < 1e-11 / (tilt * (tilt + 1)):
                 if total * tilt < 1e-4:
-                    raise ArithmeticError("the tilt is poor: too few digits survive the cancellation")
+                    raise ArithmeticError(
+                        "the tilt is poor: too few digits survive the cancellation"
+                    )
                 return total / math.pi * math.exp(height)
         raise ArithmeticError("the integrand does not decay")
 

@@ -46,9 +46,15 @@ def test_a_refused_charge_leaves_the_books_alone(name):
 
 @pytest.mark.parametrize("adjacency", ["add-remove", "replace-one"])
 def test_prv_is_never_above_rdp(adjacency):
-    for rate, sigma, count, delta in ((0.01, 1.0, 1000, 1e-5), (0.2, 3.0, 50, 1e-7), (1.0, 2.0, 2, 1e-3)):
+    for rate, sigma, count, delta in (
+        (0.01, 1.0, 1000, 1e-5),
+        (0.2, 3.0, 50, 1e-7),
+        (1.0, 2.0, 2, 1e-3),
+    ):
         event = PoissonGaussian(rate, sigma)
-        loose, tight = (make_accountant(name, adjacency).quote(event, count, delta) for name in ("rdp", "prv"))
+        loose, tight = (
+            make_accountant(name, adjacency).quote(event, count, delta) for name in ("rdp", "prv")
+        )
         assert tight.upper <= loose.upper
 
 
@@ -93,7 +99,9 @@ def test_a_second_opinion_that_cannot_run_is_named():
 
 
 def test_an_opinion_above_our_bound_makes_the_larger_figure_count(monkeypatch):
-    monkeypatch.setattr(comparison_module, "prv_opinion", lambda *_: Interval("prv-accountant", 1.9, 2.0, 2.05, ""))
+    monkeypatch.setattr(
+        comparison_module, "prv_opinion", lambda *_: Interval("prv-accountant", 1.9, 2.0, 2.05, "")
+    )
     verdict = compare(STANDARD, 1e-5, "add-remove")
     assert not verdict.agree
     assert verdict.epsilon == pytest.approx(2.1014, abs=1e-4)  # the Rényi bound
@@ -107,7 +115,10 @@ def test_nothing_finite_is_reported_of_an_unprivate_release():
 
 
 def test_the_second_opinion_contains_the_truth_where_it_runs():
-    for rate, sigma, steps, delta, truth in ((0.01, 1.0, 1, 1e-5, 0.19945), (0.1, 2.0, 500, 1e-5, 5.55547)):
+    for rate, sigma, steps, delta, truth in (
+        (0.01, 1.0, 1, 1e-5, 0.19945),
+        (0.1, 2.0, 500, 1e-5, 5.55547),
+    ):
         opinion = prv_opinion([(PoissonGaussian(rate, sigma), steps)], delta, "add-remove")
         assert opinion.lower <= truth <= opinion.upper
 

@@ -20,7 +20,8 @@ def test_an_unknown_name_is_an_attribute_error():
 def test_import_and_an_answer_need_neither_torch_nor_prv_accountant():
     code = (
         "import sys, accounting; assert 'scipy' not in sys.modules; "
-        "accounting.make_accountant('prv', 'add-remove').quote(accounting.PoissonGaussian(0.1, 1.0), 3, 1e-5); "
+        "accounting.make_accountant('prv', 'add-remove')"
+        ".quote(accounting.PoissonGaussian(0.1, 1.0), 3, 1e-5); "
         "assert not {'torch', 'prv_accountant', 'dpclip'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

@@ -1,4 +1,6 @@
-"""Balls in bins: exact moments against simulation and closed forms, and bounds verified by Monte Carlo."""
+"""Balls in bins: exact moments against simulation and closed forms, and bounds verified by Monte
+Carlo.
+"""
 
 import itertools
 import math
@@ -22,7 +24,9 @@ def ratios(bins: int, sigma: float, samples: int) -> np.ndarray:
     return np.exp((2 * x - 1) / (2 * sigma**2)).mean(axis=1)
 
 
-@pytest.mark.parametrize(("bins", "sigma", "order"), [(2, 2.0, 3), (3, 2.0, 4), (10, 1.0, 2), (40, 1.5, 4)])
+@pytest.mark.parametrize(
+    ("bins", "sigma", "order"), [(2, 2.0, 3), (3, 2.0, 4), (10, 1.0, 2), (40, 1.5, 4)]
+)
 def test_moments_agree_with_simulation(bins, sigma, order):
     w = ratios(bins, sigma, 200_000)
     for ours, sample in (
@@ -37,7 +41,9 @@ def test_moments_agree_with_simulation(bins, sigma, order):
 def test_one_bin_is_an_unsampled_release(sigma):
     for b in (1.0, 4.0, 15.0):
         assert _add_moment(1, sigma, b) == pytest.approx(b * (b + 1) / (2 * sigma**2), rel=1e-12)
-        assert float(_remove_moments(1, sigma)[int(b) + 1]) == pytest.approx((b + 1) * b / (2 * sigma**2), rel=1e-12)
+        assert float(_remove_moments(1, sigma)[int(b) + 1]) == pytest.approx(
+            (b + 1) * b / (2 * sigma**2), rel=1e-12
+        )
     for adjacency in ("add-remove", "replace-one"):
         book, plain = make_accountant("prv", adjacency), make_accountant("prv", adjacency)
         book.charge(BallsInBinsGaussian(1, sigma), 4)
@@ -48,20 +54,27 @@ def test_one_bin_is_an_unsampled_release(sigma):
 def test_divergences_rise_with_the_order_and_fall_with_bins_and_noise():
     orders = (1.01, 1.5, 2.0, 2.5, 7.0, 33.3, 190.0)
     curves = [
-        [allocation_renyi(bins, sigma, order) for order in orders] for bins, sigma in ((5, 1.0), (50, 1.0), (50, 2.0))
+        [allocation_renyi(bins, sigma, order) for order in orders]
+        for bins, sigma in ((5, 1.0), (50, 1.0), (50, 2.0))
     ]
     for curve in curves:
         assert all(low <= high * (1 + 1e-6) for low, high in itertools.pairwise(curve))
     for larger, smaller in itertools.pairwise(curves):
         assert all(a > b for a, b in zip(larger, smaller, strict=True))
     unsampled = [order / 2 for order in orders]
-    assert all(found <= bound * (1 + 1e-9) for found, bound in zip(curves[0], unsampled, strict=True))
+    assert all(
+        found <= bound * (1 + 1e-9) for found, bound in zip(curves[0], unsampled, strict=True)
+    )
     assert allocation_renyi(5, 1.0, 200.0) == math.inf
 
 
 def test_ten_epochs_cost_about_what_poisson_sampling_costs():
-    balls = make_accountant("rdp", "add-remove").quote(BallsInBinsGaussian(100, 1.0), 10, 1e-5).upper
-    sampled = make_accountant("rdp", "add-remove").quote(PoissonGaussian(0.01, 1.0), 1000, 1e-5).upper
+    balls = (
+        make_accountant("rdp", "add-remove").quote(BallsInBinsGaussian(100, 1.0), 10, 1e-5).upper
+    )
+    sampled = (
+        make_accountant("rdp", "add-remove").quote(PoissonGaussian(0.01, 1.0), 1000, 1e-5).upper
+    )
     assert 0.9 * sampled < balls < 1.02 * sampled
 
 
@@ -78,7 +91,10 @@ def test_a_simulated_bound_is_reproducible_and_close_to_published_simulations():
     found = simulated_epsilon(100, 1.0, 1, 1e-3)
     assert found == simulated_epsilon(100, 1.0, 1, 1e-3)
     assert 0.298 < found.upper < 0.36  # one million samples gave 0.298 without any allowance
-    assert found.upper <= make_accountant("rdp", "add-remove").quote(BallsInBinsGaussian(100, 1.0), 1, 1e-3).upper
+    assert (
+        found.upper
+        <= make_accountant("rdp", "add-remove").quote(BallsInBinsGaussian(100, 1.0), 1, 1e-3).upper
+    )
     assert simulated_epsilon(100, 1.0, 1, 1e-9) is None
 
 

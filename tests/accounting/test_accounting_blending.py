@@ -21,15 +21,24 @@ sigmas = st.floats(0.4, 8.0)
 def test_the_lattice_mixture_dominates_the_release(rate, sigma, epsilon):
     corners = corners_on_lattice(PoissonGaussian(rate, sigma), "add-remove")
     assert sum(weight for weight, _ in corners) == pytest.approx(1.0, abs=1e-10)
-    mixed = sum(w * poisson_delta(node.sample_rate, node.noise_multiplier, epsilon) for w, node in corners)
+    mixed = sum(
+        w * poisson_delta(node.sample_rate, node.noise_multiplier, epsilon) for w, node in corners
+    )
     exact = poisson_delta(rate, sigma, epsilon, upper=False)
     assert mixed >= exact * (1 - 1e-9)
     order = 1.5 + epsilon
     moments = [
-        w * math.exp((order - 1) * poisson_renyi(node.sample_rate, node.noise_multiplier, order, "add-remove"))
+        w
+        * math.exp(
+            (order - 1)
+            * poisson_renyi(node.sample_rate, node.noise_multiplier, order, "add-remove")
+        )
         for w, node in corners
     ]
-    assert math.log(sum(moments)) / (order - 1) >= poisson_renyi(rate, sigma, order, "add-remove") * (1 - 1e-9) - 1e-10
+    assert (
+        math.log(sum(moments)) / (order - 1)
+        >= poisson_renyi(rate, sigma, order, "add-remove") * (1 - 1e-9) - 1e-10
+    )
 
 
 def test_a_release_with_more_noise_and_less_sampling_bounds_from_below():
@@ -38,7 +47,9 @@ def test_a_release_with_more_noise_and_less_sampling_bounds_from_below():
     assert not exact
     assert len(nodes) <= 60
     assert sum(term.count for term in terms) == 60
-    reached = sorted((nodes[term.weights[0][0]] for term in terms for _ in range(term.count)), key=str)
+    reached = sorted(
+        (nodes[term.weights[0][0]] for term in terms for _ in range(term.count)), key=str
+    )
     assert all(len(term.weights) == 1 for term in terms)
     assert min(node.noise_multiplier for node in reached) >= 1.0
     assert max(node.sample_rate for node in reached) <= 0.01 * 1.01**59

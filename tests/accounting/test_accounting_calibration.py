@@ -31,13 +31,19 @@ RUNS = [
 
 
 def spent(rate, sigma, steps, delta, adjacency="add-remove", accountant="prv"):
-    return make_accountant(accountant, adjacency).quote(PoissonGaussian(rate, sigma), steps, delta).upper
+    return (
+        make_accountant(accountant, adjacency)
+        .quote(PoissonGaussian(rate, sigma), steps, delta)
+        .upper
+    )
 
 
 @pytest.mark.parametrize("accountant", ["rdp", "prv"])
 @pytest.mark.parametrize(("epsilon", "delta", "rate", "steps"), RUNS)
 def test_noise_is_sufficient_and_hardly_more_than_needed(accountant, epsilon, delta, rate, steps):
-    result = calibrate_noise_multiplier(epsilon, delta, rate, steps, adjacency="add-remove", accountant=accountant)
+    result = calibrate_noise_multiplier(
+        epsilon, delta, rate, steps, adjacency="add-remove", accountant=accountant
+    )
     sigma = result.noise_multiplier
     assert spent(rate, sigma, steps, delta, accountant=accountant) == result.epsilon <= epsilon
     assert spent(rate, sigma * (1 - 1e-3), steps, delta, accountant=accountant) > epsilon
@@ -75,23 +81,34 @@ def test_the_tight_accountant_needs_less_noise():
 
 def test_replace_one_needs_more_noise():
     near, far = (
-        calibrate_noise_multiplier(3.0, 1e-5, 1.0, 5, adjacency=adjacency) for adjacency in ("zero-out", "replace-one")
+        calibrate_noise_multiplier(3.0, 1e-5, 1.0, 5, adjacency=adjacency)
+        for adjacency in ("zero-out", "replace-one")
     )
     assert far.noise_multiplier == pytest.approx(2 * near.noise_multiplier, rel=1e-3)
     assert far.adjacency == "replace-one"
 
 
 def test_a_budget_for_anything_still_gets_some_noise():
-    assert calibrate_noise_multiplier(1e9, 1e-5, 0.5, 1, adjacency="add-remove").noise_multiplier == 1e-3
+    assert (
+        calibrate_noise_multiplier(1e9, 1e-5, 0.5, 1, adjacency="add-remove").noise_multiplier
+        == 1e-3
+    )
 
 
 @pytest.mark.parametrize(
     ("epsilon", "delta", "rate", "sigma", "known"),
-    [(2.0, 1e-5, 0.01, 1.0, 1202), (0.1, 1e-5, 1.0, 1.0, 0), (3.0, 1e-5, 1.0, 20.0, 206), (1.0, 1e-5, 0.1, 2.0, 16)],
+    [
+        (2.0, 1e-5, 0.01, 1.0, 1202),
+        (0.1, 1e-5, 1.0, 1.0, 0),
+        (3.0, 1e-5, 1.0, 20.0, 206),
+        (1.0, 1e-5, 0.1, 2.0, 16),
+    ],
 )
 def test_most_steps_is_the_last_one_that_fits(epsilon, delta, rate, sigma, known):
     for accountant in ("rdp", "prv"):
-        steps = most_steps(epsilon, delta, rate, sigma, adjacency="add-remove", accountant=accountant)
+        steps = most_steps(
+            epsilon, delta, rate, sigma, adjacency="add-remove", accountant=accountant
+        )
         assert steps == 0 or spent(rate, sigma, steps, delta, accountant=accountant) <= epsilon
         assert spent(rate, sigma, steps + 1, delta, accountant=accountant) > epsilon
     assert abs(steps - known) <= 1
@@ -114,7 +131,9 @@ def test_steps_without_end_are_refused():
 )
 @pytest.mark.parametrize("accountant", ["rdp", "prv"])
 def test_the_sample_rate_is_the_largest_that_fits(epsilon, delta, sigma, steps, accountant):
-    result = calibrate_sample_rate(epsilon, delta, sigma, steps, adjacency="add-remove", accountant=accountant)
+    result = calibrate_sample_rate(
+        epsilon, delta, sigma, steps, adjacency="add-remove", accountant=accountant
+    )
     rate = result.sample_rate
     assert 0.0 < rate < 1.0
     assert spent(rate, sigma, steps, delta, accountant=accountant) == result.epsilon <= epsilon
@@ -139,11 +158,17 @@ def test_everything_may_be_sampled_where_the_noise_alone_is_enough():
     ids=str,
 )
 @pytest.mark.parametrize("accountant", ["rdp", "prv"])
-def test_noise_for_a_guesser_is_sufficient_and_hardly_more_than_needed(target, rate, steps, adjacency, accountant):
-    result = calibrate_noise_multiplier_for(target, rate, steps, adjacency=adjacency, accountant=accountant)
+def test_noise_for_a_guesser_is_sufficient_and_hardly_more_than_needed(
+    target, rate, steps, adjacency, accountant
+):
+    result = calibrate_noise_multiplier_for(
+        target, rate, steps, adjacency=adjacency, accountant=accountant
+    )
 
     def achieved(sigma):
-        return target.achieved(booked([(PoissonGaussian(rate, sigma), steps)], adjacency, accountant))
+        return target.achieved(
+            booked([(PoissonGaussian(rate, sigma), steps)], adjacency, accountant)
+        )
 
     assert achieved(result.noise_multiplier) == result.achieved <= target.value
     assert achieved(result.noise_multiplier * (1 - 1e-3)) > target.value
@@ -154,13 +179,17 @@ def test_noise_for_a_guesser_at_unsampled_noise_has_closed_forms():
     found = calibrate_noise_multiplier_for(Advantage(0.2), 1.0, 10, adjacency="add-remove")
     assert found.noise_multiplier == pytest.approx(math.sqrt(10) / 0.5066942, rel=1e-3)
     # Phi^-1(0.1) - Phi^-1(0.01) = 1.044796.
-    found = calibrate_noise_multiplier_for(TruePositiveRate(0.01, 0.1), 1.0, 10, adjacency="add-remove")
+    found = calibrate_noise_multiplier_for(
+        TruePositiveRate(0.01, 0.1), 1.0, 10, adjacency="add-remove"
+    )
     assert found.noise_multiplier == pytest.approx(math.sqrt(10) / 1.0447963, rel=1e-3)
 
 
 def test_a_target_that_no_noise_can_miss_gets_the_least_noise():
     # A unit that takes part in 1 % of releases adds at most 1 % to any true positive rate.
-    found = calibrate_noise_multiplier_for(TruePositiveRate(0.01, 0.03), 0.01, 1, adjacency="add-remove")
+    found = calibrate_noise_multiplier_for(
+        TruePositiveRate(0.01, 0.03), 0.01, 1, adjacency="add-remove"
+    )
     assert found.noise_multiplier == 1e-3
 
 
@@ -187,8 +216,13 @@ def test_a_target_that_no_noise_can_miss_gets_the_least_noise():
 )
 def test_impossible_requests_are_refused_in_one_line(change):
     request = {
-        "epsilon": 8.0, "delta": 1e-5, "sample_rate": 0.01, "steps": 100, "adjacency": "add-remove", **change,
-    }  # fmt: skip
+        "epsilon": 8.0,
+        "delta": 1e-5,
+        "sample_rate": 0.01,
+        "steps": 100,
+        "adjacency": "add-remove",
+        **change,
+    }
     with pytest.raises(InputError) as refusal:
         calibrate_noise_multiplier(**request)
     assert "\n" not in str(refusal.value)

@@ -1,4 +1,6 @@
-"""One release on a grid: the pessimistic distribution dominates the exact profile, the optimistic one is dominated."""
+"""One release on a grid: the pessimistic distribution dominates the exact profile, the optimistic
+one is dominated.
+"""
 
 import math
 
@@ -18,11 +20,15 @@ def divergence(pmf: LossPmf, epsilon: float) -> float:
     """E[(1 - e^(eps - L))+] of a distribution on the grid, less what must be taken off."""
     losses = pmf.offset + (pmf.first + np.arange(pmf.masses.size)) * pmf.interval
     above = losses > epsilon
-    return pmf.infinite - float(pmf.masses[above] @ np.expm1(epsilon - losses[above])) - pmf.lowered_by
+    return (
+        pmf.infinite - float(pmf.masses[above] @ np.expm1(epsilon - losses[above])) - pmf.lowered_by
+    )
 
 
 def threshold_divergence(p, q, sigma: float, epsilon: float, ascending: bool) -> float:
-    """max(P - e^eps Q) over half lines, on a fine set of thresholds: exact for a monotone likelihood ratio."""
+    """max(P - e^eps Q) over half lines, on a fine set of thresholds: exact for a monotone
+    likelihood ratio.
+    """
     means = [mean for _, mean in (*p, *q)]
     x = np.linspace(min(means) - 9 * sigma, max(means) + 9 * sigma, 400_001)
     sign = -1.0 if ascending else 1.0
@@ -83,7 +89,8 @@ def test_atoms_are_bounded_from_both_sides(atoms, width, infinite):
     cells = loss_grid_from_atoms(losses, masses, infinite, width, 1e-15)
     for epsilon in EPSILONS:
         exact = infinite + sum(
-            m * max(0.0, -math.expm1(epsilon - loss)) for loss, m in zip(losses, masses, strict=True)
+            m * max(0.0, -math.expm1(epsilon - loss))
+            for loss, m in zip(losses, masses, strict=True)
         )
         assert divergence(cells.pessimistic(), epsilon) >= exact - 1e-12
         assert divergence(cells.optimistic(), epsilon) <= exact + 1e-12
@@ -93,8 +100,12 @@ def test_a_mixture_is_bounded_by_the_mixture_of_the_bounds():
     parts = [poisson_loss_grid(rate, 0.7, "add-remove", 0.01, 1e-15)[0] for rate in (0.02, 0.3)]
     mixture = Mixture(((0.25, parts[0]), (0.75, parts[1])))
     for epsilon in EPSILONS:
-        above = 0.25 * divergence(parts[0].pessimistic(), epsilon) + 0.75 * divergence(parts[1].pessimistic(), epsilon)
-        below = 0.25 * divergence(parts[0].optimistic(), epsilon) + 0.75 * divergence(parts[1].optimistic(), epsilon)
+        above = 0.25 * divergence(parts[0].pessimistic(), epsilon) + 0.75 * divergence(
+            parts[1].pessimistic(), epsilon
+        )
+        below = 0.25 * divergence(parts[0].optimistic(), epsilon) + 0.75 * divergence(
+            parts[1].optimistic(), epsilon
+        )
         assert divergence(mixture.pessimistic(), epsilon) >= above - 1e-12
         assert divergence(mixture.pessimistic(), epsilon) <= above + 0.003
         assert divergence(mixture.optimistic(), epsilon) <= below + 1e-12

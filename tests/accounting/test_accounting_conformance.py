@@ -1,4 +1,6 @@
-"""dp-accounting's abstract conformance suite, and a few of its concrete expectations, run on our accountants."""
+"""dp-accounting's abstract conformance suite, and a few of its concrete expectations, run on our
+accountants.
+"""
 
 from __future__ import annotations
 
@@ -22,10 +24,15 @@ class TestConformance(privacy_accountant_test.PrivacyAccountantTest):
     """The suite runs each of its tests on all of these."""
 
     def _make_test_accountants(self):
-        return [AccountantAdapter(name, relation) for name, relation in product(NAMES, NeighboringRelation)]
+        return [
+            AccountantAdapter(name, relation)
+            for name, relation in product(NAMES, NeighboringRelation)
+        ]
 
 
-@pytest.fixture(params=[(name, relation) for name in NAMES for relation in NeighboringRelation], ids=str)
+@pytest.fixture(
+    params=[(name, relation) for name in NAMES for relation in NeighboringRelation], ids=str
+)
 def accountant(request):
     return AccountantAdapter(*request.param)
 
@@ -42,7 +49,9 @@ def test_asking_what_is_supported_charges_nothing(accountant):
     accountant.compose(training())
     before = accountant.get_epsilon(1e-5)
     assert 0.0 < before < math.inf
-    assert not accountant.supports(dp_event.ComposedDpEvent([training(), dp_event.UnsupportedDpEvent()]))
+    assert not accountant.supports(
+        dp_event.ComposedDpEvent([training(), dp_event.UnsupportedDpEvent()])
+    )
     with pytest.raises(UnsupportedEventError):
         accountant.compose(dp_event.ComposedDpEvent([training(), dp_event.UnsupportedDpEvent()]))
     assert accountant.get_epsilon(1e-5) == before
@@ -50,9 +59,13 @@ def test_asking_what_is_supported_charges_nothing(accountant):
 
 def test_counts_are_honoured_however_they_are_nested(accountant):
     step = dp_event.PoissonSampledDpEvent(0.01, dp_event.GaussianDpEvent(1.0))
-    nested = dp_event.ComposedDpEvent([dp_event.SelfComposedDpEvent(step, 5), step, dp_event.NoOpDpEvent()])
+    nested = dp_event.ComposedDpEvent(
+        [dp_event.SelfComposedDpEvent(step, 5), step, dp_event.NoOpDpEvent()]
+    )
     accountant.compose(dp_event.SelfComposedDpEvent(nested, 4), 10).compose(step, 60)
-    other = AccountantAdapter(accountant.name, accountant.neighboring_relation).compose(training(300))
+    other = AccountantAdapter(accountant.name, accountant.neighboring_relation).compose(
+        training(300)
+    )
     assert accountant.get_epsilon(1e-6) == other.get_epsilon(1e-6)
 
 
@@ -66,7 +79,11 @@ def test_delta_and_epsilon_are_inverse_up_to_the_accountants_width(accountant):
 def test_replacing_a_record_of_an_unsampled_gaussian_doubles_mu():
     expected = {NeighboringRelation.REPLACE_ONE: gaussian_epsilon(1e-5, 2.0)}
     for relation in NeighboringRelation:
-        found = AccountantAdapter("prv", relation).compose(dp_event.GaussianDpEvent(10.0), 100).get_epsilon(1e-5)
+        found = (
+            AccountantAdapter("prv", relation)
+            .compose(dp_event.GaussianDpEvent(10.0), 100)
+            .get_epsilon(1e-5)
+        )
         assert found == pytest.approx(expected.get(relation, gaussian_epsilon(1e-5, 1.0)), rel=1e-9)
 
 
@@ -81,7 +98,9 @@ def test_nothing_sampled_costs_nothing_and_no_noise_costs_everything(accountant)
     "event",
     [
         dp_event.PoissonSampledDpEvent(0.1, dp_event.LaplaceDpEvent(1.0)),
-        dp_event.PoissonSampledDpEvent(0.1, dp_event.PoissonSampledDpEvent(0.1, dp_event.GaussianDpEvent(1.0))),
+        dp_event.PoissonSampledDpEvent(
+            0.1, dp_event.PoissonSampledDpEvent(0.1, dp_event.GaussianDpEvent(1.0))
+        ),
         dp_event.SampledWithoutReplacementDpEvent(100, 10, dp_event.GaussianDpEvent(1.0)),
         dp_event.PoissonSampledDpEvent(1.5, dp_event.GaussianDpEvent(1.0)),
         dp_event.GaussianDpEvent(-1.0),

@@ -1,4 +1,6 @@
-"""Conversions against closed forms of the Gaussian mechanism, brute force, and the accountants' own theorems."""
+"""Conversions against closed forms of the Gaussian mechanism, brute force, and the accountants' own
+theorems.
+"""
 
 import math
 
@@ -66,7 +68,13 @@ def test_mu_is_bracketed_by_its_roundings(epsilon, exponent):
 def test_mu_of_known_guarantees():
     assert mu_from_epsilon_delta(4.377178, 1e-5) == pytest.approx(1.0, rel=1e-6)
     assert mu_from_epsilon_delta(0.0, 0.3829249225480262) == pytest.approx(1.0, rel=1e-9)
-    for epsilon, delta in [(-1.0, 1e-5), (math.inf, 1e-5), (1.0, 0.0), (1.0, 1.0), (math.nan, 1e-5)]:
+    for epsilon, delta in [
+        (-1.0, 1e-5),
+        (math.inf, 1e-5),
+        (1.0, 0.0),
+        (1.0, 1.0),
+        (math.nan, 1e-5),
+    ]:
         with pytest.raises(InputError, match="give a guarantee's"):
             mu_from_epsilon_delta(epsilon, delta)
 
@@ -74,7 +82,8 @@ def test_mu_of_known_guarantees():
 def test_concentrated_privacy():
     assert zcdp_from_mu(1.0) == pytest.approx(0.5)
     assert mu_from_zcdp(zcdp_from_mu(0.7)) == pytest.approx(0.7)
-    # dp-accounting gives 4.7285 for one Gaussian with unit noise, on fewer orders; the Gaussian itself spends 4.3772.
+    # dp-accounting gives 4.7285 for one Gaussian with unit noise, on fewer orders; the Gaussian
+    # itself spends 4.3772.
     assert 4.728 < epsilon_from_zcdp(0.5, 1e-5) <= 4.72855
     assert epsilon_from_zcdp(1e-4, 1e-5) < 1e-4 + 2 * math.sqrt(1e-4 * math.log(1e5))
     assert epsilon_from_zcdp(0.0, 1e-5) == 0.0
@@ -83,11 +92,16 @@ def test_concentrated_privacy():
 
 
 @QUIET
-@given(st.lists(st.tuples(st.floats(0.0, 12.0), st.floats(0.0, 1.0)), min_size=1, max_size=8), st.floats(0.0, 1.0))
+@given(
+    st.lists(st.tuples(st.floats(0.0, 12.0), st.floats(0.0, 1.0)), min_size=1, max_size=8),
+    st.floats(0.0, 1.0),
+)
 def test_the_broken_line_is_the_least_of_all_straight_ones(points, rate):
     expected = 1.0
     for epsilon, delta in points:
-        expected = min(expected, math.exp(epsilon) * rate + delta, 1 - math.exp(-epsilon) * (1 - delta - rate))
+        expected = min(
+            expected, math.exp(epsilon) * rate + delta, 1 - math.exp(-epsilon) * (1 - delta - rate)
+        )
     rates, powers = power_curve(points)
     assert np.interp(rate, rates, powers) == pytest.approx(min(expected, 1.0), abs=1e-11)
     assert (np.diff(rates) >= 0).all()
@@ -96,7 +110,10 @@ def test_the_broken_line_is_the_least_of_all_straight_ones(points, rate):
 
 
 @QUIET
-@given(st.lists(st.tuples(st.floats(0.0, 8.0), st.floats(0.0, 0.9)), min_size=1, max_size=6), st.floats(0.0, 9.0))
+@given(
+    st.lists(st.tuples(st.floats(0.0, 8.0), st.floats(0.0, 0.9)), min_size=1, max_size=6),
+    st.floats(0.0, 9.0),
+)
 def test_what_points_imply_elsewhere_is_what_every_power_curve_below_them_obeys(points, epsilon):
     implied = delta_from_points(points, epsilon)
     rates = np.concatenate([[0.0], np.logspace(-9, 0, 4000)])
@@ -123,7 +140,10 @@ def test_group_privacy_is_a_geometric_sum(epsilon, delta, units):
     growth = math.fsum(math.exp(j * epsilon) for j in range(units))
     assert total == pytest.approx(units * epsilon, rel=1e-12)
     assert failure == pytest.approx(min(1.0, growth * delta), rel=1e-9)
-    assert delta_from_points(group_points([(epsilon, delta)], units), total) <= failure * (1 + 1e-9) + 1e-11
+    assert (
+        delta_from_points(group_points([(epsilon, delta)], units), total)
+        <= failure * (1 + 1e-9) + 1e-11
+    )
 
 
 def test_group_privacy_at_the_extremes():
@@ -171,7 +191,9 @@ def test_replace_one_epsilon_of_hopeless_profiles():
 
 
 def hockey_stick(shifts, weights, sigma, factor, remove):
-    """H_factor(P || Q) by quadrature: P mixes N(shift, sigma^2), Q = N(0, sigma^2); or the other way round."""
+    """H_factor(P || Q) by quadrature: P mixes N(shift, sigma^2), Q = N(0, sigma^2); or the other
+    way round.
+    """
     x = np.linspace(-14 * sigma - 3, 14 * sigma + 3, 40001)
     q = np.exp(-0.5 * (x / sigma) ** 2)
     p = sum(w * np.exp(-0.5 * ((x - s) / sigma) ** 2) for s, w in zip(shifts, weights, strict=True))
@@ -187,7 +209,9 @@ def hockey_stick(shifts, weights, sigma, factor, remove):
     st.floats(0.2, 6.0),
     st.booleans(),
 )
-def test_no_group_of_contributions_is_told_apart_better_than_equal_ones(shifts, rate, sigma, factor, remove):
+def test_no_group_of_contributions_is_told_apart_better_than_equal_ones(
+    shifts, rate, sigma, factor, remove
+):
     subsets = [[(index >> i) & 1 for i in range(len(shifts))] for index in range(2 ** len(shifts))]
     weights = [math.prod(rate if taken else 1 - rate for taken in subset) for subset in subsets]
     moved = [sum(t * s for t, s in zip(subset, shifts, strict=True)) for subset in subsets]
@@ -212,8 +236,13 @@ def test_a_sampled_group_costs_less_than_the_profile_shows_but_more_than_its_siz
 def test_events_of_groups(adjacency):
     event = Composed((Gaussian(2.0), SelfComposed(PoissonGaussian(1.0, 5.0), 4)))
     mu = 3 * math.sqrt(1 / 4 + 4 / 25) * (2 if adjacency == "replace-one" else 1)
-    assert quoted(group_event(event, 3), 1, 1e-6, adjacency) == pytest.approx(gaussian_epsilon(1e-6, mu), rel=1e-9)
-    thirds = [quoted(event, 1, 1e-9, adjacency) for event in (group_event(Laplace(4.0), 3), Laplace(4.0 / 3))]
+    assert quoted(group_event(event, 3), 1, 1e-6, adjacency) == pytest.approx(
+        gaussian_epsilon(1e-6, mu), rel=1e-9
+    )
+    thirds = [
+        quoted(event, 1, 1e-9, adjacency)
+        for event in (group_event(Laplace(4.0), 3), Laplace(4.0 / 3))
+    ]
     assert thirds[0] == pytest.approx(thirds[1], rel=1e-12)
 
 
@@ -235,7 +264,9 @@ def test_stated_guarantees_of_groups():
     assert isinstance(group_event(ApproximateDP(5.0, 0.1, "add-remove"), 4), Unsupported)
 
 
-@pytest.mark.parametrize("point", [(-0.1, 0.5), (1.0, -1e-9), (1.0, 1.1), (math.nan, 0.1), (1.0, math.nan)])
+@pytest.mark.parametrize(
+    "point", [(-0.1, 0.5), (1.0, -1e-9), (1.0, 1.1), (math.nan, 0.1), (1.0, math.nan)]
+)
 def test_points_that_are_no_guarantees_are_refused(point):
     with pytest.raises(InputError, match="no \\(epsilon, delta\\) guarantee"):
         delta_from_points([(0.0, 0.5), point], 1.0)

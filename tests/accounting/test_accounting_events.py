@@ -21,7 +21,9 @@ EVENTS = [
     Gaussian(1.5),
     PoissonGaussian(0.01, 1.1),
     SelfComposed(PoissonGaussian(0.01, 1.1), 14063),
-    Composed((Gaussian(3.0), SelfComposed(Composed((Gaussian(2.0), PoissonGaussian(1.0, 2.0))), 3))),
+    Composed(
+        (Gaussian(3.0), SelfComposed(Composed((Gaussian(2.0), PoissonGaussian(1.0, 2.0))), 3))
+    ),
     NonPrivate("published raw"),
     Unsupported("balls-and-bins", "not implemented"),
 ]

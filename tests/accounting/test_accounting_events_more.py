@@ -44,13 +44,21 @@ def _drawn(units: int, share: float, noise: float) -> WithoutReplacementGaussian
 PRIMITIVE: dict[type[Event], st.SearchStrategy[Event]] = {
     Gaussian: st.builds(Gaussian, noises),
     PoissonGaussian: st.builds(PoissonGaussian, probabilities, noises),
-    TruncatedPoissonGaussian: st.builds(TruncatedPoissonGaussian, sizes, probabilities, sizes, noises),
+    TruncatedPoissonGaussian: st.builds(
+        TruncatedPoissonGaussian, sizes, probabilities, sizes, noises
+    ),
     WithoutReplacementGaussian: st.builds(_drawn, sizes, probabilities, noises),
-    FixedBatchesGaussian: st.builds(FixedBatchesGaussian, st.integers(0, 1000), noises, st.booleans()),
+    FixedBatchesGaussian: st.builds(
+        FixedBatchesGaussian, st.integers(0, 1000), noises, st.booleans()
+    ),
     Laplace: st.builds(Laplace, noises),
     PureDP: st.builds(PureDP, st.floats(0.0, 1e3), adjacencies),
-    ApproximateDP: st.builds(ApproximateDP, st.floats(0.0, 1e3), st.floats(0.0, 0.999), adjacencies),
-    MixtureGaussian: st.builds(MixtureGaussian.accumulated, probabilities, st.integers(1, 6), noises),
+    ApproximateDP: st.builds(
+        ApproximateDP, st.floats(0.0, 1e3), st.floats(0.0, 0.999), adjacencies
+    ),
+    MixtureGaussian: st.builds(
+        MixtureGaussian.accumulated, probabilities, st.integers(1, 6), noises
+    ),
     BallsInBinsGaussian: st.builds(BallsInBinsGaussian, sizes, noises),
     NonPrivate: st.builds(NonPrivate, st.text()),
     Unsupported: st.builds(Unsupported, st.text(), st.text()),
@@ -85,8 +93,18 @@ def test_every_kind_survives_json(kind):
     [
         {"kind": "laplace", "noise_multiplier": -1.0},
         {"kind": "laplace"},
-        {"kind": "without-replacement-gaussian", "dataset_size": 5, "batch_size": 6, "noise_multiplier": 1.0},
-        {"kind": "without-replacement-gaussian", "dataset_size": 5.5, "batch_size": 2, "noise_multiplier": 1.0},
+        {
+            "kind": "without-replacement-gaussian",
+            "dataset_size": 5,
+            "batch_size": 6,
+            "noise_multiplier": 1.0,
+        },
+        {
+            "kind": "without-replacement-gaussian",
+            "dataset_size": 5.5,
+            "batch_size": 2,
+            "noise_multiplier": 1.0,
+        },
         {
             "kind": "truncated-poisson-gaussian",
             "dataset_size": 5,
@@ -94,8 +112,18 @@ def test_every_kind_survives_json(kind):
             "largest_batch": 3,
             "noise_multiplier": 1.0,
         },
-        {"kind": "fixed-batches-gaussian", "epochs": 2, "noise_multiplier": 1.0, "stable_batches": "yes"},
-        {"kind": "fixed-batches-gaussian", "epochs": -1, "noise_multiplier": 1.0, "stable_batches": False},
+        {
+            "kind": "fixed-batches-gaussian",
+            "epochs": 2,
+            "noise_multiplier": 1.0,
+            "stable_batches": "yes",
+        },
+        {
+            "kind": "fixed-batches-gaussian",
+            "epochs": -1,
+            "noise_multiplier": 1.0,
+            "stable_batches": False,
+        },
         {"kind": "pure-dp", "epsilon": 1.0, "adjacency": "nearby"},
     ],
     ids=str,
@@ -121,10 +149,14 @@ FAMILIES = [
 
 @pytest.mark.parametrize(("adjacency", "family"), FAMILIES, ids=lambda value: str(value)[:40])
 def test_laws_of_every_family(adjacency, family):
-    """Rényi is not below the interval, the interval holds itself together, counts count, noise helps."""
+    """Rényi is not below the interval, the interval holds itself together, counts count, noise
+    helps.
+    """
     before = math.inf
     for event in family:
-        once, often = (make_accountant("prv", adjacency).quote(event, count, 1e-6) for count in (1, 6))
+        once, often = (
+            make_accountant("prv", adjacency).quote(event, count, 1e-6) for count in (1, 6)
+        )
         loose = make_accountant("rdp", adjacency).quote(event, 6, 1e-6)
         assert once.upper < often.upper
         assert often.lower <= often.upper <= loose.upper
@@ -154,7 +186,9 @@ def test_renyi_divergence_rises_with_the_order_and_falls_with_noise(adjacency, f
 
 @pytest.mark.parametrize(("adjacency", "family"), FAMILIES, ids=lambda value: str(value)[:40])
 def test_the_kullback_leibler_limit_bounds_the_total_variation(adjacency, family):
-    """delta(0)^2 <= 1 - e^(-rho) at every order (Bretagnolle and Huber): a check of one formula by another."""
+    """delta(0)^2 <= 1 - e^(-rho) at every order (Bretagnolle and Huber): a check of one formula by
+    another.
+    """
     for event in family:
         at_zero, rho = event.delta(0.0, adjacency, False), event.renyi(1 + 1e-5, adjacency)
         if at_zero is not None:
@@ -167,11 +201,16 @@ def test_fixed_batches_are_unsampled_gaussians():
     assert event.gaussian_mu("replace-one") == pytest.approx(2.0, rel=1e-14)
     for adjacency in ("zero-out", "replace-one"):
         ours = make_accountant("prv", adjacency).quote(event, 1, 1e-6).upper
-        assert ours == pytest.approx(make_accountant("prv", adjacency).quote(Gaussian(1.0), 1, 1e-6).upper, rel=1e-12)
-        assert event.renyi(3.0, adjacency) == pytest.approx(Gaussian(1.0).renyi(3.0, adjacency), rel=1e-12)
+        assert ours == pytest.approx(
+            make_accountant("prv", adjacency).quote(Gaussian(1.0), 1, 1e-6).upper, rel=1e-12
+        )
+        assert event.renyi(3.0, adjacency) == pytest.approx(
+            Gaussian(1.0).renyi(3.0, adjacency), rel=1e-12
+        )
         again = make_accountant("prv", adjacency).quote(event, 2, 1e-6).upper
         assert again == pytest.approx(
-            make_accountant("prv", adjacency).quote(FixedBatchesGaussian(8, 2.0), 1, 1e-6).upper, rel=1e-9
+            make_accountant("prv", adjacency).quote(FixedBatchesGaussian(8, 2.0), 1, 1e-6).upper,
+            rel=1e-9,
         )
     pmfs = [cells.pessimistic() for cells in event.loss_grid("zero-out", 0.01, 1e-15)]
     assert len(pmfs) == 2

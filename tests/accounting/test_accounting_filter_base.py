@@ -1,4 +1,6 @@
-"""What every filter does: refuse without booking, keep the reserve, survive a restart, promise no realised figure."""
+"""What every filter does: refuse without booking, keep the reserve, survive a restart, promise no
+realised figure.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,9 @@ STEP = PoissonGaussian(0.01, 1.0)
 NOISES = (0.5, 0.7, 0.85, 1.0, 1.3, 2.0, 4.0)
 THREE = {2.5: 0.3, 4.0: 0.4, 8.0: 0.3}
 some = settings(max_examples=60, derandomize=True, deadline=None, database=None)
-proposals = st.lists(st.tuples(st.sampled_from(NOISES), st.sampled_from([1, 2, 7, 60, 500, 4000])), max_size=25)
+proposals = st.lists(
+    st.tuples(st.sampled_from(NOISES), st.sampled_from([1, 2, 7, 60, 500, 4000])), max_size=25
+)
 
 
 def three(**more) -> RenyiFilter:
@@ -56,7 +60,9 @@ def test_what_overflows_is_refused_and_books_nothing():
 def test_the_preset_number_of_releases_binds():
     book = RenyiFilter(8.0, 1e-5, AR, {4.0: 1.0}, 3)
     assert book.charge(STEP, 2) == 2
-    with pytest.raises(BudgetExceededError, match="1 of max_releases=3 are left and 2 were asked for"):
+    with pytest.raises(
+        BudgetExceededError, match="1 of max_releases=3 are left and 2 were asked for"
+    ):
         book.charge(STEP, 2)
     assert book.charge(STEP) == 3
     assert not book.can_afford(STEP)
@@ -104,7 +110,8 @@ def test_the_reserve_always_completes_the_run(asked):
 
 def test_the_reserve_is_kept_to_the_last_release():
     book = three(reserve=(STEP, 12000))
-    for noise in (0.7, 0.85, 0.93, 0.97, 0.99, 0.999, 0.9999):  # leaves less room than one more step needs
+    # leaves less room than one more step needs
+    for noise in (0.7, 0.85, 0.93, 0.97, 0.99, 0.999, 0.9999):
         while book.can_afford(PoissonGaussian(0.01, noise)):
             book.charge(PoissonGaussian(0.01, noise))
     assert 0 < book.releases < 12000
@@ -154,7 +161,10 @@ def test_state_survives_json_and_goes_on_as_before():
 
 
 def resealed(state: dict) -> dict:
-    return {**state, "digest": _digest({key: value for key, value in state.items() if key != "digest"})}
+    return {
+        **state,
+        "digest": _digest({key: value for key, value in state.items() if key != "digest"}),
+    }
 
 
 def less_spent(state: dict) -> None:
@@ -199,9 +209,17 @@ def overspent(state: dict) -> None:
 
 
 CHANGES = [
-    less_spent, shorter_schedule, forgotten, larger_budget, other_orders, newer_schema, other_filter, no_schedule,
-    unknown_event, overspent,
-]  # fmt: skip
+    less_spent,
+    shorter_schedule,
+    forgotten,
+    larger_budget,
+    other_orders,
+    newer_schema,
+    other_filter,
+    no_schedule,
+    unknown_event,
+    overspent,
+]
 
 
 @pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
@@ -210,7 +228,8 @@ def test_a_changed_state_is_refused(change, reseal):
     book = used()
     state = json.loads(json.dumps(book.state()))
     change(state)
-    undetectable = reseal and change is forgotten  # a whole other run: only the run's own ledger can tell
+    # a whole other run: only the run's own ledger can tell
+    undetectable = reseal and change is forgotten
     if undetectable:
         assert RenyiFilter.from_state(resealed(state)).releases == 0
         return

@@ -1,4 +1,6 @@
-"""The Rényi filter: what it admits, what it refuses, and that its preset budget holds against an adversary."""
+"""The Rényi filter: what it admits, what it refuses, and that its preset budget holds against an
+adversary.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,9 @@ STEP = PoissonGaussian(0.01, 1.0)
 NOISES = (0.5, 0.7, 0.85, 1.0, 1.3, 2.0, 4.0)
 THREE = {2.5: 0.3, 4.0: 0.4, 8.0: 0.3}
 some = settings(max_examples=60, derandomize=True, deadline=None, database=None)
-proposals = st.lists(st.tuples(st.sampled_from(NOISES), st.sampled_from([1, 2, 7, 60, 500, 4000])), max_size=25)
+proposals = st.lists(
+    st.tuples(st.sampled_from(NOISES), st.sampled_from([1, 2, 7, 60, 500, 4000])), max_size=25
+)
 
 
 def single(order: float, epsilon: float = 8.0, **more) -> RenyiFilter:
@@ -33,7 +37,9 @@ def three(**more) -> RenyiFilter:
     return RenyiFilter(8.0, 1e-5, AR, THREE, 10**6, **more)
 
 
-@pytest.mark.parametrize(("order", "steps"), [(3, 12085), (4, 13526), (6, 10690), (8, 7593), (16, 2)])
+@pytest.mark.parametrize(
+    ("order", "steps"), [(3, 12085), (4, 13526), (6, 10690), (8, 7593), (16, 2)]
+)
 def test_one_order_admits_exactly_the_known_number_of_steps(order, steps):
     at_once, by_steps = single(order), single(order)
     assert at_once.can_afford(STEP, steps)
@@ -43,7 +49,8 @@ def test_one_order_admits_exactly_the_known_number_of_steps(order, steps):
     while by_steps.can_afford(STEP):
         by_steps.charge(STEP)
     assert by_steps.releases == steps
-    assert by_steps.diagnostics() == at_once.diagnostics()  # one by one costs the same to the last bit
+    # one by one costs the same to the last bit
+    assert by_steps.diagnostics() == at_once.diagnostics()
     with pytest.raises(BudgetExceededError):
         at_once.charge(STEP)
 
@@ -92,7 +99,9 @@ def test_admits_only_what_some_single_order_can_pay_for_in_full(asked):
             context.prec = 50
             shares = []
             for order, weight in THREE.items():
-                rho = {n: Decimal(renyi_divergence(PoissonGaussian(0.01, n), order, AR)) for n in after}
+                rho = {
+                    n: Decimal(renyi_divergence(PoissonGaussian(0.01, n), order, AR)) for n in after
+                }
                 budget = exact_budget(order, 8.0, 1e-5, weight)
                 shares.append(sum(rho[n] * k for n, k in after.items()) / budget)
         affordable = book.can_afford(event, count)
@@ -106,7 +115,9 @@ def test_admits_only_what_some_single_order_can_pay_for_in_full(asked):
             assert affordable
             assert min(shares) <= 1  # overshoot: none
             charged = after
-            assert set(book.alive) == {order for order, share in zip(THREE, shares, strict=True) if share <= 1}
+            assert set(book.alive) == {
+                order for order, share in zip(THREE, shares, strict=True) if share <= 1
+            }
     assert 0.0 <= book.remaining() <= 1.0
 
 
@@ -124,10 +135,19 @@ def test_an_order_that_died_pays_for_nothing_more():
     assert not row["alive"]
 
 
-def worst_delta(book: RenyiFilter, noises: tuple[float, ...], rate: float, epsilon: float, depth: int, remove: bool):
-    """The exact delta of the adversary that sees every loss and picks, or stops, to make delta as large as it can.
+def worst_delta(
+    book: RenyiFilter,
+    noises: tuple[float, ...],
+    rate: float,
+    epsilon: float,
+    depth: int,
+    remove: bool,
+):
+    """The exact delta of the adversary that sees every loss and picks, or stops, to make delta as
+    large as it can.
 
-    W(schedule, e) = sup E_Q[(e^L - e^e)+] over what follows = max(1 - e^e, sup over events of E_P[W(.., e - loss)]).
+    W(schedule, e) = sup E_Q[(e^L - e^e)+] over what follows = max(1 - e^e, sup over events of
+    E_P[W(.., e - loss)]).
     """
     grid = np.linspace(-12.0, 12.0, 1601)
 
@@ -162,7 +182,8 @@ def test_no_adversary_gets_past_the_preset_delta(remove):
     if remove:
         assert found > 0.05 * delta  # the bound is not vacuous
     careless = RenyiFilter(100.0, delta, AR, {3.0: 0.5}, 10)
-    assert worst_delta(careless, noises, 0.5, epsilon, 4, remove) > delta  # without a filter it would get past
+    # without a filter it would get past
+    assert worst_delta(careless, noises, 0.5, epsilon, 4, remove) > delta
 
 
 def test_a_composed_event_is_one_release_and_costs_its_sum():
@@ -183,7 +204,12 @@ def test_the_guarantee_is_the_preset_budget_whatever_was_spent():
     book.charge(STEP, 5)
     promised = book.guarantee()
     assert promised == untouched
-    assert (promised.epsilon, promised.delta, promised.kind, promised.adjacency) == (8.0, 1e-5, "filter budget", AR)
+    assert (promised.epsilon, promised.delta, promised.kind, promised.adjacency) == (
+        8.0,
+        1e-5,
+        "filter budget",
+        AR,
+    )
     assert promised.evidence.upper == 8.0
 
 
@@ -233,7 +259,9 @@ def test_the_documented_loop_ends_within_its_budget(capsys):
 
 
 def test_the_documented_cliff_is_what_the_filter_does():
-    rows = re.findall(r"^\| ([0-9.]*) ?σ \| ([0-9.]+) \| (\d+) \| (\d+) \| (\d+) \| (\d+) \|$", PAGE, re.MULTILINE)
+    rows = re.findall(
+        r"^\| ([0-9.]*) ?σ \| ([0-9.]+) \| (\d+) \| (\d+) \| (\d+) \| (\d+) \|$", PAGE, re.MULTILINE
+    )
     assert len(rows) == 4
     for floor, order, *steps in rows:
         planned = RenyiFilter.planned(2.0, 1e-5, AR, 0.01, float(floor or 1) * 1.0223, 10**6)

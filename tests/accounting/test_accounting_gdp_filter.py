@@ -34,13 +34,19 @@ def test_the_sum_of_squares_never_exceeds_the_budget(asked):
             assert affordable
             total += count / noise**2
         assert total <= 1.0
-        assert book.diagnostics()["mu_squared"]["spent"] == pytest.approx(total, rel=1e-12, abs=1e-300)
+        assert book.diagnostics()["mu_squared"]["spent"] == pytest.approx(
+            total, rel=1e-12, abs=1e-300
+        )
 
 
 def test_replacing_a_unit_costs_four_times_the_square():
-    assert GdpFilter("replace-one", 10, mu=1.0).quote(Gaussian(10.0)) == pytest.approx(0.04, rel=1e-12)
+    assert GdpFilter("replace-one", 10, mu=1.0).quote(Gaussian(10.0)) == pytest.approx(
+        0.04, rel=1e-12
+    )
     assert GdpFilter("zero-out", 10, mu=1.0).quote(Gaussian(10.0)) == pytest.approx(0.01, rel=1e-12)
-    mixed = Composed((Gaussian(10.0), SelfComposed(PoissonGaussian(1.0, 5.0), 3), PoissonGaussian(0.0, 1.0)))
+    mixed = Composed(
+        (Gaussian(10.0), SelfComposed(PoissonGaussian(1.0, 5.0), 3), PoissonGaussian(0.0, 1.0))
+    )
     assert GdpFilter(AR, 10, mu=1.0).quote(mixed, 2) == pytest.approx(0.26, rel=1e-12)
 
 
@@ -88,7 +94,9 @@ def test_mu_gives_an_epsilon_at_every_delta():
 
 
 def test_admits_more_than_a_renyi_filter():
-    """Nothing is lost to adaptivity, so as much fits as ordinary composition allows: mu^2 sigma^2 releases."""
+    """Nothing is lost to adaptivity, so as much fits as ordinary composition allows: mu^2 sigma^2
+    releases.
+    """
     gdp = GdpFilter(AR, 10**6, epsilon=2.0, delta=1e-5)
     renyi = RenyiFilter.planned(2.0, 1e-5, AR, 1.0, 50.0, 10**6)
     most = math.floor(gdp.mu**2 * 2500)
@@ -99,7 +107,9 @@ def test_admits_more_than_a_renyi_filter():
 
 
 def test_the_worst_adversary_of_two_steps_gets_exactly_the_preset_delta():
-    """Whatever the second step makes of the first one's loss, delta is at most, and can be, that of N(mu, 1)."""
+    """Whatever the second step makes of the first one's loss, delta is at most, and can be, that of
+    N(mu, 1).
+    """
     epsilon, mu = 1.0, 1.2
     grid = np.linspace(-9.0, 9.0, 2001)
     weights = np.exp(-grid * grid / 2)
@@ -130,7 +140,10 @@ def test_the_reserve_completes_the_run():
 
 
 def test_state_round_trip_and_refusals():
-    for book in (GdpFilter(AR, 50, mu=1.0), GdpFilter(AR, 50, epsilon=2.0, delta=1e-5, reserve=(Gaussian(90.0), 9))):
+    for book in (
+        GdpFilter(AR, 50, mu=1.0),
+        GdpFilter(AR, 50, epsilon=2.0, delta=1e-5, reserve=(Gaussian(90.0), 9)),
+    ):
         book.charge(Gaussian(20.0), 3)
         state = json.loads(json.dumps(book.state()))
         assert GdpFilter.from_state(state, contract=book.contract).state() == book.state()

@@ -34,7 +34,9 @@ def test_a_journal_reopens_with_everything_and_continues(tmp_path):
 
 def test_an_append_is_on_disk_before_it_returns(tmp_path, monkeypatch):
     synced = []
-    monkeypatch.setattr("os.fsync", lambda descriptor: synced.append((tmp_path / "j").stat().st_size))
+    monkeypatch.setattr(
+        "os.fsync", lambda descriptor: synced.append((tmp_path / "j").stat().st_size)
+    )
     journal = Journal.create(tmp_path / "j", {})
     assert len(synced) == 2, "the file and its directory"
     journal.append({"step": 0})
@@ -117,7 +119,9 @@ def test_two_writers_cannot_share_a_journal(tmp_path):
     Journal.open(tmp_path / "j").close()
 
 
-@pytest.mark.parametrize("record", [{"x": float("nan")}, {"x": float("inf")}, {"x": object()}, {1: "x"}, {"x": (1,)}])
+@pytest.mark.parametrize(
+    "record", [{"x": float("nan")}, {"x": float("inf")}, {"x": object()}, {1: "x"}, {"x": (1,)}]
+)
 def test_what_json_cannot_hold_is_refused_and_not_written(tmp_path, record):
     with Journal.create(tmp_path / "j", {}) as journal:
         before = (tmp_path / "j").read_bytes()
@@ -173,7 +177,9 @@ def test_equal_records_after_different_ones_have_different_heads(tmp_path):
 def test_entries_are_the_lines_on_disk(tmp_path):
     write(tmp_path / "j")
     with Journal.open(tmp_path / "j") as journal:
-        assert journal.entries == [json.loads(line) for line in (tmp_path / "j").read_bytes().splitlines()]
+        assert journal.entries == [
+            json.loads(line) for line in (tmp_path / "j").read_bytes().splitlines()
+        ]
         assert journal.path == tmp_path / "j"
 
 

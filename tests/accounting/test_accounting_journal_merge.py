@@ -1,4 +1,6 @@
-"""Merging journals counts every charge of every history once, and refuses what cannot be added up."""
+"""Merging journals counts every charge of every history once, and refuses what cannot be
+added up.
+"""
 
 import hashlib
 import json
@@ -27,7 +29,12 @@ def plan_header(run=None, **changes):
 
 
 def step(number, event=A, generation=0, **more):
-    return {"kind": "step", "step": number, "generation": generation, "event": event.to_json()} | more
+    return {
+        "kind": "step",
+        "step": number,
+        "generation": generation,
+        "event": event.to_json(),
+    } | more
 
 
 def write(path, records, header=None):
@@ -104,7 +111,9 @@ def test_journals_may_be_open_and_only_one_may_be_given(tmp_path):
 
 
 def test_unprotected_and_unknown_releases_are_kept(tmp_path):
-    path = write(tmp_path / "j", [step(0, NonPrivate("a leak")), step(1) | {"event": {"kind": "tomorrow"}}])
+    path = write(
+        tmp_path / "j", [step(0, NonPrivate("a leak")), step(1) | {"event": {"kind": "tomorrow"}}]
+    )
     book = make_accountant("rdp", "add-remove")
     for event, count in merged([path]):
         book.charge(event, count)
@@ -116,7 +125,9 @@ def test_a_merged_journal_holds_its_sources_heads_and_counts_the_same(tmp_path, 
     other = write(tmp_path / "other", [step(0, C)])
     sources = [*forked, other]
     journal = write_merged(tmp_path / "m", sources)
-    assert [source["head"] for source in journal.header["sources"]] == [Journal.read(path).head for path in sources]
+    assert [source["head"] for source in journal.header["sources"]] == [
+        Journal.read(path).head for path in sources
+    ]
     assert journal.header["plan"] == {"adjacency": "add-remove", "unit": "one row"}
     assert merged([journal]) == merged([tmp_path / "m"]) == merged(sources)
     with pytest.raises(InputError, match="closed"):
@@ -139,7 +150,9 @@ def test_a_merged_journal_can_be_merged_with_new_ones(tmp_path, forked):
     assert dict(merged([second])) == {A: 6, B: 1, C: 1}
     # A source that went on after the merge brings its new charges only.
     extend(forked[0], [step(5, C)])
-    assert dict(merged([second, forked[0]])) == dict(merged([forked[0], second])) == {A: 6, B: 1, C: 2}
+    assert (
+        dict(merged([second, forked[0]])) == dict(merged([forked[0], second])) == {A: 6, B: 1, C: 2}
+    )
 
 
 @pytest.mark.parametrize("run", [None, "r1"])
@@ -178,7 +191,9 @@ def test_a_merge_needs_a_list_of_journals(none):
         merged(none)
 
 
-@pytest.mark.parametrize(("field", "value"), [("adjacency", "replace-one"), ("unit", "one patient")])
+@pytest.mark.parametrize(
+    ("field", "value"), [("adjacency", "replace-one"), ("unit", "one patient")]
+)
 def test_another_adjacency_or_unit_is_refused(tmp_path, field, value):
     one = write(tmp_path / "one", [step(0)])
     two = write(tmp_path / "two", [step(0)], plan_header(**{field: value}))
@@ -193,7 +208,8 @@ def test_another_adjacency_or_unit_is_refused(tmp_path, field, value):
 def test_a_changed_plan_is_refused(tmp_path):
     changed = plan_header()
     changed["plan"]["unit"] = "one patient"
-    path = write(tmp_path / "j", [step(0)], changed)  # the chain is whole: the digest alone gives it away
+    # the chain is whole: the digest alone gives it away
+    path = write(tmp_path / "j", [step(0)], changed)
     assert Journal.read(path).header == changed
     with pytest.raises(InputError, match="does not match its digest"):
         merged([path])
@@ -203,7 +219,9 @@ def test_a_changed_plan_is_refused(tmp_path):
         merged([one, two])
 
 
-@pytest.mark.parametrize("header", [{}, {"plan": {}}, {"plan": {"unit": "x"}}, {"plan": {"adjacency": "add-remove"}}])
+@pytest.mark.parametrize(
+    "header", [{}, {"plan": {}}, {"plan": {"unit": "x"}}, {"plan": {"adjacency": "add-remove"}}]
+)
 def test_without_unit_or_adjacency_nothing_is_claimed(tmp_path, header):
     with pytest.raises(InputError, match="nothing can be"):
         merged([write(tmp_path / "j", [step(0)], header)])
@@ -287,7 +305,9 @@ def forget_the_line(bodies):
     del bodies[1]["line"]
 
 
-@pytest.mark.parametrize("change", [lose_a_line, cheapen_a_line, rename_a_head, point_nowhere, forget_the_line])
+@pytest.mark.parametrize(
+    "change", [lose_a_line, cheapen_a_line, rename_a_head, point_nowhere, forget_the_line]
+)
 def test_a_merged_journal_that_was_rewritten_is_found_out(tmp_path, forked, change):
     write_merged(tmp_path / "m", forked)
     assert merged([rebuilt(tmp_path / "m", lambda bodies: None)]) == merged(forked)
@@ -325,18 +345,24 @@ def release(number, commitment, generation=0):
 
 
 def test_releases_charge_nothing(tmp_path):
-    path = write(tmp_path / "j", [step(0), release(0, "aa"), step(1, B), release(1, "bb")], plan_header("r1"))
+    path = write(
+        tmp_path / "j", [step(0), release(0, "aa"), step(1, B), release(1, "bb")], plan_header("r1")
+    )
     assert merged([path]) == [(A, 1), (B, 1)]
     assert merged([write_merged(tmp_path / "m", [path])]) == [(A, 1), (B, 1)]
 
 
 def test_copies_that_gave_one_noise_to_two_sums_are_refused(tmp_path):
-    """Copied between the charge and the release: the shared charge is no proof that one sum was released."""
+    """Copied between the charge and the release: the shared charge is no proof that one sum was
+    released.
+    """
     first = write(tmp_path / "first", [step(0)], plan_header("r1"))
     for name, commitment in (("same", "aa"), ("other", "bb")):
         shutil.copy(first, tmp_path / name)
         extend(tmp_path / name, [release(0, commitment)])
     extend(first, [release(0, "aa"), step(1)])
     assert merged([first, tmp_path / "same"]) == [(A, 2)]
-    with pytest.raises(InputError, match=r"step 0 of generation 0 hid two different sums.*no bound"):
+    with pytest.raises(
+        InputError, match=r"step 0 of generation 0 hid two different sums.*no bound"
+    ):
         merged([first, tmp_path / "other"])

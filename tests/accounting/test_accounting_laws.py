@@ -50,11 +50,15 @@ def test_the_interval_is_in_order(name, rate, sigma, count, log_delta, adjacency
 
 
 @settings(max_examples=6, derandomize=True, deadline=None, database=None)
-@given(order=st.permutations([PoissonGaussian(0.01, 1.0), PoissonGaussian(0.02, 2.0), Gaussian(20.0)]))
+@given(
+    order=st.permutations([PoissonGaussian(0.01, 1.0), PoissonGaussian(0.02, 2.0), Gaussian(20.0)])
+)
 def test_order_of_charges_is_irrelevant(name, order):
     laws.order_of_charges_is_irrelevant(name, list(order))
 
 
-@pytest.mark.parametrize(("rate", "sigma", "count"), [(0.01, 1.0, 1000), (0.1, 0.8, 20), (1.0, 5.0, 3)])
+@pytest.mark.parametrize(
+    ("rate", "sigma", "count"), [(0.01, 1.0, 1000), (0.1, 0.8, 20), (1.0, 5.0, 3)]
+)
 def test_delta_answers_epsilon(name, rate, sigma, count):
     laws.delta_answers_epsilon(name, rate, sigma, count)

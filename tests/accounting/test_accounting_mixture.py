@@ -16,9 +16,14 @@ from accounting.rdp.curve import renyi_divergence
 
 
 @pytest.mark.parametrize("adjacency", ["add-remove", "zero-out", "replace-one"])
-@pytest.mark.parametrize(("rate", "sigma", "order"), [(0.01, 1.0, 2.5), (0.5, 2.0, 16.0), (0.1, 0.6, 1.3)])
+@pytest.mark.parametrize(
+    ("rate", "sigma", "order"), [(0.01, 1.0, 2.5), (0.5, 2.0, 16.0), (0.1, 0.6, 1.3)]
+)
 def test_two_components_are_one_poisson_sample(rate, sigma, order, adjacency):
-    mixture, sampled = MixtureGaussian((0.0, 1.0), (1 - rate, rate), sigma), PoissonGaussian(rate, sigma)
+    mixture, sampled = (
+        MixtureGaussian((0.0, 1.0), (1 - rate, rate), sigma),
+        PoissonGaussian(rate, sigma),
+    )
     ours, known = (renyi_divergence(event, order, adjacency) for event in (mixture, sampled))
     assert ours == pytest.approx(known, rel=1e-10)
     bounds, expected = (pld_epsilon([(event, 50)], 1e-6, adjacency) for event in (mixture, sampled))
@@ -35,12 +40,16 @@ def test_a_certain_sensitivity_is_an_unsampled_release():
         assert book.epsilon(1e-5).upper == pytest.approx(plain.epsilon(1e-5).upper, rel=1e-12)
 
 
-@pytest.mark.parametrize(("rate", "draws", "sigma", "count"), [(0.01, 4, 1.5, 300), (0.2, 3, 3.0, 40)])
+@pytest.mark.parametrize(
+    ("rate", "draws", "sigma", "count"), [(0.01, 4, 1.5, 300), (0.2, 3, 3.0, 40)]
+)
 def test_accumulated_draws_match_another_implementation(rate, draws, sigma, count):
     event = MixtureGaussian.accumulated(rate, draws, sigma)
     assert math.fsum(event.probabilities) == pytest.approx(1.0, abs=1e-14)
     theirs = PLDAccountant(value_discretization_interval=1e-3)
-    their_event = dp_event.MixtureOfGaussiansDpEvent(sigma, list(event.sensitivities), list(event.probabilities))
+    their_event = dp_event.MixtureOfGaussiansDpEvent(
+        sigma, list(event.sensitivities), list(event.probabilities)
+    )
     theirs.compose(their_event, count)
     reference = theirs.get_epsilon(1e-5)
     answer = make_accountant("prv", "add-remove").quote(event, count, 1e-5)
@@ -48,7 +57,12 @@ def test_accumulated_draws_match_another_implementation(rate, draws, sigma, coun
     assert abs(answer.upper - reference) <= 2e-3 * reference
     assert answer.upper - answer.lower <= 1e-3 * answer.upper
     # Several draws of one unit cost more than one Poisson sample of the same expected size.
-    assert answer.lower > make_accountant("prv", "add-remove").quote(PoissonGaussian(rate, sigma), count, 1e-5).upper
+    assert (
+        answer.lower
+        > make_accountant("prv", "add-remove")
+        .quote(PoissonGaussian(rate, sigma), count, 1e-5)
+        .upper
+    )
 
 
 def divergence(weights_p, means_p, weights_q, means_q, sigma, threshold):
@@ -76,8 +90,13 @@ def divergence(weights_p, means_p, weights_q, means_q, sigma, threshold):
 def test_no_directions_in_the_plane_are_worse_than_opposite_ones(angles, shares, threshold):
     sizes, chances, sigma = (0.0, 1.0, 2.0), (0.5, 0.3, 0.2), 1.0
     norms = (1.0, 2.0, 1.0, 2.0)
-    points = [(n * s * math.cos(a), n * s * math.sin(a)) for n, s, a in zip(norms, shares, angles, strict=True)]
-    found = divergence(chances, [(0, 0), *points[:2]], chances, [(0, 0), *points[2:]], sigma, threshold)
+    points = [
+        (n * s * math.cos(a), n * s * math.sin(a))
+        for n, s, a in zip(norms, shares, angles, strict=True)
+    ]
+    found = divergence(
+        chances, [(0, 0), *points[:2]], chances, [(0, 0), *points[2:]], sigma, threshold
+    )
     pmf = mixture_loss_grid(sizes, chances, sigma, "replace-one", 0.01, 1e-15)[0].pessimistic()
     losses = pmf.offset + (pmf.first + np.arange(pmf.masses.size)) * pmf.interval
     above = losses > math.log(threshold)
@@ -87,7 +106,12 @@ def test_no_directions_in_the_plane_are_worse_than_opposite_ones(angles, shares,
     pmf = mixture_loss_grid(sizes, chances, sigma, "add-remove", 0.01, 1e-15)[0].pessimistic()
     losses = pmf.offset + (pmf.first + np.arange(pmf.masses.size)) * pmf.interval
     above = losses > math.log(threshold)
-    assert alone <= pmf.infinite - float(pmf.masses[above] @ np.expm1(math.log(threshold) - losses[above])) + 1e-6
+    assert (
+        alone
+        <= pmf.infinite
+        - float(pmf.masses[above] @ np.expm1(math.log(threshold) - losses[above]))
+        + 1e-6
+    )
 
 
 @pytest.mark.parametrize("adjacency", ["add-remove", "replace-one"])
@@ -95,7 +119,9 @@ def test_renyi_is_above_the_interval_and_grows_with_the_order(adjacency):
     event = MixtureGaussian((0.0, 0.5, 2.0), (0.9, 0.08, 0.02), 1.2)
     curve = [renyi_divergence(event, order, adjacency) for order in (1.01, 1.5, 2.0, 5.0, 20.0)]
     assert curve == sorted(curve)
-    tight, loose = (make_accountant(name, adjacency).quote(event, 100, 1e-6).upper for name in ("prv", "rdp"))
+    tight, loose = (
+        make_accountant(name, adjacency).quote(event, 100, 1e-6).upper for name in ("prv", "rdp")
+    )
     assert tight < loose < 1.6 * tight
 
 

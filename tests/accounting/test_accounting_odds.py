@@ -1,4 +1,6 @@
-"""What a guarantee leaves to a guesser, held to closed forms of the Gaussian mechanism and to extremes."""
+"""What a guarantee leaves to a guesser, held to closed forms of the Gaussian mechanism and to
+extremes.
+"""
 
 import math
 from statistics import NormalDist
@@ -12,7 +14,9 @@ NORMAL = NormalDist()
 
 def gaussian_delta(epsilon: float, mu: float) -> float:
     """δ(ε) of a Gaussian mechanism, Balle and Wang 2018, theorem 8."""
-    return NORMAL.cdf(mu / 2 - epsilon / mu) - math.exp(epsilon) * NORMAL.cdf(-mu / 2 - epsilon / mu)
+    return NORMAL.cdf(mu / 2 - epsilon / mu) - math.exp(epsilon) * NORMAL.cdf(
+        -mu / 2 - epsilon / mu
+    )
 
 
 def test_perfect_privacy_leaves_a_coin_toss() -> None:
@@ -34,7 +38,10 @@ def test_no_gaussian_attack_beats_the_bound_and_a_profile_tightens_it(rate: floa
     mu = 1.0
     attack = NORMAL.cdf(NORMAL.inv_cdf(rate) + mu)  # the optimal test, Dong, Roth and Su 2019
     profile = [(epsilon / 20, gaussian_delta(epsilon / 20, mu)) for epsilon in range(81)]
-    tight, loose = odds.true_positive_rate(rate, profile), odds.true_positive_rate(rate, [profile[-1]])
+    tight, loose = (
+        odds.true_positive_rate(rate, profile),
+        odds.true_positive_rate(rate, [profile[-1]]),
+    )
     assert attack - 1e-12 <= tight <= attack * 1.01 + 1e-4
     assert tight < loose
 

@@ -21,7 +21,9 @@ some = settings(max_examples=15, derandomize=True, deadline=None, database=None)
 @some
 @given(
     steps=st.lists(
-        st.tuples(st.sampled_from([0.6, 0.8, 1.0, 1.5, 3.0]), st.sampled_from([1, 10, 300])), min_size=1, max_size=8
+        st.tuples(st.sampled_from([0.6, 0.8, 1.0, 1.5, 3.0]), st.sampled_from([1, 10, 300])),
+        min_size=1,
+        max_size=8,
     ),
     delta=st.sampled_from([1e-2, 1e-5, 1e-8]),
 )
@@ -38,7 +40,9 @@ def test_never_below_the_ordinary_epsilon_never_falling_and_finite(steps, delta)
 
 @pytest.mark.parametrize("count", [1, 10, 100, 1000, 10000])
 def test_never_above_the_doubling_ladder(count):
-    """The ladder as it is published: 2^f gamma + log(1/delta_f) / (a-1), delta_f = delta / (2 K (f+1)^2)."""
+    """The ladder as it is published: 2^f gamma + log(1/delta_f) / (a-1), delta_f = delta / (2 K
+    (f+1)^2).
+    """
     delta, event, size = 1e-5, PoissonGaussian(0.01, 1.0), len(ODOMETER_ORDERS)
     ladder = math.inf
     for order in ODOMETER_ORDERS:
@@ -69,10 +73,14 @@ def test_is_the_proven_formula_rounded_up():
         assert exact <= Decimal(book.epsilon()) <= exact * (1 + Decimal("1e-12"))
 
 
-def losses_against(noises: tuple[float, float], delta: float, steps: int, runs: int, orders: tuple[float, ...]):
-    """(times the odometer was ever wrong, times the ordinary epsilon was) in runs that adapt the noise to the loss.
+def losses_against(
+    noises: tuple[float, float], delta: float, steps: int, runs: int, orders: tuple[float, ...]
+):
+    """(times the odometer was ever wrong, times the ordinary epsilon was) in runs that adapt the
+    noise to the loss.
 
-    The controller releases with little noise while the loss is low and waits for luck with much noise.
+    The controller releases with little noise while the loss is low and waits for luck with much
+    noise.
     """
     rng = np.random.default_rng(5)
     wrong = wrong_ordinary = 0
@@ -84,7 +92,8 @@ def losses_against(noises: tuple[float, float], delta: float, steps: int, runs: 
             book.charge(Gaussian(1 / mu))
             loss += mu * draw + mu * mu / 2  # log P/Q at x ~ P = N(mu, 1)
             rho += mu * mu / 2
-            ordinary = rho + math.sqrt(2 * rho) * 1.2816  # the 90 % quantile, were the moment fixed in advance
+            # the 90 % quantile, were the moment fixed in advance
+            ordinary = rho + math.sqrt(2 * rho) * 1.2816
             seen = seen or loss > book.epsilon()
             seen_ordinary = seen_ordinary or loss > ordinary
         wrong, wrong_ordinary = wrong + seen, wrong_ordinary + seen_ordinary

@@ -1,8 +1,10 @@
-"""Other libraries as oracles, where they are reliable: ordinary settings of training with Poisson samples.
+"""Other libraries as oracles, where they are reliable: ordinary settings of training with Poisson
+samples.
 
-dp-accounting's loss distributions are pessimistic and, on a fine enough grid, close to the truth; prv-accountant gives
-an interval. Both fail elsewhere: prv-accountant raises or excludes the truth when the sampling rate is high, the noise
-low and the steps many; dp-accounting's tails are cut off where epsilon is in the hundreds.
+dp-accounting's loss distributions are pessimistic and, on a fine enough grid, close to the truth;
+prv-accountant gives an interval. Both fail elsewhere: prv-accountant raises or excludes the truth
+when the sampling rate is high, the noise low and the steps many; dp-accounting's tails are cut off
+where epsilon is in the hundreds.
 """
 
 from __future__ import annotations
@@ -43,7 +45,9 @@ Step = tuple[float, float, int]
 
 def dp_accounting_epsilon(schedule: list[Step], delta: float, adjacency: str, grid: float) -> float:
     """dp-accounting's pessimistic epsilon; a sample rate of 1 stands for an unsampled Gaussian."""
-    dp_accounting = pytest.importorskip("dp_accounting", reason="dp-accounting is an oracle of the tests only")
+    dp_accounting = pytest.importorskip(
+        "dp_accounting", reason="dp-accounting is an oracle of the tests only"
+    )
     from dp_accounting.pld import PLDAccountant
 
     relations = dp_accounting.NeighboringRelation
@@ -55,21 +59,28 @@ def dp_accounting_epsilon(schedule: list[Step], delta: float, adjacency: str, gr
     accountant = PLDAccountant(relation, value_discretization_interval=grid)
     for rate, sigma, steps in schedule:
         event = dp_accounting.GaussianDpEvent(sigma)
-        accountant.compose(dp_accounting.PoissonSampledDpEvent(rate, event) if rate < 1 else event, steps)
+        accountant.compose(
+            dp_accounting.PoissonSampledDpEvent(rate, event) if rate < 1 else event, steps
+        )
     return float(accountant.get_epsilon(delta))
 
 
 def agree_with_dp_accounting(schedule: list[Step], delta: float, adjacency: str) -> None:
-    """Their bound is above our lower end, and both upper ends are the same up to the width of their grid."""
+    """Their bound is above our lower end, and both upper ends are the same up to the width of their
+    grid.
+    """
     # Their grid has to be finer than one release's loss, which is about rate / sigma.
     grid = min(1e-4, min(rate / sigma for rate, sigma, _ in schedule) / 20)
     theirs = dp_accounting_epsilon(schedule, delta, adjacency, grid)
-    lower, upper = pld_epsilon([(PoissonGaussian(rate, sigma), n) for rate, sigma, n in schedule], delta, adjacency)
+    lower, upper = pld_epsilon(
+        [(PoissonGaussian(rate, sigma), n) for rate, sigma, n in schedule], delta, adjacency
+    )
     assert lower <= theirs * (1 + 1e-9)
     # A single release under replace-one is bounded loosely where epsilon is almost 0.
     if adjacency != "replace-one" or sum(steps for _, _, steps in schedule) > 1:
         assert upper <= theirs * (1 + 2e-3) + (1e-4 if theirs > 0.01 else 1e-3)
-    # The side that matters. Their bound exceeds the truth by their grid only, unless epsilon is very large.
+    # The side that matters. Their bound exceeds the truth by their grid only, unless epsilon is
+    # very large.
     if theirs < 100.0:
         assert upper >= theirs * (1 - 2e-4) - 1e-4
 
@@ -87,7 +98,9 @@ def test_dp_accounting_agrees_when_a_unit_is_replaced(rate, sigma, steps, delta)
 
 
 @given(
-    schedule=st.lists(st.tuples(RATES, SIGMAS, logarithmic(1, 300).map(round)), min_size=2, max_size=3),
+    schedule=st.lists(
+        st.tuples(RATES, SIGMAS, logarithmic(1, 300).map(round)), min_size=2, max_size=3
+    ),
     delta=DELTAS,
     adjacency=st.sampled_from(ADJACENCIES),
 )
@@ -129,11 +142,15 @@ def test_dp_accounting_agrees_on_delta(rate, sigma, steps, epsilon):
     assert theirs * (1 - 2e-2) <= upper <= theirs * (1 + 2e-2)
 
 
-def library_interval(rate: float, sigma: float, steps: int, delta: float) -> tuple[float, float] | None:
+def library_interval(
+    rate: float, sigma: float, steps: int, delta: float
+) -> tuple[float, float] | None:
     """prv-accountant's interval for the remove direction; None where it gives up."""
     prv = PoissonSubsampledGaussianMechanism(rate, sigma)
     try:
-        library = LibraryAccountant(prvs=[prv], max_self_compositions=[steps], eps_error=0.02, delta_error=delta / 1000)
+        library = LibraryAccountant(
+            prvs=[prv], max_self_compositions=[steps], eps_error=0.02, delta_error=delta / 1000
+        )
         lower, _, upper = library.compute_epsilon(delta, [steps])
     except RuntimeError:  # "Discrete mean differs from continuous mean significantly."
         return None
@@ -144,7 +161,8 @@ def library_interval(rate: float, sigma: float, steps: int, delta: float) -> tup
 @given(rate=RATES, sigma=SIGMAS, steps=STEPS, delta=DELTAS)
 @settings(max_examples=6, **BY_DRAW)
 def test_prv_accountants_interval_meets_ours(rate, sigma, steps, delta):
-    assume(rate * rate * steps * math.exp(sigma**-2) < 20)  # beyond, the library is known to exclude the truth
+    # beyond, the library is known to exclude the truth
+    assume(rate * rate * steps * math.exp(sigma**-2) < 20)
     found = library_interval(rate, sigma, steps, delta)
     assume(found is not None)
     assert found is not None
@@ -177,7 +195,8 @@ def test_renyi_divergences_are_not_above_dp_accountings_and_equal_at_integer_ord
     theirs = np.asarray(library._rdp, dtype=float)
     _, ours = renyi_curve(PoissonGaussian(rate, sigma), "add-remove", orders.tolist())
     assert ours.shape == theirs.shape
-    # Their fractional orders add up an alternating series without its signs: an upper bound, sometimes infinite.
+    # Their fractional orders add up an alternating series without its signs: an upper bound,
+    # sometimes infinite.
     assert np.all(ours <= theirs * (1 + 1e-6) + 1e-15)
     whole = orders == np.floor(orders)
     assert whole.sum() > 50
@@ -194,20 +213,38 @@ def test_renyi_epsilon_is_between_the_truth_and_dp_accountings(rate, sigma, step
     event = dp_accounting.PoissonSampledDpEvent(rate, dp_accounting.GaussianDpEvent(sigma))
     theirs = float(RdpAccountant().compose(event, steps).get_epsilon(delta))
     ours = SelfComposed(PoissonGaussian(rate, sigma), steps)
-    assert renyi_epsilon(ours, delta, "add-remove", DEFAULT_RDP_ORDERS)[0] <= theirs * (1 + 1e-6) + 1e-15
+    assert (
+        renyi_epsilon(ours, delta, "add-remove", DEFAULT_RDP_ORDERS)[0]
+        <= theirs * (1 + 1e-6) + 1e-15
+    )
     on_our_orders = renyi_epsilon(ours, delta, "add-remove")[0]
-    assert on_our_orders <= 1.05 * theirs + 1e-15, "where delta is about the rate, epsilon hangs on a single order"
-    assert on_our_orders >= pld_epsilon([(PoissonGaussian(rate, sigma), steps)], delta, "add-remove").lower
+    assert on_our_orders <= 1.05 * theirs + 1e-15, (
+        "where delta is about the rate, epsilon hangs on a single order"
+    )
+    assert (
+        on_our_orders
+        >= pld_epsilon([(PoissonGaussian(rate, sigma), steps)], delta, "add-remove").lower
+    )
 
 
 def test_dp_accountings_renyi_accountant_forgets_that_replacing_moves_twice_as_far():
-    """Why it is no oracle under replace-one: half the mu of its own loss distributions, an epsilon below the truth."""
+    """Why it is no oracle under replace-one: half the mu of its own loss distributions, an epsilon
+    below the truth.
+    """
     dp_accounting = pytest.importorskip("dp_accounting")
     from dp_accounting.rdp import RdpAccountant
 
     relation = dp_accounting.NeighboringRelation.REPLACE_ONE
-    theirs = RdpAccountant(neighboring_relation=relation).compose(dp_accounting.GaussianDpEvent(1.0)).get_epsilon(1e-5)
-    assert dp_accounting_epsilon([(1.0, 1.0, 1)], 1e-5, "replace-one", 1e-4) == pytest.approx(9.997256, abs=1e-4)
+    theirs = (
+        RdpAccountant(neighboring_relation=relation)
+        .compose(dp_accounting.GaussianDpEvent(1.0))
+        .get_epsilon(1e-5)
+    )
+    assert dp_accounting_epsilon([(1.0, 1.0, 1)], 1e-5, "replace-one", 1e-4) == pytest.approx(
+        9.997256, abs=1e-4
+    )
     assert theirs < 5.0, "the library was mended: use it as an oracle"
     assert renyi_epsilon(Gaussian(1.0), 1e-5, "replace-one")[0] == pytest.approx(10.7255, abs=1e-3)
-    assert pld_epsilon([(Gaussian(1.0), 1)], 1e-5, "replace-one").upper == pytest.approx(9.997256, abs=1e-5)
+    assert pld_epsilon([(Gaussian(1.0), 1)], 1e-5, "replace-one").upper == pytest.approx(
+        9.997256, abs=1e-5
+    )

@@ -17,7 +17,9 @@ from accounting.pld.composition import Composition
 from accounting.rdp.curve import renyi_epsilon
 from accounting.schedules import Term
 
-GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "epsilon_add_remove.json").read_text())["rows"]
+GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "epsilon_add_remove.json").read_text())[
+    "rows"
+]
 
 
 @pytest.mark.parametrize("row", GOLDEN, ids=lambda row: row[0])
@@ -53,14 +55,20 @@ def test_mixed_schedules_match_an_independent_implementation(schedule, truth):
 
 
 # dp-accounting's replace-one loss distributions with a grid of 2.5e-5, exact to the digits shown.
-REPLACED = [((0.01, 1.0, 1000), 2.84344), ((0.1, 2.0, 500), 11.38502), ((0.0152044, 0.7, 198), 4.38901)]
+REPLACED = [
+    ((0.01, 1.0, 1000), 2.84344),
+    ((0.1, 2.0, 500), 11.38502),
+    ((0.0152044, 0.7, 198), 4.38901),
+]
 
 
 @pytest.mark.parametrize(("step", "theirs"), REPLACED)
 def test_replacing_a_unit_matches_an_independent_implementation(step, theirs):
     rate, sigma, count = step
     lower, upper = pld_epsilon(
-        [(PoissonGaussian(rate, sigma), count)], 1e-5 if rate != 0.0152044 else 7.42e-6, "replace-one"
+        [(PoissonGaussian(rate, sigma), count)],
+        1e-5 if rate != 0.0152044 else 7.42e-6,
+        "replace-one",
     )
     assert lower - 1e-5 <= theirs <= upper + 1e-5
     assert upper - lower <= 1e-3 * upper
@@ -73,7 +81,9 @@ def test_replacing_a_unit_of_an_unsampled_release_doubles_mu():
     assert upper == pytest.approx(expected, rel=1e-3)
 
 
-def check_against_fourier(rate: float, sigma: float, steps: int, delta: float, adjacency: str) -> None:
+def check_against_fourier(
+    rate: float, sigma: float, steps: int, delta: float, adjacency: str
+) -> None:
     """delta at the lower end is at least the delta asked for, at the upper end at most."""
     event = SelfComposed(PoissonGaussian(rate, sigma), steps)
     tilt = renyi_epsilon(event, delta, adjacency)[1] - 1
@@ -90,7 +100,12 @@ def check_against_fourier(rate: float, sigma: float, steps: int, delta: float, a
 @pytest.mark.parametrize("adjacency", ["add-remove", "replace-one"])
 @pytest.mark.parametrize(
     ("rate", "sigma", "steps", "delta"),
-    [(0.01, 1.0, 1000, 1e-5), (0.05, 1.5, 400, 1e-8), (0.3, 4.0, 100, 1e-5), (0.002, 0.8, 3000, 1e-6)],
+    [
+        (0.01, 1.0, 1000, 1e-5),
+        (0.05, 1.5, 400, 1e-8),
+        (0.3, 4.0, 100, 1e-5),
+        (0.002, 0.8, 3000, 1e-6),
+    ],
 )
 def test_the_interval_holds_what_fourier_inversion_finds(rate, sigma, steps, delta, adjacency):
     check_against_fourier(rate, sigma, steps, delta, adjacency)
@@ -105,7 +120,9 @@ def test_the_interval_holds_what_fourier_inversion_finds(rate, sigma, steps, del
     log_delta=st.floats(-11.0, -3.0),
     adjacency=st.sampled_from(["add-remove", "replace-one"]),
 )
-def test_random_intervals_hold_what_fourier_inversion_finds(log_rate, sigma, log_steps, log_delta, adjacency):
+def test_random_intervals_hold_what_fourier_inversion_finds(
+    log_rate, sigma, log_steps, log_delta, adjacency
+):
     rate, steps, delta = 10.0**log_rate, int(10.0**log_steps), 10.0**log_delta
     assume(pld_epsilon([(PoissonGaussian(rate, sigma), steps)], delta, adjacency).upper > 2e-3)
     try:
@@ -116,8 +133,14 @@ def test_random_intervals_hold_what_fourier_inversion_finds(log_rate, sigma, log
 
 def test_a_wrong_tilt_costs_tightness_but_never_safety():
     cells = poisson_loss_grid(0.01, 1.0, "add-remove", 2.0**-11, 1e-15)[0]
-    upper = [Composition([cells.pessimistic()], [ONE(1000)], t, 1e-5).epsilon(1e-5) for t in (3.0, 7.0, 12.0)]
-    lower = [Composition([cells.optimistic()], [ONE(1000)], t, 1e-5, False).epsilon(1e-5) for t in (3.0, 7.0, 12.0)]
+    upper = [
+        Composition([cells.pessimistic()], [ONE(1000)], t, 1e-5).epsilon(1e-5)
+        for t in (3.0, 7.0, 12.0)
+    ]
+    lower = [
+        Composition([cells.optimistic()], [ONE(1000)], t, 1e-5, False).epsilon(1e-5)
+        for t in (3.0, 7.0, 12.0)
+    ]
     assert max(lower) <= 1.82824 + 5e-6
     assert min(upper) >= 1.82824 - 5e-6
     assert upper[1] - lower[1] <= 0.003
@@ -129,7 +152,10 @@ def ONE(count: int) -> Term:
 
 def test_unsampled_gaussians_only_depend_on_their_total():
     expected = gaussian_epsilon(1e-5, 1.0)
-    for events in ([(Gaussian(10.0), 100)], [(Gaussian(10.0), 50), (PoissonGaussian(1.0, 10.0), 50)]):
+    for events in (
+        [(Gaussian(10.0), 100)],
+        [(Gaussian(10.0), 50), (PoissonGaussian(1.0, 10.0), 50)],
+    ):
         lower, upper = pld_epsilon(events, 1e-5, "add-remove")
         assert lower <= expected * (1 + 1e-15)
         assert upper == pytest.approx(expected, rel=1e-12)
@@ -140,17 +166,27 @@ def test_unsampled_gaussians_only_depend_on_their_total():
 
 
 def test_the_order_of_events_and_their_grouping_do_not_matter():
-    events = [(PoissonGaussian(0.01, 1.0), 300), (PoissonGaussian(0.05, 2.0), 40), (Gaussian(30.0), 3)]
+    events = [
+        (PoissonGaussian(0.01, 1.0), 300),
+        (PoissonGaussian(0.05, 2.0), 40),
+        (Gaussian(30.0), 3),
+    ]
     forward = pld_epsilon(events, 1e-6, "add-remove")
     backward = pld_epsilon(events[::-1], 1e-6, "add-remove")
     assert forward.upper == pytest.approx(backward.upper, rel=1e-6)
     assert forward.lower == pytest.approx(backward.lower, rel=1e-6)
 
 
-@pytest.mark.parametrize(("rate", "sigma", "steps", "delta"), [(0.01, 1.0, 1000, 1e-5), (0.5, 0.5, 3, 1e-8)])
+@pytest.mark.parametrize(
+    ("rate", "sigma", "steps", "delta"), [(0.01, 1.0, 1000, 1e-5), (0.5, 0.5, 3, 1e-8)]
+)
 def test_the_cheap_lower_bound_is_below_the_interval(rate, sigma, steps, delta):
     events = [(PoissonGaussian(rate, sigma), steps)]
-    assert 0 < cheap_lower(events, delta, "add-remove") <= pld_epsilon(events, delta, "add-remove").lower
+    assert (
+        0
+        < cheap_lower(events, delta, "add-remove")
+        <= pld_epsilon(events, delta, "add-remove").lower
+    )
 
 
 def test_what_cannot_be_computed_is_refused_with_the_reason():

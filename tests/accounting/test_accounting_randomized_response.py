@@ -1,4 +1,6 @@
-"""Releases known by their guarantee only: the exact composition, the loss distribution and the conversions."""
+"""Releases known by their guarantee only: the exact composition, the loss distribution and the
+conversions.
+"""
 
 import math
 
@@ -46,7 +48,8 @@ def test_the_exact_composition_inverts_the_sum_over_answers(stated, failure, cou
     if found.upper < math.inf:
         assert composed_delta(stated, failure, count, found.upper) <= delta + 2e-14
         assert found.lower <= found.upper
-        assert composed_delta(stated, failure, count, found.lower) <= delta + 1e-11  # the profile may be flat
+        # the profile may be flat
+        assert composed_delta(stated, failure, count, found.lower) <= delta + 1e-11
 
 
 def test_failures_alone_may_exceed_delta():
@@ -56,7 +59,11 @@ def test_failures_alone_may_exceed_delta():
 
 
 @few
-@given(stated=st.floats(0.001, 4.0), failure=st.sampled_from([0.0, 1e-6, 0.1]), epsilon=st.floats(0.0, 5.0))
+@given(
+    stated=st.floats(0.001, 4.0),
+    failure=st.sampled_from([0.0, 1e-6, 0.1]),
+    epsilon=st.floats(0.0, 5.0),
+)
 def test_one_release_has_the_closed_form(stated, failure, epsilon):
     exact = composed_delta(stated, failure, 1, epsilon)
     low, high = (response_delta(stated, failure, epsilon, upper) for upper in (False, True))
@@ -68,11 +75,14 @@ def test_one_release_has_the_closed_form(stated, failure, epsilon):
 
 @few
 @given(
-    stated=st.floats(-5.0, 1.5).map(lambda log: 10.0**log), order=st.sampled_from([1 + 1e-5, 1.1, 2.0, 30.0, 5000.0])
+    stated=st.floats(-5.0, 1.5).map(lambda log: 10.0**log),
+    order=st.sampled_from([1 + 1e-5, 1.1, 2.0, 30.0, 5000.0]),
 )
 def test_renyi_divergence_of_randomized_response(stated, order):
     truth, lie = 1 / (1 + math.exp(-stated)), 1 / (1 + math.exp(stated))
-    logs = [order * math.log(p) + (1 - order) * math.log(q) for p, q in ((truth, lie), (lie, truth))]
+    logs = [
+        order * math.log(p) + (1 - order) * math.log(q) for p, q in ((truth, lie), (lie, truth))
+    ]
     direct = float(np.logaddexp(*logs)) / (order - 1)
     found = response_renyi(stated, order)
     assert found == pytest.approx(direct, rel=1e-6, abs=1e-14 / (order - 1))
@@ -81,7 +91,9 @@ def test_renyi_divergence_of_randomized_response(stated, order):
     assert found >= stated * math.tanh(stated / 2) * (1 - 1e-12)
 
 
-@pytest.mark.parametrize(("stated", "failure", "count"), [(0.1, 0.0, 100), (0.1, 1e-8, 100), (1.0, 1e-7, 12)])
+@pytest.mark.parametrize(
+    ("stated", "failure", "count"), [(0.1, 0.0, 100), (0.1, 1e-8, 100), (1.0, 1e-7, 12)]
+)
 def test_the_loss_distribution_composes_to_the_exact_epsilon(stated, failure, count):
     exact = response_epsilon(stated, failure, count, 1e-5)
     cells = response_loss_grid(stated, failure, 2.0**-12, 1e-15)
@@ -93,12 +105,20 @@ def test_the_loss_distribution_composes_to_the_exact_epsilon(stated, failure, co
     assert ends[0] - ends[1] <= 2e-3 * exact.upper
 
 
-@pytest.mark.parametrize("event", [PureDP(0.2, "add-remove"), ApproximateDP(0.2, 1e-8, "add-remove")])
+@pytest.mark.parametrize(
+    "event", [PureDP(0.2, "add-remove"), ApproximateDP(0.2, 1e-8, "add-remove")]
+)
 def test_the_count_is_honoured_by_every_road(event):
     for accountant in ("prv", "rdp"):
-        ends = [make_accountant(accountant, "add-remove").quote(event, count, 1e-5).upper for count in (1, 4, 16)]
+        ends = [
+            make_accountant(accountant, "add-remove").quote(event, count, 1e-5).upper
+            for count in (1, 4, 16)
+        ]
         assert ends[0] < ends[1] < ends[2] or (accountant == "rdp" and math.isinf(ends[0]))
-    by_grid = [pld_epsilon([(event, count), (PoissonGaussian(0.01, 2.0), 1)], 1e-5, "add-remove") for count in (4, 16)]
+    by_grid = [
+        pld_epsilon([(event, count), (PoissonGaussian(0.01, 2.0), 1)], 1e-5, "add-remove")
+        for count in (4, 16)
+    ]
     assert by_grid[0].upper < by_grid[1].lower
     exact = response_epsilon(0.2, getattr(event, "failure_probability", 0.0), 16, 1e-5)
     assert by_grid[1].upper >= exact.lower
@@ -107,7 +127,8 @@ def test_the_count_is_honoured_by_every_road(event):
 def test_together_with_training_the_failures_are_added():
     steps = [(PoissonGaussian(0.01, 1.0), 500)]
     pure, approximate = (
-        [*steps, (event, 5)] for event in (PureDP(0.1, "zero-out"), ApproximateDP(0.1, 1e-7, "zero-out"))
+        [*steps, (event, 5)]
+        for event in (PureDP(0.1, "zero-out"), ApproximateDP(0.1, 1e-7, "zero-out"))
     )
     least, most = pld_epsilon(approximate, 1e-5, "zero-out")
     inner = pld_epsilon(pure, (1e-5 - 5e-7) / (1 - 5e-7), "zero-out")
@@ -127,7 +148,9 @@ def test_a_statement_carries_over_to_replace_one_and_nowhere_else():
     assert "add-remove" in event.unsupported_reason("zero-out")
     assert PureDP(0.5, "zero-out").stated_under("replace-one") == (1.0, 0.0)
     assert "replace-one" in PureDP(0.5, "replace-one").unsupported_reason("add-remove")
-    assert "probability of 1" in ApproximateDP(30.0, 1e-6, "zero-out").unsupported_reason("replace-one")
+    assert "probability of 1" in ApproximateDP(30.0, 1e-6, "zero-out").unsupported_reason(
+        "replace-one"
+    )
     for accountant in ("prv", "rdp"):
         answer = make_accountant(accountant, "zero-out").quote(event, 1, 1e-3)
         assert answer.upper == math.inf
@@ -135,14 +158,20 @@ def test_a_statement_carries_over_to_replace_one_and_nowhere_else():
 
 
 def test_replacing_is_removing_and_adding():
-    """Any three laws, each (eps, d)-close to the next, end within the converted pair: a worst case on four atoms."""
+    """Any three laws, each (eps, d)-close to the next, end within the converted pair: a worst case
+    on four atoms.
+    """
     rng = np.random.default_rng(3)
     for _ in range(200):
         p, r, q = rng.dirichlet([0.7] * 4, size=3)
         for epsilon in (0.1, 0.7):
             k = math.exp(epsilon)
-            failure = max(float(np.maximum(a - k * b, 0).sum()) for a, b in ((p, r), (r, p), (q, r), (r, q)))
-            doubled = ApproximateDP(epsilon, min(failure, 0.999), "add-remove").stated_under("replace-one")
+            failure = max(
+                float(np.maximum(a - k * b, 0).sum()) for a, b in ((p, r), (r, p), (q, r), (r, q))
+            )
+            doubled = ApproximateDP(epsilon, min(failure, 0.999), "add-remove").stated_under(
+                "replace-one"
+            )
             assert float(np.maximum(p - math.exp(doubled[0]) * q, 0).sum()) <= doubled[1] + 1e-12
 
 
@@ -166,4 +195,7 @@ def test_bad_statements_are_refused_in_one_line(build):
 def test_a_guarantee_of_nothing_revealed_costs_nothing():
     assert PureDP(0.0, "add-remove").gaussian_mu("replace-one") == 0.0
     assert ApproximateDP(0.0, 1e-9, "add-remove").gaussian_mu("add-remove") is None
-    assert make_accountant("prv", "add-remove").quote(PureDP(0.0, "add-remove"), 100, 1e-5).upper == 0.0
+    assert (
+        make_accountant("prv", "add-remove").quote(PureDP(0.0, "add-remove"), 100, 1e-5).upper
+        == 0.0
+    )

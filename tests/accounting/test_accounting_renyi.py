@@ -18,19 +18,25 @@ from accounting.rdp.curve import (
     renyi_epsilon,
 )
 
-GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "renyi_poisson_gaussian.json").read_text())
+GOLDEN = json.loads(
+    (Path(__file__).parents[1] / "golden" / "renyi_poisson_gaussian.json").read_text()
+)
 
 
 @pytest.mark.parametrize(("rate", "sigma", "order", "rho"), GOLDEN["rows"])
 def test_divergence_matches_forty_digit_quadrature(rate, sigma, order, rho):
-    assert renyi_divergence(PoissonGaussian(rate, sigma), order, "add-remove") == pytest.approx(rho, rel=1e-10)
+    assert renyi_divergence(PoissonGaussian(rate, sigma), order, "add-remove") == pytest.approx(
+        rho, rel=1e-10
+    )
 
 
 @pytest.mark.parametrize("rate", [1e-6, 0.01, 0.5, 0.99])
 @pytest.mark.parametrize("sigma", [0.02, 0.4, 1.0, 30.0])
 @pytest.mark.parametrize("order", [2, 3, 17, 300])
 def test_the_sum_and_the_integral_agree_at_integer_orders(rate, sigma, order):
-    assert _binomial(rate, sigma, order) == pytest.approx(_quadrature(rate, sigma, order), rel=2e-11, abs=2e-11)
+    assert _binomial(rate, sigma, order) == pytest.approx(
+        _quadrature(rate, sigma, order), rel=2e-11, abs=2e-11
+    )
 
 
 @pytest.mark.parametrize(("rate", "sigma"), [(0.01, 1.0), (0.3, 0.7), (0.02, 4.0)])
@@ -39,7 +45,9 @@ def test_divergence_matches_opacus(rate, sigma):
 
     orders = [1.5, 2.3, 4.0, 8.7, 20.0]
     theirs = compute_rdp(q=rate, noise_multiplier=sigma, steps=1, orders=orders)
-    assert renyi_curve(PoissonGaussian(rate, sigma), "add-remove", orders)[1] == pytest.approx(theirs, rel=1e-8)
+    assert renyi_curve(PoissonGaussian(rate, sigma), "add-remove", orders)[1] == pytest.approx(
+        theirs, rel=1e-8
+    )
 
 
 @pytest.mark.parametrize(("rate", "sigma"), [(0.01, 1.0), (0.5, 0.5), (1e-3, 0.02), (0.01, 100.0)])
@@ -52,7 +60,9 @@ def test_special_cases():
     assert renyi_divergence(PoissonGaussian(0.0, 0.0), 3.0, "add-remove") == 0.0
     assert renyi_divergence(PoissonGaussian(0.5, 0.0), 3.0, "add-remove") == math.inf
     assert renyi_divergence(NonPrivate("because"), 3.0, "add-remove") == math.inf
-    assert renyi_divergence(PoissonGaussian(1.0, 2.0), 3.0, "add-remove") == pytest.approx(3 / 8, rel=1e-14)
+    assert renyi_divergence(PoissonGaussian(1.0, 2.0), 3.0, "add-remove") == pytest.approx(
+        3 / 8, rel=1e-14
+    )
     assert renyi_divergence(Gaussian(2.0), 3.0, "add-remove") == pytest.approx(3 / 8, rel=1e-14)
     assert renyi_divergence(Gaussian(2.0), 3.0, "replace-one") == pytest.approx(3 / 2, rel=1e-14)
     both = Composed((SelfComposed(Gaussian(2.0), 4), PoissonGaussian(1.0, 1.0)))
@@ -77,7 +87,8 @@ def test_conversion_matches_its_formula_on_a_gaussian():
     epsilon, order = epsilon_from_curve(orders, rho, 1e-5)
     by_hand = order / 2 + math.log1p(-1 / order) - math.log(1e-5 * order) / (order - 1)
     assert epsilon == pytest.approx(by_hand, rel=1e-12)
-    assert epsilon == pytest.approx(4.7285, abs=5e-5)  # dp-accounting's value for the same conversion
+    # dp-accounting's value for the same conversion
+    assert epsilon == pytest.approx(4.7285, abs=5e-5)
     assert delta_from_curve(orders, rho, epsilon) == pytest.approx(1e-5, rel=0.03)
 
 
@@ -101,7 +112,12 @@ def test_the_grid_grows_when_its_last_order_is_the_best():
 
 
 def test_searching_coarse_then_fine_finds_the_full_grid_optimum():
-    for rate, sigma, count in ((0.01, 1.0, 1000), (0.1, 0.6, 300), (0.001, 0.5, 1000), (1.0, 1.0, 10**6)):
+    for rate, sigma, count in (
+        (0.01, 1.0, 1000),
+        (0.1, 0.6, 300),
+        (0.001, 0.5, 1000),
+        (1.0, 1.0, 10**6),
+    ):
         event = SelfComposed(PoissonGaussian(rate, sigma), count)
         full = epsilon_from_curve(*renyi_curve(event, "add-remove"), 1e-5)[0]
         assert (

@@ -1,4 +1,6 @@
-"""The edge of a budget is found from any start, for smooth, stepped and noisy figures, and never on the wrong side."""
+"""The edge of a budget is found from any start, for smooth, stepped and noisy figures, and never on
+the wrong side.
+"""
 
 import math
 
@@ -26,7 +28,8 @@ def test_the_edge_of_a_power_law_is_met_from_the_safe_side(root, power, start, s
 
     def figure(value):
         calls.append(value)
-        wobble = noise * math.sin(1e4 * math.log(value))  # what a change of grid does to a computed bound
+        # what a change of grid does to a computed bound
+        wobble = noise * math.sin(1e4 * math.log(value))
         return 3.0 * (value / root) ** (-safer * power) * (1 + wobble)
 
     value, found = Search(safer, 1e-8, 1e8).edge(figure, 3.0, root * math.exp(start), slope)

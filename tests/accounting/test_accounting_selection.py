@@ -1,4 +1,6 @@
-"""The price of picking the best run: dp-accounting as an oracle, and exact output distributions of a tiny mechanism."""
+"""The price of picking the best run: dp-accounting as an oracle, and exact output distributions of
+a tiny mechanism.
+"""
 
 import math
 
@@ -24,13 +26,17 @@ SHAPES = [0.0, 0.5, 1.0, 2.0, math.inf]
 
 
 def of_mean(shape, mean):
-    return PoissonRuns(mean) if shape == math.inf else TruncatedNegativeBinomial.with_mean(shape, mean)
+    return (
+        PoissonRuns(mean) if shape == math.inf else TruncatedNegativeBinomial.with_mean(shape, mean)
+    )
 
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("mean", [1.5, 10.0, 200.0])
 def test_dp_accounting_agrees(shape, mean):
-    dp_event = pytest.importorskip("dp_accounting.dp_event", reason="dp-accounting is an oracle of the tests only")
+    dp_event = pytest.importorskip(
+        "dp_accounting.dp_event", reason="dp-accounting is an oracle of the tests only"
+    )
     from dp_accounting.rdp import RdpAccountant
 
     orders = [1.1, 1.5, 2.0, 3.0, 4.5, 6.0, 8.0, 12.0, 20.0, 40.0, 64.0, 128.0]
@@ -56,7 +62,11 @@ def number_of_runs(runs):
         return np.exp(k * math.log(runs.mean) - runs.mean - gammaln(k + 1))
     stays = math.log1p(-runs.stop_probability)
     with np.errstate(divide="ignore"):
-        logs = k * stays - np.log(k) if runs.shape == 0 else k * stays + gammaln(k + runs.shape) - gammaln(k + 1)
+        logs = (
+            k * stays - np.log(k)
+            if runs.shape == 0
+            else k * stays + gammaln(k + runs.shape) - gammaln(k + 1)
+        )
     logs[0] = -math.inf
     weights = np.exp(logs - logs.max())
     return weights / weights.sum()
@@ -69,9 +79,13 @@ def test_the_expected_runs_are_the_mean_of_the_distribution(shape):
 
 
 def best_of(chances, runs):
-    """Distribution of the best outcome when single runs have these chances, from worst to best (last: no run)."""
+    """Distribution of the best outcome when single runs have these chances, from worst to best
+    (last: no run).
+    """
     k = number_of_runs(runs)
-    at_most = np.asarray([float(k[1:] @ np.power(below, np.arange(1.0, 4000.0))) for below in np.cumsum(chances)])
+    at_most = np.asarray(
+        [float(k[1:] @ np.power(below, np.arange(1.0, 4000.0))) for below in np.cumsum(chances)]
+    )
     return np.append(np.diff(at_most, prepend=0.0), k[0])
 
 
@@ -82,7 +96,9 @@ def divergence(p, q, order):
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("mean", [2.0, 12.0])
-@pytest.mark.parametrize("chances", [([0.9, 0.1], [0.95, 0.05]), ([0.2, 0.7, 0.1], [0.3, 0.65, 0.05])], ids=str)
+@pytest.mark.parametrize(
+    "chances", [([0.9, 0.1], [0.95, 0.05]), ([0.2, 0.7, 0.1], [0.3, 0.65, 0.05])], ids=str
+)
 def test_the_exact_divergence_of_the_best_run_is_within_the_bound(shape, mean, chances):
     p, q = (np.asarray(side) for side in chances)
     orders = np.concatenate([1 + np.logspace(-4, -1, 10), np.linspace(1.2, 40.0, 60)])
@@ -97,13 +113,18 @@ def test_the_exact_divergence_of_the_best_run_is_within_the_bound(shape, mean, c
 def test_a_single_run_on_average_costs_nothing_or_almost():
     alone = epsilon_from_curve(ORDERS, RHO, 1e-5)[0]
     for shape in SHAPES[:-1]:
-        chosen, _ = selection_epsilon(ORDERS, RHO, TruncatedNegativeBinomial.with_mean(shape, 1.0), 1e-5)
+        chosen, _ = selection_epsilon(
+            ORDERS, RHO, TruncatedNegativeBinomial.with_mean(shape, 1.0), 1e-5
+        )
         assert alone <= chosen <= alone * (1 + 1e-9)
     assert alone < selection_epsilon(ORDERS, RHO, PoissonRuns(1.0), 1e-5)[0] < alone * 1.2
 
 
 def test_more_runs_cost_more_but_far_less_than_publishing_all():
-    costs = [selection_epsilon(ORDERS, RHO, of_mean(0.0, mean), 1e-5)[0] for mean in (2.0, 10.0, 100.0, 1000.0)]
+    costs = [
+        selection_epsilon(ORDERS, RHO, of_mean(0.0, mean), 1e-5)[0]
+        for mean in (2.0, 10.0, 100.0, 1000.0)
+    ]
     assert costs == sorted(costs)
     for mean, cost in zip((10, 100), costs[1:], strict=False):
         assert cost < selection_epsilon(ORDERS, RHO, FixedRuns(mean), 1e-5)[0]
@@ -120,7 +141,10 @@ def test_a_fixed_number_of_runs_is_priced_as_composition():
 def test_a_sharper_delta_of_one_run_lowers_the_price_of_poisson_runs():
     loose = PoissonRuns(30.0)
     sharp = PoissonRuns(30.0, lambda epsilon: delta_from_curve(ORDERS, RHO, epsilon) / 2)
-    assert selection_epsilon(ORDERS, RHO, sharp, 1e-5)[0] < selection_epsilon(ORDERS, RHO, loose, 1e-5)[0]
+    assert (
+        selection_epsilon(ORDERS, RHO, sharp, 1e-5)[0]
+        < selection_epsilon(ORDERS, RHO, loose, 1e-5)[0]
+    )
 
 
 @pytest.mark.parametrize("shape", SHAPES)

@@ -22,18 +22,30 @@ def test_epsilon_is_rounded_up(epsilon: float) -> None:
 
 @pytest.mark.parametrize(
     ("epsilon", "shown"),
-    [(8.0, "8.00"), (7.9992, "8.00"), (7.99, "7.99"), (7.9900001, "8.00"), (0.01004, "0.0101"), (0.05, "0.0500"), (math.inf, "∞")],
+    [
+        (8.0, "8.00"),
+        (7.9992, "8.00"),
+        (7.99, "7.99"),
+        (7.9900001, "8.00"),
+        (0.01004, "0.0101"),
+        (0.05, "0.0500"),
+        (math.inf, "∞"),
+    ],
 )
 def test_figures_look_as_people_write_them(epsilon: float, shown: str) -> None:
     assert wording.shown_epsilon(epsilon) == shown
 
 
 def test_sentence_names_the_condition_and_refuses_to_promise_nothing() -> None:
-    said = wording.sentence(1.234, 1e-6, "one row", "add-remove", "conditional", "the seed stays secret")
+    said = wording.sentence(
+        1.234, 1e-6, "one row", "add-remove", "conditional", "the seed stays secret"
+    )
     assert "(1.24, 1e-06)" in said
     assert "adding or removing one row" in said
     assert "provided that the seed stays secret" in said
-    assert "no privacy guarantee" in wording.sentence(math.inf, 1e-6, "one row", "add-remove", "worst-case", None)
+    assert "no privacy guarantee" in wording.sentence(
+        math.inf, 1e-6, "one row", "add-remove", "worst-case", None
+    )
 
 
 def test_sections_are_plain_json_even_without_privacy() -> None:
@@ -41,7 +53,11 @@ def test_sections_are_plain_json_even_without_privacy() -> None:
         comparison = compare([(event, 3)], 1e-5, "add-remove", "prv")
         section = statement.accountants_section(comparison)
         assert json.loads(json.dumps(section, allow_nan=False)) == section
-        assert {opinion["accountant"] for opinion in section["accountants"]} == {"rdp", "prv", "prv-accountant"}
+        assert {opinion["accountant"] for opinion in section["accountants"]} == {
+            "rdp",
+            "prv",
+            "prv-accountant",
+        }
 
 
 def test_spending_starts_at_zero_ends_at_the_whole_and_never_falls() -> None:

@@ -1,4 +1,6 @@
-"""What a guesser can achieve: closed forms of the Gaussian mechanism and randomized response, and brute force."""
+"""What a guesser can achieve: closed forms of the Gaussian mechanism and randomized response, and
+brute force.
+"""
 
 import math
 from statistics import NormalDist
@@ -74,7 +76,9 @@ def test_the_curve_is_convex_falling_and_the_complement_of_the_true_positive_rat
     assert (misses <= 1 - rates + 1e-15).all()
     assert (np.diff(misses) <= 1e-15).all()
     assert (np.diff(misses, 2) >= -1e-13).all()
-    assert true_positive_rate(rate, points) == pytest.approx(1 - trade_off_curve(points, [rate])[0], abs=1e-14)
+    assert true_positive_rate(rate, points) == pytest.approx(
+        1 - trade_off_curve(points, [rate])[0], abs=1e-14
+    )
 
 
 @pytest.mark.parametrize("rate", [1e-9, 0.001, 0.1, 0.5, 0.9])
@@ -91,7 +95,10 @@ def test_true_positive_rates_at_the_extremes():
     assert true_positive_rate(0.0, [(math.inf, 1e-5)]) == pytest.approx(1e-5)
     assert true_positive_rate(1e-300, [(5e5, 1e-5)]) == 1.0
     assert true_positive_rate(1.0, [(1.0, 0.0)]) == 1.0
-    assert trade_off_curve([(math.inf, 1e-5)], [0.0, 1e-6]).tolist() == [pytest.approx(1 - 1e-5), 0.0]
+    assert trade_off_curve([(math.inf, 1e-5)], [0.0, 1e-6]).tolist() == [
+        pytest.approx(1 - 1e-5),
+        0.0,
+    ]
     for rate in (-0.1, 1.1, math.nan):
         with pytest.raises(InputError, match="give shares of non-members"):
             true_positive_rate(rate, [(1.0, 0.0)])
@@ -100,7 +107,9 @@ def test_true_positive_rates_at_the_extremes():
 
 
 def test_advantage_is_the_total_variation():
-    assert advantage(book_of((PoissonGaussian(0.01, 1.0), 1))) == pytest.approx(0.01 * (2 * ndtr(0.5) - 1), rel=1e-9)
+    assert advantage(book_of((PoissonGaussian(0.01, 1.0), 1))) == pytest.approx(
+        0.01 * (2 * ndtr(0.5) - 1), rel=1e-9
+    )
     assert advantage(book_of((Gaussian(2.0), 4))) == pytest.approx(2 * ndtr(0.5) - 1, rel=1e-9)
     assert advantage(book_of((NonPrivate("a print"), 1))) == 1.0
 
@@ -127,13 +136,20 @@ def test_points_are_valid_and_as_good_as_single_answers(schedule, adjacency):
 
 
 def test_events_without_a_theorem_reveal_everything():
-    # The event knows its mu, but not under an adjacency that would move other units between batches.
+    # The event knows its mu, but not under an adjacency that would move other units between
+    # batches.
     unstable, sampled = FixedBatchesGaussian(3, 2.0), PoissonGaussian(0.01, 1.0)
-    for book in (book_of((unstable, 1)), book_of((sampled, 50), (unstable, 1)), book_of((NonPrivate("a print"), 1))):
+    for book in (
+        book_of((unstable, 1)),
+        book_of((sampled, 50), (unstable, 1)),
+        book_of((NonPrivate("a print"), 1)),
+    ):
         assert all(delta == 1.0 for _, delta in profile_points(book))
         assert gaussian_fit(book).mu == math.inf
         assert largest_true_positive_rate(book, 0.01) == advantage(book) == 1.0
-    assert gaussian_fit(book_of((unstable, 1), adjacency="zero-out")).mu == pytest.approx(math.sqrt(3) / 2)
+    assert gaussian_fit(book_of((unstable, 1), adjacency="zero-out")).mu == pytest.approx(
+        math.sqrt(3) / 2
+    )
 
 
 def test_points_where_there_is_nothing_to_compose():
@@ -143,7 +159,9 @@ def test_points_where_there_is_nothing_to_compose():
     for epsilon, delta in profile_points(failing, 8)[::3]:
         assert 1 - (1 - 1e-3) ** 3 <= delta == pytest.approx(failing.delta(epsilon), rel=2e-3)
     slow_but_sure = book_of((PoissonGaussian(0.01, 1.0), 100), accountant="rdp")
-    assert all(delta == slow_but_sure.delta(epsilon) for epsilon, delta in profile_points(slow_but_sure, 8))
+    assert all(
+        delta == slow_but_sure.delta(epsilon) for epsilon, delta in profile_points(slow_but_sure, 8)
+    )
     stated = book_of((PureDP(0.1, "add-remove"), 9))
     for epsilon, delta in profile_points(stated, 8)[3::5]:
         assert delta == pytest.approx(stated.delta(epsilon), rel=2e-3, abs=1e-15)
@@ -152,7 +170,11 @@ def test_points_where_there_is_nothing_to_compose():
 @pytest.mark.parametrize("rate", [1e-6, 0.01, 0.3, 0.8])
 def test_the_largest_true_positive_rate_of_a_gaussian_is_that_of_the_optimal_test(rate):
     attack = NORMAL.cdf(NORMAL.inv_cdf(rate) + 0.8)
-    assert attack <= largest_true_positive_rate(book_of((Gaussian(2.5), 4)), rate) <= attack * (1 + 1e-3)
+    assert (
+        attack
+        <= largest_true_positive_rate(book_of((Gaussian(2.5), 4)), rate)
+        <= attack * (1 + 1e-3)
+    )
 
 
 def test_the_largest_true_positive_rate_is_no_worse_than_the_points():
@@ -182,7 +204,9 @@ def test_mu_of_randomized_response(epsilon):
 
 
 def shift_by_bisection(points, mu):
-    """The smallest shift of the points' curve along the diagonal that brings it below the Gaussian one."""
+    """The smallest shift of the points' curve along the diagonal that brings it below the Gaussian
+    one.
+    """
     rates = np.concatenate([[0.0], np.logspace(-8, 0, 3000)])
     gaussian = ndtr(-mu - ndtri(rates))
     low, high = 0.0, 1.0
@@ -195,7 +219,12 @@ def shift_by_bisection(points, mu):
 
 @pytest.mark.parametrize(
     "points",
-    [[(1.0, 0.0)], [(0.0, 0.3), (1.0, 0.1), (3.0, 1e-3)], gaussian_points(1.0, 9), [(0.0, 0.004), (3.0, 1e-13)]],
+    [
+        [(1.0, 0.0)],
+        [(0.0, 0.3), (1.0, 0.1), (3.0, 1e-3)],
+        gaussian_points(1.0, 9),
+        [(0.0, 0.004), (3.0, 1e-13)],
+    ],
     ids=["randomized response", "few", "coarse", "rare"],
 )
 def test_regret_is_the_smallest_shift(points):
@@ -224,7 +253,8 @@ def test_mu_where_nothing_or_everything_is_revealed():
 
 
 def test_mu_of_training_runs():
-    # gdpnum 0.1 documents mu = 1.56856 and a regret of 0.00102 for this run, at error rates from 1e-10 up.
+    # gdpnum 0.1 documents mu = 1.56856 and a regret of 0.00102 for this run, at error rates from
+    # 1e-10 up.
     fit = gaussian_fit(book_of((PoissonGaussian(0.328, 9.4), 2000)))
     assert 1.5685 <= fit.mu <= 1.5685 * 1.01
     assert fit.regret <= 0.003
@@ -236,7 +266,9 @@ def test_mu_of_training_runs():
 
 
 def test_unsampled_noise_has_exactly_its_mu():
-    fit = gaussian_fit(book_of((Gaussian(2.0), 9), (PoissonGaussian(1.0, 1.0), 4), adjacency="replace-one"))
+    fit = gaussian_fit(
+        book_of((Gaussian(2.0), 9), (PoissonGaussian(1.0, 1.0), 4), adjacency="replace-one")
+    )
     assert fit.mu == pytest.approx(5.0)
     assert (fit.regret, fit.note) == (0.0, "")
     assert gaussian_fit(book_of()).mu == 0.0

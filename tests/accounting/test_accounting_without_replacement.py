@@ -1,4 +1,6 @@
-"""Fixed-size sampling: the dominating pair against every data set of a small universe, and known values."""
+"""Fixed-size sampling: the dominating pair against every data set of a small universe, and known
+values.
+"""
 
 import itertools
 import math
@@ -31,7 +33,9 @@ EPSILONS = (-3.0, -0.7, -0.05, 0.0, 0.003, 0.1, 0.4, 1.0, 2.5, 6.0)
 def divergence(pmf: LossPmf, epsilon: float) -> float:
     losses = pmf.offset + (pmf.first + np.arange(pmf.masses.size)) * pmf.interval
     above = losses > epsilon
-    return pmf.infinite - float(pmf.masses[above] @ np.expm1(epsilon - losses[above])) - pmf.lowered_by
+    return (
+        pmf.infinite - float(pmf.masses[above] @ np.expm1(epsilon - losses[above])) - pmf.lowered_by
+    )
 
 
 def profile(rate: float, sigma: float, epsilon: float) -> float:
@@ -65,10 +69,15 @@ def test_what_is_beyond_the_grid_is_kept():
         cells = fixed_size_loss_grid(rate, sigma, 0.01, 1e-3)
         pmf = cells.pessimistic()
         assert cells.below > 1e-8
-        assert pmf.masses.sum() + pmf.infinite - cells.rounding_mass == pytest.approx(1.0, abs=1e-12)
+        assert pmf.masses.sum() + pmf.infinite - cells.rounding_mass == pytest.approx(
+            1.0, abs=1e-12
+        )
         for epsilon in EPSILONS:
             assert divergence(pmf, epsilon) >= profile(rate, sigma, epsilon) * (1 - 1e-9)
-            assert divergence(cells.optimistic(), epsilon) <= profile(rate, sigma, epsilon) * (1 + 1e-9) + 1e-13
+            assert (
+                divergence(cells.optimistic(), epsilon)
+                <= profile(rate, sigma, epsilon) * (1 + 1e-9) + 1e-13
+            )
 
 
 def test_both_bounds_close_in_quadratically():
@@ -84,7 +93,12 @@ def test_both_bounds_close_in_quadratically():
 def density(values: tuple[float, ...], size: int, sigma: float, x: np.ndarray) -> np.ndarray:
     """The released sum over a uniform subset of this size."""
     sums = [sum(chosen) for chosen in itertools.combinations(values, size)]
-    return sum(np.exp(-0.5 * ((x - each) / sigma) ** 2) for each in sums) / len(sums) / sigma / math.sqrt(2 * math.pi)
+    return (
+        sum(np.exp(-0.5 * ((x - each) / sigma) ** 2) for each in sums)
+        / len(sums)
+        / sigma
+        / math.sqrt(2 * math.pi)
+    )
 
 
 @pytest.mark.parametrize(("units", "size", "sigma"), [(4, 2, 1.0), (5, 1, 0.6), (3, 2, 2.5)])
@@ -125,24 +139,39 @@ def test_renyi_divergence_is_the_moment_of_the_pair(rate, sigma, order):
     crossover = half * half * math.log(1 / rate)
     edges = np.unique(
         np.concatenate(
-            [mode + half * np.linspace(-14, 14, 2001) for mode in (0.5, 1.0, 2.0, 3.0, order, crossover)]
+            [
+                mode + half * np.linspace(-14, 14, 2001)
+                for mode in (0.5, 1.0, 2.0, 3.0, order, crossover)
+            ]
             + [mode + half * half / order * np.geomspace(1e-6, 1e6, 4001) for mode in (0.5,)]
         )
     )
     edges = edges[edges >= 0.5]
-    x = np.concatenate([(edges[1:] + edges[:-1]) / 2 + node * np.diff(edges) / 2 for node in (-(3**-0.5), 3**-0.5)])
+    x = np.concatenate(
+        [(edges[1:] + edges[:-1]) / 2 + node * np.diff(edges) / 2 for node in (-(3**-0.5), 3**-0.5)]
+    )
     weights = np.tile(np.diff(edges) / 2, 2)
     exponent = (x - 0.5) / half**2
-    loss = np.where(exponent > 600, math.log(rate) + exponent, np.log1p(rate * np.expm1(np.minimum(exponent, 600.0))))
+    loss = np.where(
+        exponent > 600,
+        math.log(rate) + exponent,
+        np.log1p(rate * np.expm1(np.minimum(exponent, 600.0))),
+    )
     log_q = -0.5 * (x / half) ** 2 - math.log(half * math.sqrt(2 * math.pi))
     # A - 1 = integral of q (r^a + r^(1-a) - r - 1).
-    logs = log_q + order * loss + np.log(-np.expm1((1 - order) * loss)) + np.log(-np.expm1(-order * loss))
+    logs = (
+        log_q
+        + order * loss
+        + np.log(-np.expm1((1 - order) * loss))
+        + np.log(-np.expm1(-order * loss))
+    )
     largest = float(logs.max())
     log_excess = largest + math.log(float(np.exp(logs - largest) @ weights))
     exact = float(np.logaddexp(0.0, log_excess)) / (order - 1)
     found = fixed_size_renyi(rate, sigma, order)
     assert found == pytest.approx(exact, rel=2e-4)
-    # The larger one of the two halves alone is the divergence of Poisson sampling with half the noise.
+    # The larger one of the two halves alone is the divergence of Poisson sampling with half the
+    # noise.
     assert found >= PoissonGaussian(rate, half).renyi(order, "add-remove") * (1 - 1e-9)
 
 
@@ -161,7 +190,9 @@ def test_renyi_bound_of_wang_et_al_is_never_better(units, size, sigma):
     base = dp_accounting.GaussianDpEvent(sigma / 2)  # noise / 2C: replaced units are 2C apart
     oracle.compose(dp_accounting.SampledWithoutReplacementDpEvent(units, size, base))
     for order, theirs in zip(orders, oracle._rdp, strict=True):
-        assert WithoutReplacementGaussian(units, size, sigma).renyi(order, "replace-one") <= theirs * (1 + 1e-9)
+        assert WithoutReplacementGaussian(units, size, sigma).renyi(
+            order, "replace-one"
+        ) <= theirs * (1 + 1e-9)
 
 
 def connect_the_dots(rate: float, sigma: float, count: int, delta: float, width: float) -> float:
@@ -173,7 +204,8 @@ def connect_the_dots(rate: float, sigma: float, count: int, delta: float, width:
     return pmf.self_compose(count, 1e-15).get_epsilon_for_delta(delta)
 
 
-# The sheet's values, by connect-the-dots on a grid of 1e-3: upper bounds whose third decimal is pessimistic.
+# The sheet's values, by connect-the-dots on a grid of 1e-3: upper bounds whose third decimal is
+# pessimistic.
 GOLDEN = [
     (10_000, 100, 1.0, 1000, 14.821, 20.987),
     (10_000, 100, 4.0, 10_000, 2.567, 5.137),
@@ -206,15 +238,21 @@ def test_the_accountant_agrees_with_another_implementation_of_the_convolution():
     pair = pld_epsilon([(event, 40)], 1e-5, "replace-one")
     assert pair.upper - pair.lower <= 1e-3 * pair.upper
     assert answer.lower < pair.lower  # no single data set attains the pair
-    # Never better than what one unit among others at -C attains, never worse than without amplification.
+    # Never better than what one unit among others at -C attains, never worse than without
+    # amplification.
     attained = make_accountant("prv", "add-remove").quote(PoissonGaussian(0.05, 1.0), 40, 1e-5)
     assert attained.lower * (1 - 1e-3) <= answer.lower <= attained.upper <= answer.upper
-    assert answer.upper <= make_accountant("prv", "replace-one").quote(FixedBatchesGaussian(40, 2.0), 1, 1e-5).upper
+    assert (
+        answer.upper
+        <= make_accountant("prv", "replace-one").quote(FixedBatchesGaussian(40, 2.0), 1, 1e-5).upper
+    )
 
 
 def test_more_noise_and_fewer_releases_cost_less():
     ends = [
-        make_accountant("prv", "replace-one").quote(WithoutReplacementGaussian(1000, 50, sigma), count, 1e-6).upper
+        make_accountant("prv", "replace-one")
+        .quote(WithoutReplacementGaussian(1000, 50, sigma), count, 1e-6)
+        .upper
         for sigma, count in ((1.0, 20), (1.3, 20), (1.3, 5), (1.3, 1))
     ]
     assert all(later < earlier * (1 - 1e-2) for earlier, later in itertools.pairwise(ends))
@@ -224,8 +262,12 @@ def test_the_whole_data_set_is_an_unsampled_gaussian():
     whole = WithoutReplacementGaussian(50, 50, 3.0)
     nearly = WithoutReplacementGaussian(10**9, 10**9 - 1, 3.0)
     assert whole.gaussian_mu("replace-one") == pytest.approx(2 / 3)
-    assert nearly.renyi(5.0, "replace-one") == pytest.approx(whole.renyi(5.0, "replace-one"), rel=1e-6)
-    assert nearly.delta(0.5, "replace-one") == pytest.approx(whole.delta(0.5, "replace-one"), rel=1e-6)
+    assert nearly.renyi(5.0, "replace-one") == pytest.approx(
+        whole.renyi(5.0, "replace-one"), rel=1e-6
+    )
+    assert nearly.delta(0.5, "replace-one") == pytest.approx(
+        whole.delta(0.5, "replace-one"), rel=1e-6
+    )
 
 
 def test_only_replace_one_is_accounted_for():
@@ -235,4 +277,9 @@ def test_only_replace_one_is_accounted_for():
         assert answer.upper == math.inf
         assert "replace-one only" in answer.note
         assert event.renyi(2.0, adjacency) == math.inf
-    assert make_accountant("prv", "replace-one").quote(WithoutReplacementGaussian(9, 3, 0.0), 1, 1e-5).upper == math.inf
+    assert (
+        make_accountant("prv", "replace-one")
+        .quote(WithoutReplacementGaussian(9, 3, 0.0), 1, 1e-5)
+        .upper
+        == math.inf
+    )

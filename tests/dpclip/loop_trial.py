@@ -17,11 +17,12 @@ from dpclip.clipping import Flat
 from dpclip.engine import make_private as assembly
 from dpclip.engine.private_training import PrivateTraining
 from dpclip.noise import release as noise
+from dpclip.noise.scale import FLOAT_SLACK
 
 Losses = Callable[[Any, Any], Tensor]
 Sum = list[Tensor]
 COUNT = 23  # rows; with one more, a micro-batch of 8 is full
-WITHIN = 1 + noise.FLOAT_SLACK  # of the bound, which noise is scaled to
+WITHIN = 1 + FLOAT_SLACK  # of the bound, which noise is scaled to
 PLAN = functools.cache(make_plan)
 
 
@@ -39,12 +40,18 @@ class Net(nn.Module):
         return torch.tanh(self.first(inputs))
 
 
-def rows(added: bool = False, count: int = COUNT, place: int | None = None) -> list[tuple[Tensor, Tensor]]:
+def rows(
+    added: bool = False, count: int = COUNT, place: int | None = None
+) -> list[tuple[Tensor, Tensor]]:
     """Small rows and perhaps one that is unlike all others, by default the last."""
     generator = torch.Generator().manual_seed(1)
-    found = [tuple((0.02 * torch.randn(5, generator=generator)).split([4, 1])) for _ in range(count)]
+    found = [
+        tuple((0.02 * torch.randn(5, generator=generator)).split([4, 1])) for _ in range(count)
+    ]
     if added:
-        found.insert(count if place is None else place, (torch.full((4,), 100.0), torch.full((1,), 100.0)))
+        found.insert(
+            count if place is None else place, (torch.full((4,), 100.0), torch.full((1,), 100.0))
+        )
     return found
 
 
@@ -60,7 +67,9 @@ def within(inputs: Callable[[Tensor], Tensor]) -> Losses:
 
 def hidden(change: Callable[[Tensor], Tensor]) -> Losses:
     """A loop that changes the hidden layer."""
-    return lambda model, batch: (model.last(change(model.hidden(batch[0]))) - batch[1]).square().mean(1)
+    return lambda model, batch: (
+        (model.last(change(model.hidden(batch[0]))) - batch[1]).square().mean(1)
+    )
 
 
 def weighed(change: Callable[[Tensor], Tensor]) -> Losses:
@@ -68,13 +77,21 @@ def weighed(change: Callable[[Tensor], Tensor]) -> Losses:
     return lambda model, batch: change(squared(model, batch))
 
 
-def begin(model: nn.Module, data: Sequence[Any], public: int | None = None, **changes: Any) -> PrivateTraining:
+def begin(
+    model: nn.Module, data: Sequence[Any], public: int | None = None, **changes: Any
+) -> PrivateTraining:
     """A run whose batches have every unit in them."""
     public = public or len(data)
     settings: dict[str, Any] = {
-        "target_epsilon": 8.0, "target_delta": 1e-3, "steps": 1, "expected_batch_size": public, "public_units": public,
-        "physical_batch_size": 8, "accountant": "rdp", "clipping": Flat(1.0),
-    }  # fmt: skip
+        "target_epsilon": 8.0,
+        "target_delta": 1e-3,
+        "steps": 1,
+        "expected_batch_size": public,
+        "public_units": public,
+        "physical_batch_size": 8,
+        "accountant": "rdp",
+        "clipping": Flat(1.0),
+    }
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
     return dpclip.make_private(model, optimizer, data, **(settings | changes))
 
@@ -107,9 +124,15 @@ class Releases:
         self.sums: list[Sum] = []
 
     def movement(
-        self, losses: Losses, model: Callable[[], nn.Module], data: Callable[[bool], Sequence[Any]], **changes: Any
+        self,
+        losses: Losses,
+        model: Callable[[], nn.Module],
+        data: Callable[[bool], Sequence[Any]],
+        **changes: Any,
     ) -> float:
-        """How far one added unit moves the first sum; the loop must be accepted as worst-case under a secret key."""
+        """How far one added unit moves the first sum; the loop must be accepted as worst-case under
+        a secret key.
+        """
         self.sums.clear()
         for added in (False, True):
             torch.manual_seed(0)
@@ -130,7 +153,9 @@ class Releases:
         data: Sequence[Any] = (),
         **changes: Any,
     ) -> None:
-        """The loop ends in this error, in one line, before a weight has moved or anything was released."""
+        """The loop ends in this error, in one line, before a weight has moved or anything was
+        released.
+        """
         before = values(model)
         private = begin(model, data or rows(), **changes)
         try:

@@ -1,4 +1,6 @@
-"""nn.MultiheadAttention: the same outputs and input gradients as torch's, and exact per-sample gradients."""
+"""nn.MultiheadAttention: the same outputs and input gradients as torch's, and exact per-sample
+gradients.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,9 @@ B, T, S, D = 4, 5, 3, 6
 
 
 class Net(nn.Module):
-    """Attention in one of its many uses; inputs are made from x [B, T, D] with gradients that flow back."""
+    """Attention in one of its many uses; inputs are made from x [B, T, D] with gradients that flow
+    back.
+    """
 
     def __init__(self, use: str, call: dict[str, Any], **options: Any) -> None:
         super().__init__()
@@ -27,14 +31,22 @@ class Net(nn.Module):
         memory = x[:, :S].cos()
         if self.attention.kdim != D:
             memory = torch.cat([memory, memory.sin()], 2)[..., : self.attention.kdim]
-        query, key, value = {"self": (x, x, x), "memory": (x, memory, memory), "apart": (x, x.sin(), x.cos())}[self.use]
+        query, key, value = {
+            "self": (x, x, x),
+            "memory": (x, memory, memory),
+            "apart": (x, x.sin(), x.cos()),
+        }[self.use]
         if not self.attention.batch_first:
             query, key, value = (t.transpose(0, 1) for t in (query, key, value))
             if self.use == "self":
                 key = value = query
         out, weights = self.attention(query, key, value, **self.call)
         out = out if self.attention.batch_first else out.transpose(0, 1)
-        return out if weights is None else out.sum(1) + weights.flatten(1).square().sum(1, keepdim=True)
+        return (
+            out
+            if weights is None
+            else out.sum(1) + weights.flatten(1).square().sum(1, keepdim=True)
+        )
 
 
 def causal(dtype: torch.dtype) -> Tensor:
@@ -54,12 +66,24 @@ USES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "no bias": ("memory", {}, {"bias": False}),
     "other widths": ("memory", {}, {"kdim": 8, "vdim": 8}),
     "learned key": ("self", {"need_weights": False}, {"add_bias_kv": True}),
-    "learned key and zeros": ("apart", {"attn_mask": causal(torch.bool)}, {"add_bias_kv": True, "add_zero_attn": True}),
-    "causal": ("self", {"attn_mask": causal(torch.bool), "is_causal": True, "need_weights": False}, {}),
+    "learned key and zeros": (
+        "apart",
+        {"attn_mask": causal(torch.bool)},
+        {"add_bias_kv": True, "add_zero_attn": True},
+    ),
+    "causal": (
+        "self",
+        {"attn_mask": causal(torch.bool), "is_causal": True, "need_weights": False},
+        {},
+    ),
     "float mask": ("self", {"attn_mask": causal(torch.float64)}, {}),
     "mask by head": ("self", {"attn_mask": causal(torch.bool).expand(2 * B, T, T)}, {}),
     "padding": ("self", {"key_padding_mask": padding, "need_weights": False}, {}),
-    "both masks": ("apart", {"key_padding_mask": padding, "attn_mask": causal(torch.bool)}, {"add_zero_attn": True}),
+    "both masks": (
+        "apart",
+        {"key_padding_mask": padding, "attn_mask": causal(torch.bool)},
+        {"add_zero_attn": True},
+    ),
 }
 
 
@@ -128,11 +152,17 @@ def test_outputs_and_input_gradients_are_torchs(name: str) -> None:
     assert all("forward" not in module.__dict__ for module in model.modules())
 
 
-@pytest.mark.parametrize(("training", "norm_first"), list(itertools.product([True, False], repeat=2)))
-def test_torchs_transformer_encoder_in_training_and_in_evaluation(training: bool, norm_first: bool) -> None:
+@pytest.mark.parametrize(
+    ("training", "norm_first"), list(itertools.product([True, False], repeat=2))
+)
+def test_torchs_transformer_encoder_in_training_and_in_evaluation(
+    training: bool, norm_first: bool
+) -> None:
     """In evaluation its layers have a fast path that calls no module at all."""
     torch.manual_seed(0)
-    layer = nn.TransformerEncoderLayer(D, 2, 7, dropout=0.0, batch_first=True, norm_first=norm_first)
+    layer = nn.TransformerEncoderLayer(
+        D, 2, 7, dropout=0.0, batch_first=True, norm_first=norm_first
+    )
     model = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False).double().train(training)
     x = torch.randn(B, T, D, dtype=torch.float64)
     parameters = list(model.parameters())
@@ -188,6 +218,9 @@ def test_inputs_without_one_row_a_sample_are_refused(shape: tuple[int, ...]) -> 
     parameters = list(layer.parameters())
     backend = make_backend("bookkeeping", layer, parameters, [0] * len(parameters))
     x = torch.randn(shape)
-    with pytest.raises(BatchDimensionError, match=r"batch dimension|5 sequences in a batch of 4"), backend.capture(B):
+    with (
+        pytest.raises(BatchDimensionError, match=r"batch dimension|5 sequences in a batch of 4"),
+        backend.capture(B),
+    ):
         layer(x, x, x)
     backend.close()

@@ -37,22 +37,32 @@ def model() -> Any:
 @torch.no_grad()
 def perplexity(model: Any, rows: list[list[int]]) -> float:
     """Per token; the first token of a row is given, not scored."""
-    losses = [model(torch.tensor([row]), labels=torch.tensor([row])).loss.item() * (len(row) - 1) for row in rows]
+    losses = [
+        model(torch.tensor([row]), labels=torch.tensor([row])).loss.item() * (len(row) - 1)
+        for row in rows
+    ]
     return math.exp(sum(losses) / sum(len(row) - 1 for row in rows))
 
 
 def test_it_has_learnt_english(model: Any, tokenizer: Any) -> None:
-    """A model that knows nothing scores the size of its vocabulary; one that knows the spelling, hundreds."""
+    """A model that knows nothing scores the size of its vocabulary; one that knows the spelling,
+    hundreds.
+    """
     rows = [[*tokenizer(text)["input_ids"], tokenizer.eos_token_id] for text in SENTENCES]
     generator = torch.Generator().manual_seed(0)
-    shuffled = [[row[i] for i in torch.randperm(len(row), generator=generator).tolist()] for row in rows]
+    shuffled = [
+        [row[i] for i in torch.randperm(len(row), generator=generator).tolist()] for row in rows
+    ]
     learnt = perplexity(model, rows)
     assert learnt < VOCABULARY / 20
     assert learnt < perplexity(model, shuffled) / 4
 
 
 def test_what_it_has_yet_to_learn_of_clinic_notes_is_much(model: Any, tokenizer: Any) -> None:
-    rows = [[*tokenizer(note.text)["input_ids"], tokenizer.eos_token_id] for note in public_clinic_notes(64)]
+    rows = [
+        [*tokenizer(note.text)["input_ids"], tokenizer.eos_token_id]
+        for note in public_clinic_notes(64)
+    ]
     assert 50 < perplexity(model, rows) < VOCABULARY
 
 
@@ -83,14 +93,18 @@ def test_padding_is_never_mistaken_for_an_end(model: Any, tokenizer: Any) -> Non
 @torch.no_grad()
 def test_a_classifier_on_it_reads_padded_rows_as_if_alone(tokenizer: Any) -> None:
     torch.manual_seed(0)
-    classifier = AutoModelForSequenceClassification.from_pretrained(builtin_model_path(), num_labels=3).eval()
+    classifier = AutoModelForSequenceClassification.from_pretrained(
+        builtin_model_path(), num_labels=3
+    ).eval()
     together = classifier(**tokenizer(SENTENCES[:2], padding=True, return_tensors="pt")).logits
     alone = [classifier(**tokenizer(text, return_tensors="pt")).logits for text in SENTENCES[:2]]
     torch.testing.assert_close(together, torch.cat(alone), rtol=1e-4, atol=1e-5)
 
 
 def test_clinic_notes_fit_into_three_quarters_of_its_context(tokenizer: Any) -> None:
-    lengths = [len(ids) + 1 for ids in tokenizer([note.text for note in clinic_notes()])["input_ids"]]
+    lengths = [
+        len(ids) + 1 for ids in tokenizer([note.text for note in clinic_notes()])["input_ids"]
+    ]
     assert max(lengths) <= 0.75 * CONTEXT
     assert 30 < sum(lengths) / len(lengths) < 60
 
@@ -99,7 +113,9 @@ def test_all_its_files_together_are_under_ten_megabytes() -> None:
     assert sum(path.stat().st_size for path in builtin_model_path().iterdir()) <= 10_000_000
 
 
-def test_an_installation_without_the_files_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_an_installation_without_the_files_says_so(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setattr(models, "files", lambda package: tmp_path)
     with pytest.raises(FileNotFoundError, match="holds no built-in model"):
         builtin_model_path()

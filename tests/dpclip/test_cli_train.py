@@ -1,4 +1,6 @@
-"""`dpclip train` and its relatives as a user meets them: what they write, what they refuse, how they exit."""
+"""`dpclip train` and its relatives as a user meets them: what they write, what they refuse, how
+they exit.
+"""
 
 from __future__ import annotations
 
@@ -42,10 +44,16 @@ def dpclip(*words: object) -> Result:
 def train(place: Path, output: str, *words: object, **replaced: object) -> Result:
     """A short run on the tiny files; options by keyword, None leaves one out."""
     options: dict[str, object] = {
-        "--epsilon": 8, "--delta": 1e-3, "--data": place / "notes.csv", "--model": place / "gpt2", "--steps": 4,
-        "--batch-size": 12, "--accountant": "rdp", "--output": place / output,
+        "--epsilon": 8,
+        "--delta": 1e-3,
+        "--data": place / "notes.csv",
+        "--model": place / "gpt2",
+        "--steps": 4,
+        "--batch-size": 12,
+        "--accountant": "rdp",
+        "--output": place / output,
         **{f"--{name.replace('_', '-')}": value for name, value in replaced.items()},
-    }  # fmt: skip
+    }
     given = [part for name, value in options.items() if value is not None for part in (name, value)]
     return dpclip("train", *given, *words)
 
@@ -72,7 +80,8 @@ def test_a_rule_brings_its_own_batches_and_the_statement_names_them(
     assert 0 < statement["guarantee"]["epsilon"] <= 8
     assert statement["spend"][-1]["step"] == 4
     assert statement["spend"][-1]["epsilon"] <= 8
-    assert not list((place / output / "public").rglob("*rule*"))  # what it has learned or carries stays in private/
+    # what it has learned or carries stays in private/
+    assert not list((place / output / "public").rglob("*rule*"))
     assert "geoclip" not in rule or list((place / output / "private").rglob("rule.safetensors"))
 
 
@@ -83,7 +92,8 @@ def test_clippers_after_the_noise_cost_nothing_and_are_named(place: Path) -> Non
     assert result.exit_code == 0, result.output
     assert "after noise" in result.output
     plain, clipped = (
-        json.loads((place / run / "public" / "statement.json").read_text()) for run in ("no-clipper", "clipper")
+        json.loads((place / run / "public" / "statement.json").read_text())
+        for run in ("no-clipper", "clipper")
     )
     assert clipped["guarantee"] == plain["guarantee"]
     assert [c["name"] for c in clipped["mechanism"]["postprocessing"]] == ["zclip", "adagc"]
@@ -95,7 +105,9 @@ def test_clippers_after_the_noise_cost_nothing_and_are_named(place: Path) -> Non
     assert list((place / "clipper" / "private").rglob("postprocess.pt"))
 
 
-def test_statistics_that_cost_more_than_a_step_has_are_refused_before_anything_is_written(place: Path) -> None:
+def test_statistics_that_cost_more_than_a_step_has_are_refused_before_anything_is_written(
+    place: Path,
+) -> None:
     result = train(place, "greedy", clipping="quantile:count_noise=0.01")
     one_line(result, "clipping quantile", "more than one step's budget", "give them more noise")
     assert not (place / "greedy").exists()
@@ -103,7 +115,9 @@ def test_statistics_that_cost_more_than_a_step_has_are_refused_before_anything_i
 
 def test_a_conditional_guarantee_has_to_be_asked_for_and_is_named_everywhere(place: Path) -> None:
     rule = "dice:mode=literal,calibration=published"
-    one_line(train(place, "conditional", clipping=rule), "could not be verified", "--accept-conditional")
+    one_line(
+        train(place, "conditional", clipping=rule), "could not be verified", "--accept-conditional"
+    )
     assert not (place / "conditional").exists()
     result = train(place, "conditional", "--accept-conditional", clipping=rule)
     assert result.exit_code == 0, result.output
@@ -116,7 +130,7 @@ def test_a_conditional_guarantee_has_to_be_asked_for_and_is_named_everywhere(pla
     assert "conditional" in (public / "report.html").read_text().lower()
 
 
-# --- what it does -----------------------------------------------------------------------------------------------------
+# --- what it does ---------------------------------------------------------------------------------
 
 
 def test_a_run_leaves_a_folder_that_tells_the_truth(place: Path) -> None:
@@ -131,15 +145,24 @@ def test_a_run_leaves_a_folder_that_tells_the_truth(place: Path) -> None:
     assert 7.9 < guarantee["epsilon"] <= 8.0
     assert guarantee["kind"] == "worst-case"
     mechanism = stated["mechanism"]
-    assert (mechanism["units"], mechanism["expected_batch_size"], mechanism["sample_rate"]) == (60, 12, 0.2)
+    assert (mechanism["units"], mechanism["expected_batch_size"], mechanism["sample_rate"]) == (
+        60,
+        12,
+        0.2,
+    )
     assert stated["run"]["steps_charged"] == 4 == len(tiny.ledger_steps(run))
     assert stated["evaluation"]["after"] < stated["evaluation"]["before"]
     assert "declared public by the user" in stated["data"]["evaluation"]["declared"]
-    assert guarantee["sentence"] in result.output.replace("\n", " ") or "differentially private" in result.output
+    assert (
+        guarantee["sentence"] in result.output.replace("\n", " ")
+        or "differentially private" in result.output
+    )
     names = {a["accountant"] for a in stated["accountants"]}
     assert names >= {"rdp", "prv", "prv-accountant"}
     assert (run / "public" / "report.html").read_text().startswith("<!")
-    metrics = [json.loads(x) for x in (run / "public" / "released_metrics.jsonl").read_text().splitlines()]
+    metrics = [
+        json.loads(x) for x in (run / "public" / "released_metrics.jsonl").read_text().splitlines()
+    ]
     assert [m["step"] for m in metrics] == [0, 1, 2, 3, 4, 4]
     assert metrics[4]["epsilon"] == pytest.approx(guarantee["epsilon"])
     model = AutoModelForCausalLM.from_pretrained(run / "public" / "model")
@@ -148,7 +171,16 @@ def test_a_run_leaves_a_folder_that_tells_the_truth(place: Path) -> None:
 
 
 def test_the_resolved_configuration_repeats_the_run(place: Path) -> None:
-    train(place, "first", seed=3, steps=None, epochs=1, batch_size=None, task="classification", label_column="label")
+    train(
+        place,
+        "first",
+        seed=3,
+        steps=None,
+        epochs=1,
+        batch_size=None,
+        task="classification",
+        label_column="label",
+    )
     written = tomllib.loads((place / "first" / "private" / "config.toml").read_text())
     assert written["batch_size"] == 15
     assert written["labels"] == "a,b"
@@ -159,7 +191,9 @@ def test_the_resolved_configuration_repeats_the_run(place: Path) -> None:
     key, _ = RunFolder(place / "first").secret()
     training.start(Settings.from_toml(file), place / "same key", NoProgress(), key=key)
     runs = [place / name for name in ("first", "again", "same key")]
-    first, other, same = ((run / "public" / "model" / "model.safetensors").read_bytes() for run in runs)
+    first, other, same = (
+        (run / "public" / "model" / "model.safetensors").read_bytes() for run in runs
+    )
     assert first == same
     assert first != other, "the seed is no key: the noise is another"
     for name in ("again", "same key"):
@@ -177,11 +211,21 @@ def test_the_resolved_configuration_repeats_the_run(place: Path) -> None:
         ("lora", [], {"lora": 2}),
         ("people", [], {"unit_column": "person", "batch_size": 5, "delta": 1e-2}),
         ("scratch", ["--from-scratch"], {"optimizer": "sgd", "lr_schedule": "cosine"}),
-        ("classes", [], {"task": "classification", "label_column": "label", "eval_data": "notes.csv"}),
-        ("bert run", [], {"task": "classification", "label_column": "label", "model": "bert", "lora": 2}),
+        (
+            "classes",
+            [],
+            {"task": "classification", "label_column": "label", "eval_data": "notes.csv"},
+        ),
+        (
+            "bert run",
+            [],
+            {"task": "classification", "label_column": "label", "model": "bert", "lora": 2},
+        ),
     ],
 )
-def test_variants_train_and_report(place: Path, name: str, words: list[str], replaced: dict[str, Any]) -> None:
+def test_variants_train_and_report(
+    place: Path, name: str, words: list[str], replaced: dict[str, Any]
+) -> None:
     for key in ("data", "eval_data", "model"):
         if key in replaced:
             replaced = {**replaced, key: place / str(replaced[key])}
@@ -193,8 +237,12 @@ def test_variants_train_and_report(place: Path, name: str, words: list[str], rep
 
 
 def test_adapters_are_merged_into_a_standard_folder(place: Path) -> None:
-    train(place, "merged", lora=2, task="classification", label_column="label", model=place / "padded")
-    model = AutoModelForSequenceClassification.from_pretrained(place / "merged" / "public" / "model")
+    train(
+        place, "merged", lora=2, task="classification", label_column="label", model=place / "padded"
+    )
+    model = AutoModelForSequenceClassification.from_pretrained(
+        place / "merged" / "public" / "model"
+    )
     assert model.config.id2label == {0: "a", 1: "b"}
     assert not any("lora" in name for name, _ in model.named_parameters())
     stated = tiny.statement(place / "merged")["model"]
@@ -207,7 +255,9 @@ def test_only_the_target_is_learned(place: Path) -> None:
 
     loaded = loading.load_model(str(place / "gpt2"), "lm")
     task = LanguageModelling(loaded.tokenizer, 32)
-    records = read_records(str(place / "notes.csv"), task="lm", input_column="question", target_column="text")
+    records = read_records(
+        str(place / "notes.csv"), task="lm", input_column="question", target_column="text"
+    )
     batch = task.collate(task.encode(records)[:4])
     for ids, labels in zip(batch["input_ids"], batch["labels"], strict=True):
         counted = loaded.tokenizer.decode(ids[labels != -100])
@@ -220,7 +270,11 @@ def test_only_the_target_is_learned(place: Path) -> None:
 def test_a_long_record_is_truncated_to_the_end_or_refused_but_never_split(place: Path) -> None:
     assert train(place, "short", max_length=6).exit_code == 0
     assert tiny.statement(place / "short")["data"]["training"]["units"] == 60
-    one_line(train(place, "refused", max_length=6, long_records="refuse"), "longer than 6 tokens", "--max-length")
+    one_line(
+        train(place, "refused", max_length=6, long_records="refuse"),
+        "longer than 6 tokens",
+        "--max-length",
+    )
     assert not (place / "refused").exists()
 
 
@@ -246,8 +300,11 @@ def test_the_baseline_stays_private(place: Path) -> None:
 
 def test_options_come_from_toml_and_the_command_line_wins(place: Path) -> None:
     file = place / "run.toml"
-    file.write_text(f'epsilon = 3\nsteps = 9\nbatch-size = 12\ndata = "{place}/notes.csv"\nmodel = "{place}/gpt2"\n'
-                    f'accountant = "rdp"\ndelta = 1e-3\noutput = "{place}/toml"\n')  # fmt: skip
+    file.write_text(
+        f'epsilon = 3\nsteps = 9\nbatch-size = 12\ndata = "{place}/notes.csv"\n'
+        f'model = "{place}/gpt2"\n'
+        f'accountant = "rdp"\ndelta = 1e-3\noutput = "{place}/toml"\n'
+    )
     result = dpclip("train", "--config", file, "--steps", 2)
     assert result.exit_code == 0, result.output
     stated = tiny.statement(place / "toml")
@@ -286,7 +343,7 @@ def test_an_exhausted_budget_exits_with_3(place: Path, monkeypatch: pytest.Monke
     assert tiny.statement(place / "spent")["run"]["status"] == "budget exhausted"
 
 
-# --- what it refuses --------------------------------------------------------------------------------------------------
+# --- what it refuses ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -317,7 +374,9 @@ def test_an_exhausted_budget_exits_with_3(place: Path, monkeypatch: pytest.Monke
         ({"postprocess": "zclip:input=ratio", "clipping": "adaclip"}, ["adaclip", "input=noised"]),
     ],
 )
-def test_bad_values_get_one_line_and_leave_nothing(place: Path, replaced: dict[str, Any], parts: list[str]) -> None:
+def test_bad_values_get_one_line_and_leave_nothing(
+    place: Path, replaced: dict[str, Any], parts: list[str]
+) -> None:
     one_line(train(place, "bad", **replaced), *parts)
     assert not (place / "bad").exists()
     assert not list(place.glob(".bad*"))
@@ -347,7 +406,9 @@ def test_a_model_with_batch_norm_is_refused_by_the_name_of_the_module(
     one_line(train(place, "bad"), "transformer.h.0.ln_1", "BatchNorm1d", "GroupNorm or LayerNorm")
 
 
-def test_a_hidden_coupling_of_rows_is_found_by_trying(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hidden_coupling_of_rows_is_found_by_trying(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     class Centred(nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return x - x.mean((0, 1), keepdim=True)
@@ -386,14 +447,26 @@ def test_report_of_what_is_no_run_is_refused(place: Path) -> None:
     one_line(dpclip("report", place), str(place))
     train(place, "reported")
     one_line(dpclip("report", place / "reported", "--format", "pdf"), "'pdf'", "html, md, json")
-    assert json.loads(dpclip("report", place / "reported", "--json").stdout) == tiny.statement(place / "reported")
+    assert json.loads(dpclip("report", place / "reported", "--json").stdout) == tiny.statement(
+        place / "reported"
+    )
 
 
-# --- epsilon and calibrate --------------------------------------------------------------------------------------------
+# --- epsilon and calibrate ------------------------------------------------------------------------
 
 
 def test_epsilon_and_calibrate_speak_the_contract() -> None:
-    words = ["--sample-rate", 0.01, "--noise-multiplier", 1, "--steps", 1000, "--delta", 1e-5, "--json"]
+    words = [
+        "--sample-rate",
+        0.01,
+        "--noise-multiplier",
+        1,
+        "--steps",
+        1000,
+        "--delta",
+        1e-5,
+        "--json",
+    ]
     found = json.loads(dpclip("epsilon", *words).stdout)
     assert set(found) >= {"epsilon", "estimate", "lower", "delta", "accountant", "adjacency"}
     assert 1.82824 <= found["epsilon"] <= 1.84  # certified reference of the tilted FFT: 1.82824
@@ -401,15 +474,35 @@ def test_epsilon_and_calibrate_speak_the_contract() -> None:
     found = json.loads(dpclip("calibrate", *words).stdout)
     assert 7.99 <= found["epsilon"] <= 8
     assert 0.50 < found["noise_multiplier"] < 0.516  # Opacus' PRV accountant: 0.5142
-    one_line(dpclip("epsilon", "--sample-rate", 2, "--noise-multiplier", 1, "--steps", 1, "--delta", 0.1), "2")
     one_line(
-        dpclip("calibrate", "--epsilon", 1, "--delta", 1e-5, "--sample-rate", 0.1, "--steps", 1, "--adjacency", "x"),
-        "'x'", "add-remove",
-    )  # fmt: skip
+        dpclip(
+            "epsilon", "--sample-rate", 2, "--noise-multiplier", 1, "--steps", 1, "--delta", 0.1
+        ),
+        "2",
+    )
+    one_line(
+        dpclip(
+            "calibrate",
+            "--epsilon",
+            1,
+            "--delta",
+            1e-5,
+            "--sample-rate",
+            0.1,
+            "--steps",
+            1,
+            "--adjacency",
+            "x",
+        ),
+        "'x'",
+        "add-remove",
+    )
 
 
 def test_the_public_settings_name_files_without_their_folders() -> None:
-    kept = Settings(epsilon=8, clipping="rl:mode=B,policy=/home/someone/taught.safetensors,interval=4")
+    kept = Settings(
+        epsilon=8, clipping="rl:mode=B,policy=/home/someone/taught.safetensors,interval=4"
+    )
     public = tomllib.loads(kept.to_toml(public=True))
     assert public["clipping"] == "rl:mode=B,policy=taught.safetensors,interval=4"
     assert tomllib.loads(kept.to_toml())["clipping"] == kept.clipping

@@ -28,8 +28,14 @@ def digest(notes: list[Note]) -> str:
 
 def test_the_corpus_is_the_one_of_the_first_release() -> None:
     """A pin, not a golden value: results are published on this text, so it may never change."""
-    assert digest(clinic_notes(4096)) == "ab9c617383ca0f3d37045ac5c66137e2cf22f9855894e364f0dd0cee2e304567"
-    assert digest(public_clinic_notes()) == "26e2e9aca3ad63bf3a662c4353d17ceef74afa70c898f94ca1085af9ffaab2bc"
+    assert (
+        digest(clinic_notes(4096))
+        == "ab9c617383ca0f3d37045ac5c66137e2cf22f9855894e364f0dd0cee2e304567"
+    )
+    assert (
+        digest(public_clinic_notes())
+        == "26e2e9aca3ad63bf3a662c4353d17ceef74afa70c898f94ca1085af9ffaab2bc"
+    )
 
 
 def test_notes_depend_on_the_seed_and_on_nothing_else() -> None:
@@ -48,14 +54,18 @@ def test_as_many_notes_come_as_were_asked_for(count: int) -> None:
 
 @pytest.mark.parametrize("count", [-1, 100_001])
 def test_a_count_that_cannot_be_had_is_refused(count: int) -> None:
-    with pytest.raises(ValueError, match=f"count = {count}: give how many notes to make, 0 to 100000"):
+    with pytest.raises(
+        ValueError, match=f"count = {count}: give how many notes to make, 0 to 100000"
+    ):
         clinic_notes(count)
 
 
 def test_no_note_occurs_twice_and_none_has_a_hole() -> None:
     texts = [note.text for note in clinic_notes()]
     assert len(set(texts)) == len(texts)
-    assert not [text for text in texts if "{" in text or "}" in text or "  " in text or text != text.strip()]
+    assert not [
+        text for text in texts if "{" in text or "}" in text or "  " in text or text != text.strip()
+    ]
 
 
 @pytest.mark.parametrize("seed", [0, 1, PUBLIC_SEED])
@@ -104,7 +114,12 @@ def test_every_category_has_a_fair_share_of_the_notes() -> None:
 
 def test_the_generator_imports_the_standard_library_alone() -> None:
     tree = ast.parse(Path(inspect.getfile(clinic_notes)).read_text(encoding="utf-8"))
-    names = [alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names]
+    names = [
+        alias.name
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Import)
+        for alias in node.names
+    ]
     names += [str(node.module) for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
     assert "random" in names
     assert {name.partition(".")[0] for name in names} <= sys.stdlib_module_names

@@ -22,16 +22,39 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def compare(place: Path, *words: object, rules: str = "flat,quantile", epsilon: str = "4,inf") -> Result:
+def compare(
+    place: Path, *words: object, rules: str = "flat,quantile", epsilon: str = "4,inf"
+) -> Result:
     options = [
-        "--rules", rules, "--epsilon", epsilon, "--seeds", 2, "--output", place / "out", "--data", place / "notes.csv",
-        "--eval-data", place / "notes.csv", "--model", place / "model", "--steps", 3, "--batch-size=12",
-        "--delta", 1e-3, "--accountant", "rdp", *words,
-    ]  # fmt: skip
+        "--rules",
+        rules,
+        "--epsilon",
+        epsilon,
+        "--seeds",
+        2,
+        "--output",
+        place / "out",
+        "--data",
+        place / "notes.csv",
+        "--eval-data",
+        place / "notes.csv",
+        "--model",
+        place / "model",
+        "--steps",
+        3,
+        "--batch-size=12",
+        "--delta",
+        1e-3,
+        "--accountant",
+        "rdp",
+        *words,
+    ]
     return CliRunner().invoke(app, ["compare", *map(str, options)])
 
 
-def test_a_comparison_runs_once_resumes_what_is_missing_and_draws_what_it_found(place: Path) -> None:
+def test_a_comparison_runs_once_resumes_what_is_missing_and_draws_what_it_found(
+    place: Path,
+) -> None:
     first = compare(place)
     assert first.exit_code == 0, (first.output, first.exception)
     assert "6 runs: 2 rules" in first.output
@@ -109,7 +132,13 @@ def test_settings_of_rules_may_hold_commas() -> None:
 
 def test_diverged_runs_are_counted_and_not_averaged() -> None:
     rows = [
-        {"rule": "flat", "target_epsilon": 8.0, "after": after, "metric": "perplexity", "kind": "conditional"}
+        {
+            "rule": "flat",
+            "target_epsilon": 8.0,
+            "after": after,
+            "metric": "perplexity",
+            "kind": "conditional",
+        }
         for after in (10.0, None, 12.0)
     ]
     rows.append({**rows[1], "target_epsilon": 1.0})

@@ -1,4 +1,6 @@
-"""Groups clipped inside the backward pass: the same sums, nothing kept, and no gradient clipped twice or too early."""
+"""Groups clipped inside the backward pass: the same sums, nothing kept, and no gradient clipped
+twice or too early.
+"""
 
 from __future__ import annotations
 
@@ -31,13 +33,19 @@ class Scale(nn.Module):
 
 
 class Twice(nn.Module):
-    """A layer used twice, one checkpointed, a table tied to its head, a recurrent layer and a learned scale."""
+    """A layer used twice, one checkpointed, a table tied to its head, a recurrent layer and a
+    learned scale.
+    """
 
     def __init__(self, reentrant: bool | None = None) -> None:
         super().__init__()
         self.table, self.head = nn.Embedding(11, 6), nn.Linear(6, 11, bias=False)
         self.head.weight = self.table.weight
-        self.shared, self.norm, self.lstm = nn.Linear(6, 6), nn.LayerNorm(6), nn.LSTM(6, 6, batch_first=True)
+        self.shared, self.norm, self.lstm = (
+            nn.Linear(6, 6),
+            nn.LayerNorm(6),
+            nn.LSTM(6, 6, batch_first=True),
+        )
         self.scale, self.reentrant = Scale(), reentrant
 
     def forward(self, ids: Tensor) -> Tensor:
@@ -86,7 +94,9 @@ def train(private: PrivateTraining) -> list[Tensor]:
     model: nn.Module = private.model  # type: ignore[attr-defined]
     for ids in private.batches():
         with private.microbatch(ids):
-            private.backward(nn.functional.cross_entropy(model(ids).mT, ids, reduction="none").mean(1))
+            private.backward(
+                nn.functional.cross_entropy(model(ids).mT, ids, reduction="none").mean(1)
+            )
         private.step()
     private.close()
     return [p.detach().clone() for p in model.parameters()]
@@ -119,7 +129,9 @@ def test_clipping_inside_the_backward_pass_gives_the_same_model(
 
 def test_a_complete_group_is_let_go_inside_the_backward_pass() -> None:
     torch.manual_seed(0)
-    model = nn.Sequential(*[nn.Sequential(nn.Linear(8, 8), nn.Tanh()) for _ in range(5)], nn.Linear(8, 1))
+    model = nn.Sequential(
+        *[nn.Sequential(nn.Linear(8, 8), nn.Tanh()) for _ in range(5)], nn.Linear(8, 1)
+    )
     named = dict(model.named_parameters())
     groups = PerLayer().partition(list(named), [p.numel() for p in named.values()])
     backend = BookkeepingBackend(model, list(named.values()), groups)
@@ -148,11 +160,15 @@ class Sometimes(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if self.again:
             x = checkpoint(self.first, x, use_reentrant=True)
-        out: Tensor = checkpoint(self.second, checkpoint(self.first, x, use_reentrant=True), use_reentrant=True)
+        out: Tensor = checkpoint(
+            self.second, checkpoint(self.first, x, use_reentrant=True), use_reentrant=True
+        )
         return out
 
 
-def test_a_gradient_that_comes_after_its_group_was_clipped_is_refused_once_and_known_after() -> None:
+def test_a_gradient_that_comes_after_its_group_was_clipped_is_refused_once_and_known_after() -> (
+    None
+):
     model = Sometimes()
     named = dict(model.named_parameters())
     backend = BookkeepingBackend(model, list(named.values()), [0, 0, 1, 1])
@@ -166,7 +182,10 @@ def test_a_gradient_that_comes_after_its_group_was_clipped_is_refused_once_and_k
         with backend.capture(3, clip_part=clip):
             model(x).mean().backward()
     model.again = True
-    with pytest.raises(BatchDimensionError, match=r"'first'.*begin again"), backend.capture(3, clip_part=clip):
+    with (
+        pytest.raises(BatchDimensionError, match=r"'first'.*begin again"),
+        backend.capture(3, clip_part=clip),
+    ):
         model(x).mean().backward()
     parts.clear()
     with backend.capture(3, clip_part=clip) as view:
@@ -213,10 +232,14 @@ def test_a_gradient_that_is_not_finite_is_dropped_in_its_group_alone() -> None:
         model: nn.Module = private.model  # type: ignore[attr-defined]
         marked = data()[7][0]
 
-        def hook(net: nn.Module, _: Any, out: Tensor, poison: float = poison, marked: Tensor = marked) -> None:
+        def hook(
+            net: nn.Module, _: Any, out: Tensor, poison: float = poison, marked: Tensor = marked
+        ) -> None:
             mine = (net.inputs == marked).all(1)  # type: ignore[operator]
             if out.requires_grad:
-                out.register_hook(lambda grad, p=poison: torch.where(mine.unsqueeze(1), grad * p, grad))
+                out.register_hook(
+                    lambda grad, p=poison: torch.where(mine.unsqueeze(1), grad * p, grad)
+                )
 
         def note(_: nn.Module, inputs: Any, net: Any = model[1]) -> None:  # type: ignore[index]
             net.inputs = inputs[0]

@@ -36,7 +36,11 @@ def test_every_trainable_parameter_is_found_with_its_method() -> None:
     model = reference.gpt2()
     found = examine(model, reference.losses, collate, rows(4, 9), rows(3, 20))
     assert {f.parameter for f in found.findings} == {name for name, _ in model.named_parameters()}
-    methods = {(f.parameter.split(".")[-2], f.layer): f.norm for f in found.findings if f.parameter.endswith("weight")}
+    methods = {
+        (f.parameter.split(".")[-2], f.layer): f.norm
+        for f in found.findings
+        if f.parameter.endswith("weight")
+    }
     assert methods["wpe", "Embedding"] == "sums over equal tokens"
     assert methods["ln_f", "LayerNorm"] == "sums over positions"
     assert methods["c_attn", "Conv1D"] == "written out"
@@ -54,7 +58,11 @@ def test_a_refused_model_is_named_with_a_remedy() -> None:
     class Normed(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.table, self.norm, self.head = nn.Embedding(61, 8), nn.BatchNorm1d(8), nn.Linear(8, 1)
+            self.table, self.norm, self.head = (
+                nn.Embedding(61, 8),
+                nn.BatchNorm1d(8),
+                nn.Linear(8, 1),
+            )
 
         def forward(self, ids: Tensor) -> Tensor:
             return self.head(self.norm(self.table(ids).mean(1)))[:, 0]
@@ -92,7 +100,12 @@ def test_physical_batch_size_follows_the_free_memory(
             jobs.prepare(settings, SecretKey(bytes(32)))
         return
     assert jobs.prepare(settings, SecretKey(bytes(32))).physical_batch_size == expected
-    assert jobs.prepare(settings.changed(physical_batch_size=3), SecretKey(bytes(32))).physical_batch_size == 3
+    assert (
+        jobs.prepare(
+            settings.changed(physical_batch_size=3), SecretKey(bytes(32))
+        ).physical_batch_size
+        == 3
+    )
 
 
 def test_command_line(tmp_path: Path) -> None:

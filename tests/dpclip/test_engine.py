@@ -16,6 +16,7 @@ from dpclip.engine.private_training import PrivateTraining
 from dpclip.errors import InputError, ReplayError
 from dpclip.noise import release as noise
 from dpclip.noise.keystream import SecretKey
+from dpclip.noise.scale import scale_noise
 from dpclip.per_sample.forms.factored import Dense
 from dpclip.released import Released
 
@@ -28,7 +29,9 @@ def data(seed: int = 0) -> list[tuple[Tensor, Tensor]]:
     return [(x, x.sum().reshape(1)) for x in inputs]
 
 
-def make(dataset: Sequence[Any] | None = None, model: nn.Module | None = None, **changes: Any) -> PrivateTraining:
+def make(
+    dataset: Sequence[Any] | None = None, model: nn.Module | None = None, **changes: Any
+) -> PrivateTraining:
     torch.manual_seed(1)
     model = model or nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 1))
     settings: dict[str, Any] = {
@@ -73,7 +76,9 @@ class Recorder:
 def without_noise(monkeypatch: pytest.MonkeyPatch) -> None:
     """Everything as in a private run, but the drawn noise is zero: the sums can be seen."""
 
-    def silent(parts: Any, std: float, stream: Any, index: int, divisor: float = 1.0, dtype: Any = None) -> Tensor:
+    def silent(
+        parts: Any, std: float, stream: Any, index: int, divisor: float = 1.0, dtype: Any = None
+    ) -> Tensor:
         return (sum(tensor.double() * unit for tensor, unit in parts) / divisor).to(dtype)
 
     monkeypatch.setattr(noise, "released", silent)
@@ -82,7 +87,9 @@ def without_noise(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("without_noise")
 @pytest.mark.parametrize("size", [1, 3, 40])
 def test_micro_batching_is_a_pure_performance_knob(size: int) -> None:
-    for a, b in zip(run(make(physical_batch_size=size)), run(make(physical_batch_size=7)), strict=True):
+    for a, b in zip(
+        run(make(physical_batch_size=size)), run(make(physical_batch_size=7)), strict=True
+    ):
         assert torch.allclose(a, b, rtol=1e-5, atol=1e-7)
 
 
@@ -93,7 +100,9 @@ def test_one_step_is_the_clipped_sum_over_the_public_expected_batch() -> None:
     before = [p.detach().clone() for p in model.parameters()]
     expected = [torch.zeros_like(p) for p in before]
     for inputs, target in data():
-        found = torch.autograd.grad(row_losses(model, (inputs[None], target[None])).sum(), list(model.parameters()))
+        found = torch.autograd.grad(
+            row_losses(model, (inputs[None], target[None])).sum(), list(model.parameters())
+        )
         norm = math.sqrt(sum(float(g.square().sum()) for g in found))
         for total, g in zip(expected, found, strict=True):
             total += g * min(1.0, 0.3 / norm)
@@ -124,7 +133,7 @@ def test_an_empty_batch_is_a_noise_only_step_that_is_charged() -> None:
     run(private)
     assert private.engine.ledger.charges == len(recorder.releases) == 30
     empty = recorder.releases[sizes.index(0)]
-    std = noise.scale_noise(private.plan.noise_multiplier, [1.0], [1.0]).stds[0]
+    std = scale_noise(private.plan.noise_multiplier, [1.0], [1.0]).stds[0]
     values = torch.cat([t.flatten() for t in empty.gradient])
     assert 0.3 * std < float(values.std()) < 3 * std
 
@@ -134,7 +143,9 @@ def test_the_charge_comes_before_the_sample() -> None:
     order: list[str] = []
     charge, draw = private.engine.ledger.charge, private.engine.sampler.draw
     private.engine.ledger.charge = lambda *a: (order.append("charge"), charge(*a))[1]  # type: ignore[method-assign]
-    object.__setattr__(private.engine.sampler, "draw", lambda *a: (order.append("draw"), draw(*a))[1])
+    object.__setattr__(
+        private.engine.sampler, "draw", lambda *a: (order.append("draw"), draw(*a))[1]
+    )
     run(private)
     assert order == ["charge", "draw"] * 6
 
@@ -151,13 +162,17 @@ def test_a_refused_step_draws_nothing() -> None:
 
 
 def test_nothing_that_leaves_the_step_depends_on_raw_data(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With the released stream held fixed, poisoned raw data change neither the model nor any observer's view."""
+    """With the released stream held fixed, poisoned raw data change neither the model nor any
+    observer's view.
+    """
 
     class Nosy(Flat):
         """A rule that asks for a statistic and moves its threshold by what was released."""
 
         def side_queries(self) -> list[SideQuery]:
-            return [SideQuery("count", 1.0, 50.0, lambda norms: (norms <= self.max_grad_norm).double())]
+            return [
+                SideQuery("count", 1.0, 50.0, lambda norms: (norms <= self.max_grad_norm).double())
+            ]
 
         def observe(self, released: Released[StepRelease]) -> None:
             self.max_grad_norm *= 1.1 if float(released.value.sides["count"]) > 5 else 0.9
@@ -259,7 +274,7 @@ def test_a_rule_with_groups_needs_no_change_in_the_engine() -> None:
     private = make(clipping=_TwoGroups(), steps=40)
     recorder = Recorder(private)
     run(private)
-    scale = noise.scale_noise(private.plan.noise_multiplier, [0.5, 0.1], [0.8, 0.2])
+    scale = scale_noise(private.plan.noise_multiplier, [0.5, 0.1], [0.8, 0.2])
     biases = torch.stack([r.gradient[1] * r.divisor for r in recorder.releases])
     assert float(biases.std()) == pytest.approx(scale.stds[1], rel=0.35)
     assert scale.stds[0] != pytest.approx(scale.stds[1], rel=0.35)
@@ -270,7 +285,9 @@ def test_without_privacy_the_step_is_plain_sgd_on_poisson_batches() -> None:
     model = private.model  # type: ignore[attr-defined]
     before = [p.detach().clone() for p in model.parameters()]
     inputs, targets = (torch.stack(part) for part in zip(*data(), strict=True))
-    gradients = torch.autograd.grad(row_losses(model, (inputs, targets)).mean(), list(model.parameters()))
+    gradients = torch.autograd.grad(
+        row_losses(model, (inputs, targets)).mean(), list(model.parameters())
+    )
     for old, new, gradient in zip(before, run(private), gradients, strict=True):
         assert torch.allclose(new, old - 0.1 * gradient, rtol=1e-4, atol=1e-7)
     assert math.isinf(private.guarantee().epsilon)
@@ -287,7 +304,13 @@ def test_units_with_many_rows_count_once() -> None:
 @pytest.mark.usefixtures("without_noise")
 def test_a_unit_moves_the_sum_by_at_most_the_threshold_however_many_rows_it_has() -> None:
     people = [0] * (ROWS - 1) + [1]
-    private = make([(100 * x, y) for x, y in data()], units=people, expected_batch_size=2, rows_per_unit=ROWS, steps=1)
+    private = make(
+        [(100 * x, y) for x, y in data()],
+        units=people,
+        expected_batch_size=2,
+        rows_per_unit=ROWS,
+        steps=1,
+    )
     recorder = Recorder(private)
     run(private)
     release = recorder.releases[0]
@@ -323,7 +346,9 @@ def test_guarantee_of_a_known_key_is_conditional_and_of_a_secret_key_worst_case(
 
 
 @pytest.mark.parametrize(("size", "expected"), [(1, 1), (4, 4), (32, 32), (ROWS, 64)])
-def test_every_micro_batch_has_one_size_that_leaves_vector_kernels_nothing_over(size: int, expected: int) -> None:
+def test_every_micro_batch_has_one_size_that_leaves_vector_kernels_nothing_over(
+    size: int, expected: int
+) -> None:
     private = make(physical_batch_size=size, expected_batch_size=ROWS, steps=2)
     seen: list[int] = []
     for batch in private.batches():

@@ -1,4 +1,6 @@
-"""The two facts behind error feedback's accounting, and the audit of the published calibration, in numbers."""
+"""The two facts behind error feedback's accounting, and the audit of the published calibration, in
+numbers.
+"""
 
 from __future__ import annotations
 
@@ -56,12 +58,18 @@ def test_fact_1_the_feedback_shows_no_more_energy_than_the_bound(leaky: bool) ->
 
 
 def test_fact_1_an_adaptive_path_of_bounded_energy_is_dominated_by_one_gaussian() -> None:
-    """Two releases in one dimension; the second shift is chosen from the first release, within the energy left."""
+    """Two releases in one dimension; the second shift is chosen from the first release, within the
+    energy left.
+    """
     first = 0.6
     grid = np.linspace(-9, 9, 1801)
     width = grid[1] - grid[0]
     rest = math.sqrt(1 - first**2)
-    for chosen in (lambda y: rest * (y > 0.3), lambda y: rest * np.sign(y), lambda y: rest * np.tanh(y)):
+    for chosen in (
+        lambda y: rest * (y > 0.3),
+        lambda y: rest * np.sign(y),
+        lambda y: rest * np.tanh(y),
+    ):
         for epsilon in (0.0, 0.5, 1.0, 2.0):
             second = chosen(grid)[:, None]
             with_unit = norm.pdf(grid - first)[:, None] * norm.pdf(grid[None, :] - second)
@@ -73,13 +81,19 @@ def test_fact_1_an_adaptive_path_of_bounded_energy_is_dominated_by_one_gaussian(
 
 @pytest.mark.parametrize("rate", [0.04, 0.3])
 def test_fact_2_an_adversarial_pair_is_dominated_by_one_sampled_gaussian(rate: float) -> None:
-    """The unit's one coin moves both releases; the second shift is chosen from the first release."""
+    """The unit's one coin moves both releases; the second shift is chosen from the first
+    release.
+    """
     noise, first, most = 1.2, 1.0, 1.0
     size = math.hypot(first, most)
     grid = np.linspace(-12, 12, 2401)
     width = grid[1] - grid[0]
     density = norm(scale=noise).pdf
-    for chosen in (lambda y: most * (y > 0.5), lambda y: most * np.sign(y), lambda y: most * np.ones_like(y)):
+    for chosen in (
+        lambda y: most * (y > 0.5),
+        lambda y: most * np.sign(y),
+        lambda y: most * np.ones_like(y),
+    ):
         second = chosen(grid)[:, None]
         without = density(grid)[:, None] * density(grid)[None, :]
         drawn = density(grid - first)[:, None] * density(grid[None, :] - second)
@@ -90,11 +104,13 @@ def test_fact_2_an_adversarial_pair_is_dominated_by_one_sampled_gaussian(rate: f
             assert max(remove, add) <= poisson_delta(rate, noise / size, epsilon) + 1e-6
 
 
-# --- the audit (card C) ----------------------------------------------------------------------------------------------
+# --- the audit (card C) ---------------------------------------------------------------------------
 
 
 def late_shift(rule: ErrorFeedback, steps: int, drawn_at: int, gradient: float) -> np.ndarray:
-    """How a canary drawn once moves each release of the rule itself: one dimension, all other gradients 0."""
+    """How a canary drawn once moves each release of the rule itself: one dimension, all other
+    gradients 0.
+    """
     moved = []
     for index in range(steps):
         total = {name: GradientSum.zeros([torch.zeros(1)], [0]) for name in ("release", "capped")}
@@ -116,7 +132,9 @@ def lower_bound(shift: float, noise: float, late: int, chance: float, delta: flo
     return float(np.max(positive - norm.logsf(thresholds)))
 
 
-@pytest.mark.parametrize(("claimed", "steps", "sigma", "expected"), [(2.0, 150, 0.927, 39.0), (8.0, 500, 0.655, 43.0)])
+@pytest.mark.parametrize(
+    ("claimed", "steps", "sigma", "expected"), [(2.0, 150, 0.927, 39.0), (8.0, 500, 0.655, 43.0)]
+)
 def test_the_published_calibration_of_the_literal_algorithm_is_refuted(
     claimed: float, steps: int, sigma: float, expected: float
 ) -> None:

@@ -1,4 +1,6 @@
-"""The noisy sum is the rounding of the ideal one, bit string by bit string: every path against 50 digits of mpmath."""
+"""The noisy sum is the rounding of the ideal one, bit string by bit string: every path against 50
+digits of mpmath.
+"""
 
 from __future__ import annotations
 
@@ -19,9 +21,14 @@ FULL = (1 << 32) - 1
 
 
 def bits_of(stream: NoiseStream, tensor: int, element: int, levels: int) -> tuple[int, int, int]:
-    """The digits of u and of the angle of one value, read block by block as they are documented; and how many."""
+    """The digits of u and of the angle of one value, read block by block as they are documented;
+    and how many.
+    """
     block, pair = element >> 16, element & (HALF - 1)
-    words = [int(stream.fill(np.empty(4, "<u4"), tensor, block, at // 4)[pair % 4]) for at in (pair, HALF + pair)]
+    words = [
+        int(stream.fill(np.empty(4, "<u4"), tensor, block, at // 4)[pair % 4])
+        for at in (pair, HALF + pair)
+    ]
     for level in range(1, levels + 1):
         more = stream.scattered(tensor, block, level, np.array([pair]))[0]
         words = [word << 64 | int(extra) for word, extra in zip(words, more, strict=True)]
@@ -31,7 +38,9 @@ def bits_of(stream: NoiseStream, tensor: int, element: int, levels: int) -> tupl
 def normal(radius: int, angle: int, bits: int, sine: bool) -> mpmath.mpf:
     """Box and Muller with exact digits."""
     with mpmath.workprec(bits + 64):
-        u, turn = (mpmath.mpf(2 * word + 1) / mpmath.mpf(2) ** (bits + 1) for word in (radius, angle))
+        u, turn = (
+            mpmath.mpf(2 * word + 1) / mpmath.mpf(2) ** (bits + 1) for word in (radius, angle)
+        )
         wave = mpmath.sin if sine else mpmath.cos
         return mpmath.sqrt(-2 * mpmath.log(u)) * wave(2 * mpmath.pi * turn)
 
@@ -48,20 +57,28 @@ def reference(total: float, std: float, stream: NoiseStream, tensor: int, elemen
 @pytest.mark.parametrize("std", [1.0, 1.9999, 1e-9, 3.7e11])
 @pytest.mark.parametrize("size", [0.0, 30.0, 2.0**30, 2.0**31])
 def test_every_value_is_the_ideal_one_rounded(std: float, size: float) -> None:
-    """Values that float32 decides, and all that it leaves open among many; sums of every size that is admitted."""
+    """Values that float32 decides, and all that it leaves open among many; sums of every size that
+    is admitted.
+    """
     count, tensor, stream = 3 * BLOCK + 40_000, 9, KEY.noise(12, 3)
     sums = torch.from_numpy(np.random.default_rng(5).uniform(-1, 1, count)) * size * std
     found = released([(sums, 1.0)], std, stream, tensor, 1.0, torch.float64).numpy() / grid(std)
     sampler, ratio = GaussianSampler(), std / grid(std)
-    values = np.concatenate([sampler.approximate(stream, tensor, b, BLOCK, ratio)[0].copy() for b in range(4)])[:count]
+    values = np.concatenate(
+        [sampler.approximate(stream, tensor, b, BLOCK, ratio)[0].copy() for b in range(4)]
+    )[:count]
     whole = values + sums.numpy() / grid(std)
     distance = np.abs(np.abs(whole - np.rint(whole)) - 0.5)
     nearest, some = np.argsort(distance)[:150], np.random.default_rng(6).integers(0, count, 100)
-    words = np.concatenate([stream.fill(np.empty((2, HALF), "<u4"), tensor, b)[0] for b in range(4)])
+    words = np.concatenate(
+        [stream.fill(np.empty((2, HALF), "<u4"), tensor, b)[0] for b in range(4)]
+    )
     ends = np.flatnonzero(words + np.uint32(1 << 20) < np.uint32(1 << 21))[:30]
     for element in (*nearest, *some, *((ends >> 15 << 16) + (ends & HALF - 1))):
         if element < count:
-            assert found[element] == reference(float(sums[element]), std, stream, tensor, int(element))
+            assert found[element] == reference(
+                float(sums[element]), std, stream, tensor, int(element)
+            )
 
 
 @pytest.mark.parametrize(
@@ -72,15 +89,21 @@ def test_every_value_is_the_ideal_one_rounded(std: float, size: float) -> None:
         (exact_gaussian, "_END", 1 << 56),
     ],
 )
-def test_every_path_says_the_same(module: object, name: str, value: float, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_path_says_the_same(
+    module: object, name: str, value: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
     sums = torch.from_numpy(np.random.default_rng(7).normal(size=BLOCK)) * 5
     before = released([(sums, 1.0)], 1.3, KEY.noise(13, 0), 0, 1.0, torch.float64)
     monkeypatch.setattr(module, name, value)
-    assert torch.equal(before, released([(sums, 1.0)], 1.3, KEY.noise(13, 0), 0, 1.0, torch.float64))
+    assert torch.equal(
+        before, released([(sums, 1.0)], 1.3, KEY.noise(13, 0), 0, 1.0, torch.float64)
+    )
 
 
 class Given(NoiseStream):
-    """A stream of chosen digits: words of level 0, and one pair of 64-bit words for each level beyond."""
+    """A stream of chosen digits: words of level 0, and one pair of 64-bit words for each level
+    beyond.
+    """
 
     def __init__(self, words: np.ndarray, *levels: tuple[int, int]) -> None:
         self._words, self._levels = words, levels
@@ -101,13 +124,21 @@ def both(stream: NoiseStream, ratio: float, total: float = 0.0) -> tuple[float, 
 
 @pytest.mark.parametrize(
     ("radius", "angle", "cosine", "sine"),
-    [(1 << 63, 0, 1206, 0), (1 << 62, 1 << 62, 0, 1705), (1 << 62, 1 << 63, -1705, 0), (3 << 62, 1 << 61, 549, 549)],
+    [
+        (1 << 63, 0, 1206, 0),
+        (1 << 62, 1 << 62, 0, 1705),
+        (1 << 62, 1 << 63, -1705, 0),
+        (3 << 62, 1 << 61, 549, 549),
+    ],
 )
 def test_golden_words(radius: int, angle: int, cosine: int, sine: int) -> None:
     words = np.repeat(np.array([[radius >> 32], [angle >> 32]], np.uint32), HALF, axis=1)
     assert both(Given(words, (0, 0)), 1024.0) == (cosine, sine)
     pair = [radius << 32, angle << 32]
-    assert [decided(0.0, 1024.0, pair, wave, lambda _: (0, 0)) for wave in (False, True)] == [cosine, sine]
+    assert [decided(0.0, 1024.0, pair, wave, lambda _: (0, 0)) for wave in (False, True)] == [
+        cosine,
+        sine,
+    ]
     exact = [1024 * normal(*pair, 96, wave) for wave in (False, True)]
     assert [int(mpmath.nint(value)) for value in exact] == [cosine, sine]
 
@@ -131,7 +162,9 @@ def test_a_value_that_no_digit_decides_is_refused() -> None:
 
 
 def hard_words(count: int) -> np.ndarray:
-    """Words of u and of the angle that float32 is asked for: random, and beside both ends and quarter turns."""
+    """Words of u and of the angle that float32 is asked for: random, and beside both ends and
+    quarter turns.
+    """
     rng = np.random.default_rng(3)
     words = rng.integers(0, 1 << 32, (2, count), dtype=np.uint32)
     steps = np.arange(count // 8, dtype=np.uint32) * np.uint32(3)
@@ -150,10 +183,18 @@ def test_error_in_float32_is_within_the_tolerance() -> None:
             for below in (0, FULL):
                 first = block[:, inside].astype(np.uint64) << np.uint64(32) | np.uint64(below)
                 for row, sine in enumerate((False, True)):
-                    normals, radius = normals64(first, np.zeros(len(inside), np.uint64), np.full(len(inside), sine))
+                    normals, radius = normals64(
+                        first, np.zeros(len(inside), np.uint64), np.full(len(inside), sine)
+                    )
                     assert radius.max() <= math.sqrt(24 * math.log(2))
-                    worst = max(worst, float(np.abs(found.reshape(2, HALF)[row, inside] / ratio - normals).max()))
-    print(f"float32: worst error 2^{math.log2(worst):.2f}, tolerance 2^{math.log2(gaussian.TOLERANCE):.0f}")  # noqa: T201
+                    worst = max(
+                        worst,
+                        float(np.abs(found.reshape(2, HALF)[row, inside] / ratio - normals).max()),
+                    )
+    print(  # noqa: T201
+        f"float32: worst error 2^{math.log2(worst):.2f}, tolerance "
+        f"2^{math.log2(gaussian.TOLERANCE):.0f}"
+    )
     assert worst < gaussian.TOLERANCE / 2
 
 
@@ -170,6 +211,8 @@ def test_error_in_float64_is_within_the_tolerance() -> None:
         for rest in (0, FULL):  # of the angle
             word = int(first[0, index]) << 32 | int(below[index])
             exact = normal(word, int(first[1, index]) << 32 | rest, 96, bool(sine[index]))
-            worst = max(worst, abs(float(exact - mpmath.mpf(found[index]))) / max(radius[index], 1.0))
+            worst = max(
+                worst, abs(float(exact - mpmath.mpf(found[index]))) / max(radius[index], 1.0)
+            )
     print(f"float64: worst error 2^{math.log2(worst):.2f}, tolerance 2^-45")  # noqa: T201
     assert worst < exact_gaussian.TOLERANCE / 8

@@ -1,4 +1,6 @@
-"""Noise chosen while training: every step is admitted by a filter first, and what is promised is its budget."""
+"""Noise chosen while training: every step is admitted by a filter first, and what is promised is
+its budget.
+"""
 
 from __future__ import annotations
 
@@ -24,23 +26,34 @@ from dpclip.sampling.filtered import NOISE_RANGE
 
 def plan(epsilon: float = 2.0, steps: int = 60) -> Plan:
     return make_plan(
-        units=2000, expected_batch_size=100, target_epsilon=epsilon, target_delta=1e-5, steps=steps, sampling="filtered"
+        units=2000,
+        expected_batch_size=100,
+        target_epsilon=epsilon,
+        target_delta=1e-5,
+        steps=steps,
+        sampling="filtered",
     )
 
 
 @pytest.mark.parametrize("epsilon", [0.5, 2.0, 8.0])
 def test_the_planned_noise_is_what_the_filter_affords(epsilon: float) -> None:
     filtered = plan(epsilon)
-    fixed = make_plan(units=2000, expected_batch_size=100, target_epsilon=epsilon, target_delta=1e-5, steps=60)
+    fixed = make_plan(
+        units=2000, expected_batch_size=100, target_epsilon=epsilon, target_delta=1e-5, steps=60
+    )
     assert fixed.noise_multiplier < filtered.noise_multiplier < 1.2 * fixed.noise_multiplier
     ledger = Ledger.create(None, filtered)
     for step in range(60):
-        assert ledger.admitted_noise(step, 0, 0.0) == pytest.approx(filtered.noise_multiplier, rel=1e-5)
+        assert ledger.admitted_noise(step, 0, 0.0) == pytest.approx(
+            filtered.noise_multiplier, rel=1e-5
+        )
         ledger.charge(step, 0, filtered.noise_multiplier)
 
 
 @pytest.mark.parametrize("wishes", [(-1.0,), (1.0, -1.0), (-1.0, -1.0, 0.3), (-50.0,)])
-def test_a_greedy_controller_overshoots_by_nothing_and_can_finish(wishes: tuple[float, ...]) -> None:
+def test_a_greedy_controller_overshoots_by_nothing_and_can_finish(
+    wishes: tuple[float, ...],
+) -> None:
     filtered = plan()
     ledger = Ledger.create(None, filtered)
     low, high = (by * filtered.noise_multiplier for by in NOISE_RANGE)
@@ -54,7 +67,9 @@ def test_a_greedy_controller_overshoots_by_nothing_and_can_finish(wishes: tuple[
     beyond = 0
     with suppress(BudgetExceededError):
         for beyond in range(10 * filtered.steps):
-            left = ledger.charge(filtered.steps + beyond, 0, ledger.admitted_noise(beyond + 99, 0, -1.0)).budget_left
+            left = ledger.charge(
+                filtered.steps + beyond, 0, ledger.admitted_noise(beyond + 99, 0, -1.0)
+            ).budget_left
     assert left >= 0
     assert beyond < filtered.steps
     assert ledger.compare().epsilon == filtered.target_epsilon
@@ -68,7 +83,9 @@ def test_a_budget_too_small_for_a_filter_is_refused() -> None:
 def test_nothing_is_written_of_a_step_that_is_refused(tmp_path: Path) -> None:
     filtered = plan(steps=3)
     ledger = Ledger.create(tmp_path / "ledger.jsonl", filtered)
-    with pytest.raises(BudgetExceededError, match="does not fit into what the privacy filter has left"):
+    with pytest.raises(
+        BudgetExceededError, match="does not fit into what the privacy filter has left"
+    ):
         ledger.charge(0, 0, filtered.noise_multiplier / 10)
     assert ledger.charges == 0
     ledger.close()
@@ -82,7 +99,9 @@ def test_a_reopened_ledger_admits_what_it_would_have_admitted(tmp_path: Path) ->
     ledger.close()
     again = Ledger.open(tmp_path / "ledger.jsonl", filtered)
     assert [again.admitted_noise(40, 0, wish) for wish in (-1.0, 0.0, 1.0)] == expected
-    assert again.admitted_noise(7, 0, 1.0) == receipts[7].noise_multiplier, "a replay has the noise that was charged"
+    assert again.admitted_noise(7, 0, 1.0) == receipts[7].noise_multiplier, (
+        "a replay has the noise that was charged"
+    )
     assert again.charge(7, 0, receipts[7].noise_multiplier) == receipts[7]
     assert again.charges == 40
     again.close()
@@ -102,9 +121,15 @@ def run(rule: Flat | ControlledClipping, *, key: SecretKey | None = None) -> dpc
     net = nn.Linear(3, 2)
     rows = [(row, int(row[0] > 0)) for row in torch.randn(60, 3)]
     private = dpclip.make_private(
-        net, torch.optim.SGD(net.parameters(), lr=0.1), rows, target_epsilon=2, expected_batch_size=12, steps=20,
-        clipping=rule, key=key,
-    )  # fmt: skip
+        net,
+        torch.optim.SGD(net.parameters(), lr=0.1),
+        rows,
+        target_epsilon=2,
+        expected_batch_size=12,
+        steps=20,
+        clipping=rule,
+        key=key,
+    )
     for inputs, targets in private.batches():
         with private.microbatch((inputs, targets)):
             private.backward(nn.functional.cross_entropy(net(inputs), targets, reduction="none"))
@@ -154,7 +179,9 @@ def test_the_agent_is_told_what_is_left() -> None:
 def test_merged_journals_count_the_budget_of_a_filtered_run(tmp_path: Path) -> None:
     """Adding up noise that was chosen while training would say less than was promised."""
     filtered = plan(steps=10)
-    ordinary = make_plan(units=2000, expected_batch_size=100, target_epsilon=1.0, target_delta=1e-5, steps=10)
+    ordinary = make_plan(
+        units=2000, expected_batch_size=100, target_epsilon=1.0, target_delta=1e-5, steps=10
+    )
     for name, each in {"filtered": filtered, "ordinary": ordinary, "unused": filtered}.items():
         ledger = Ledger.create(tmp_path / name, each)
         for step in range(0 if name == "unused" else 10):

@@ -1,4 +1,6 @@
-"""Noisy sums: Gaussian in bulk and in the tails, on the grid, the same in any order and on any number of threads."""
+"""Noisy sums: Gaussian in bulk and in the tails, on the grid, the same in any order and on any
+number of threads.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,9 @@ COUNT = 4_000_000
 STEPS = 1.0 / grid(1.0)
 
 
-def noise(count: int, step: int = 0, index: int = 0, generation: int = 0, std: float = 1.0) -> np.ndarray:
+def noise(
+    count: int, step: int = 0, index: int = 0, generation: int = 0, std: float = 1.0
+) -> np.ndarray:
     return released([(torch.zeros(count), 1.0)], std, KEY.noise(step, generation), index).numpy()
 
 
@@ -30,25 +34,38 @@ def values() -> np.ndarray:
 
 
 def test_distribution(values: np.ndarray) -> None:
-    """Every multiple of the grid is as frequent as the normal distribution has it, in the bulk to one in 400."""
+    """Every multiple of the grid is as frequent as the normal distribution has it, in the bulk to
+    one in 400.
+    """
     found = np.bincount((values * STEPS).astype(np.int64) + 3000, minlength=6001)
     expected = COUNT * np.diff(stats.norm.cdf((np.arange(6002) - 3000.5) / STEPS))
     often = expected > 50
-    assert stats.chi2.sf(((found - expected)[often] ** 2 / expected[often]).sum(), often.sum()) > 1e-3
+    assert (
+        stats.chi2.sf(((found - expected)[often] ** 2 / expected[often]).sum(), often.sum()) > 1e-3
+    )
     assert values.mean(dtype=np.float64) == pytest.approx(0.0, abs=4 / math.sqrt(COUNT))
-    assert values.var(dtype=np.float64) == pytest.approx(1.0 + 1 / (12 * STEPS**2), abs=4 * math.sqrt(2 / COUNT))
-    assert stats.kurtosis(values.astype(np.float64)) == pytest.approx(0.0, abs=4 * math.sqrt(24 / COUNT))
+    assert values.var(dtype=np.float64) == pytest.approx(
+        1.0 + 1 / (12 * STEPS**2), abs=4 * math.sqrt(2 / COUNT)
+    )
+    assert stats.kurtosis(values.astype(np.float64)) == pytest.approx(
+        0.0, abs=4 * math.sqrt(24 / COUNT)
+    )
 
 
 @pytest.mark.parametrize("beyond", [3.0, 4.0, 4.5, 5.0])
 @pytest.mark.parametrize("sign", [-1, 1])
 def test_tails(values: np.ndarray, beyond: float, sign: int) -> None:
-    count, expected = int((sign * values > beyond).sum()), COUNT * stats.norm.sf(beyond + 0.5 / STEPS)
+    count, expected = (
+        int((sign * values > beyond).sum()),
+        COUNT * stats.norm.sf(beyond + 0.5 / STEPS),
+    )
     assert stats.poisson.cdf(count, expected) > 1e-4
     assert stats.poisson.sf(count - 1, expected) > 1e-4
 
 
-def test_values_are_uncorrelated_at_every_lag_that_the_method_could_show(values: np.ndarray) -> None:
+def test_values_are_uncorrelated_at_every_lag_that_the_method_could_show(
+    values: np.ndarray,
+) -> None:
     for lag in (1, 2, HALF - 1, HALF, HALF + 1, BLOCK, BLOCK + 1):
         assert abs(np.corrcoef(values[:-lag], values[lag:])[0, 1]) < 5 / math.sqrt(COUNT)
         squares = np.corrcoef(np.square(values[:-lag]), np.square(values[lag:]))[0, 1]
@@ -65,7 +82,9 @@ def test_angle_is_uniform(values: np.ndarray) -> None:
 
 def test_bits_of_the_words_are_fair() -> None:
     words = KEY.noise(1, 0).fill(np.empty(500_000, np.uint32), 2, 3)
-    ones = np.array([((words >> np.uint32(bit)) & np.uint32(1)).sum() for bit in range(32)], dtype=np.float64)
+    ones = np.array(
+        [((words >> np.uint32(bit)) & np.uint32(1)).sum() for bit in range(32)], dtype=np.float64
+    )
     chi_square = (4 * (ones - len(words) / 2) ** 2 / len(words)).sum()
     assert 1e-3 < stats.chi2.sf(chi_square, 32) < 1 - 1e-3
     assert stats.chisquare(np.bincount(words.view(np.uint8), minlength=256)).pvalue > 1e-3
@@ -85,12 +104,20 @@ def test_the_counter_is_laid_out_as_documented() -> None:
         found = stream.fill(np.empty(12, np.uint32), *place[2:], first)
         assert found.tobytes() == b"".join(aes(key, *place, first + i) for i in range(3))
     found = stream.scattered(*place[2:], 5, np.array([3, (1 << 20) - 1, 0]))
-    assert found.astype("<u8").tobytes() == b"".join(aes(key, *place, 5 << 20 | i) for i in (3, (1 << 20) - 1, 0))
+    assert found.astype("<u8").tobytes() == b"".join(
+        aes(key, *place, 5 << 20 | i) for i in (3, (1 << 20) - 1, 0)
+    )
 
 
 @pytest.mark.parametrize(
     ("step", "generation", "tensor", "block", "level"),
-    [(1 << 32, 0, 0, 0, 1), (0, 1 << 16, 0, 0, 1), (0, 0, 1 << 24, 0, 1), (0, 0, 0, 1 << 32, 1), (0, 0, 0, 0, 16)],
+    [
+        (1 << 32, 0, 0, 0, 1),
+        (0, 1 << 16, 0, 0, 1),
+        (0, 0, 1 << 24, 0, 1),
+        (0, 0, 0, 1 << 32, 1),
+        (0, 0, 0, 0, 16),
+    ],
 )
 def test_places_that_the_counter_cannot_tell_apart_are_refused(
     step: int, generation: int, tensor: int, block: int, level: int
@@ -153,7 +180,14 @@ def test_any_length_and_dtype(count: int, dtype: torch.dtype, result: torch.dtyp
     part = torch.full((count,), 3, dtype=dtype)
     found = released([(part, 0.5)], 0.5, KEY.noise(2, 0), 0, 4.0, result)
     assert found.dtype == result
-    expected = released([(torch.full((count,), 1.5, dtype=torch.float64), 1.0)], 0.5, KEY.noise(2, 0), 0, 4.0, result)
+    expected = released(
+        [(torch.full((count,), 1.5, dtype=torch.float64), 1.0)],
+        0.5,
+        KEY.noise(2, 0),
+        0,
+        4.0,
+        result,
+    )
     assert torch.equal(found, expected)
     assert bool(((found * 4 / grid(0.5)) % 1 == 0).all())
 
@@ -166,7 +200,9 @@ def test_parts_are_added_in_float64() -> None:
     copies = [(part.clone(), unit) for part, unit in parts]
     found = released(parts, 0.7, KEY.noise(3, 0), 1, 3.0, torch.float64)
     assert torch.equal(found, released([(exact, 1.0)], 0.7, KEY.noise(3, 0), 1, 3.0, torch.float64))
-    assert torch.allclose(released(parts, 0.0, KEY.noise(3, 0), 1, 3.0, torch.float64), exact / 3, rtol=1e-15)
+    assert torch.allclose(
+        released(parts, 0.0, KEY.noise(3, 0), 1, 3.0, torch.float64), exact / 3, rtol=1e-15
+    )
     assert all(torch.equal(part, copy) for (part, _), (copy, _) in zip(parts, copies, strict=True))
 
 
@@ -191,7 +227,9 @@ def test_tensors_that_are_not_contiguous_and_scalars() -> None:
     assert float(scalar) != 1.0
 
 
-@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 2.0**40 * grid(1.5), -(2.0**40) * grid(1.5)])
+@pytest.mark.parametrize(
+    "value", [math.nan, math.inf, -math.inf, 2.0**40 * grid(1.5), -(2.0**40) * grid(1.5)]
+)
 def test_sums_that_are_not_finite_or_too_large_are_refused(value: float) -> None:
     part = torch.zeros(BLOCK + 9, dtype=torch.float64)
     released([(part + 2.0**39.99 * grid(1.5), 1.0)], 1.5, KEY.noise(9, 0), 0)
@@ -213,7 +251,9 @@ def test_other_dtypes_are_refused() -> None:
         released([(torch.zeros(3), 1.0)], 1.0, KEY.noise(9, 0), 0, 1.0, torch.float16)
 
 
-@pytest.mark.parametrize(("std", "expected"), [(1.0, 2.0**-8), (0.999, 2.0**-9), (1.5, 2.0**-8), (2.0, 2.0**-7)])
+@pytest.mark.parametrize(
+    ("std", "expected"), [(1.0, 2.0**-8), (0.999, 2.0**-9), (1.5, 2.0**-8), (2.0, 2.0**-7)]
+)
 def test_grid(std: float, expected: float) -> None:
     assert grid(std) == expected
 
@@ -228,9 +268,15 @@ def test_streams_of_a_step_are_independent_of_each_other() -> None:
 
 def test_digest_sees_a_single_bit_and_the_key() -> None:
     def digest(value: float, key: bytes = bytes(range(32)), extra: float = 0.0) -> str:
-        tensors = [torch.zeros(1000), torch.full((3, 2), value, dtype=torch.float64), torch.empty(0)]
+        tensors = [
+            torch.zeros(1000),
+            torch.full((3, 2), value, dtype=torch.float64),
+            torch.empty(0),
+        ]
         return GradientSum(tensors, [0, 0, 0]).digest([torch.tensor([extra])], key)
 
     base = digest(1.0)
     assert digest(1.0) == base
-    assert len({base, digest(1.0 + 2**-52), digest(1.0, bytes([1]) * 32), digest(1.0, extra=1.0)}) == 4
+    assert (
+        len({base, digest(1.0 + 2**-52), digest(1.0, bytes([1]) * 32), digest(1.0, extra=1.0)}) == 4
+    )

@@ -48,9 +48,16 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def settings(place: Path, **changes: object) -> Settings:
     values: dict[str, object] = {
-        "epsilon": 8.0, "delta": 1e-3, "data": str(place / "notes.csv"), "model": str(place / "model"), "steps": STEPS,
-        "batch_size": 12, "physical_batch_size": 8, "accountant": "rdp", "checkpoint_every": KEPT,
-    }  # fmt: skip
+        "epsilon": 8.0,
+        "delta": 1e-3,
+        "data": str(place / "notes.csv"),
+        "model": str(place / "model"),
+        "steps": STEPS,
+        "batch_size": 12,
+        "physical_batch_size": 8,
+        "accountant": "rdp",
+        "checkpoint_every": KEPT,
+    }
     return Settings(**(values | changes))  # type: ignore[arg-type]
 
 
@@ -83,7 +90,9 @@ def bodies(run: Path) -> list[dict[str, Any]]:
 
 
 def rewrite(run: Path, change: Callable[[list[dict[str, Any]]], None]) -> None:
-    """Edit the ledger and mend its chain of hashes, as somebody with a text editor and patience could."""
+    """Edit the ledger and mend its chain of hashes, as somebody with a text editor and patience
+    could.
+    """
     found = bodies(run)
     change(found)
     lines, previous = [], ORIGIN
@@ -102,7 +111,7 @@ def weights(run: Path) -> bytes:
     return (run / "public" / "model" / "model.safetensors").read_bytes()
 
 
-# --- the key ----------------------------------------------------------------------------------------------------------
+# --- the key --------------------------------------------------------------------------------------
 
 
 def test_a_key_made_by_hand_is_never_taken_for_a_secret_one() -> None:
@@ -113,7 +122,9 @@ def test_a_key_made_by_hand_is_never_taken_for_a_secret_one() -> None:
     assert "material" not in repr(SecretKey.generate())
 
 
-@pytest.mark.parametrize("duplicate", [copy.copy, copy.deepcopy, pickle.dumps, lambda key: copy.deepcopy([key])])
+@pytest.mark.parametrize(
+    "duplicate", [copy.copy, copy.deepcopy, pickle.dumps, lambda key: copy.deepcopy([key])]
+)
 def test_a_key_cannot_be_copied_or_pickled(duplicate: Callable[[SecretKey], object]) -> None:
     for key in (SecretKey.generate(), SecretKey.for_tests(1)):
         with pytest.raises(PrivacyError, match="cannot be copied or pickled"):
@@ -128,24 +139,14 @@ def run_python(code: str) -> str:
 
 def test_a_forked_child_cannot_use_the_key() -> None:
     code = (
-        "import os\n"
-        "from dpclip.errors import PrivacyError\n"
-        "from dpclip.noise.keystream import SecretKey\n"
-        "key = SecretKey.generate()\n"
-        "uses = [lambda: key.subkey('a'), lambda: key.stream('a', 0, 0), lambda: key.integer('a'),\n"
-        "        lambda: key.noise(0, 0)]\n"
-        "for use in uses: use()\n"
-        "child = os.fork()\n"
-        "if child == 0:\n"
-        "    refused = 0\n"
-        "    for use in uses:\n"
-        "        try: use()\n"
-        "        except PrivacyError as error: refused += 'inherited by a forked process' in str(error)\n"
-        "    SecretKey.generate().subkey('its own')\n"
-        "    os._exit(refused)\n"
-        "_, status = os.waitpid(child, 0)\n"
-        "for use in uses: use()\n"
-        "print(os.waitstatus_to_exitcode(status))"
+        "import os\nfrom dpclip.errors import PrivacyError\nfrom dpclip.noise.keystream import "
+        "SecretKey\nkey = SecretKey.generate()\nuses = [lambda: key.subkey('a'), lambda: "
+        "key.stream('a', 0, 0), lambda: key.integer('a'),\n        lambda: key.noise(0, 0)]\nfor "
+        "use in uses: use()\nchild = os.fork()\nif child == 0:\n    refused = 0\n    for use in "
+        "uses:\n        try: use()\n        except PrivacyError as error: refused += 'inherited by "
+        "a forked process' in str(error)\n    SecretKey.generate().subkey('its own')\n    "
+        "os._exit(refused)\n_, status = os.waitpid(child, 0)\nfor use in uses: "
+        "use()\nprint(os.waitstatus_to_exitcode(status))"
     )
     assert run_python(code).strip() == "4"
 
@@ -153,23 +154,19 @@ def test_a_forked_child_cannot_use_the_key() -> None:
 def test_forked_data_loader_workers_work_beside_a_live_key() -> None:
     """They read rows and derive nothing."""
     code = (
-        "import torch, dpclip\n"
-        "rows = [(torch.full((2,), float(i)), i % 2) for i in range(40)]\n"
-        "model = torch.nn.Linear(2, 2)\n"
-        "optimizer = torch.optim.SGD(model.parameters(), lr=0.1)\n"
-        "private = dpclip.make_private(model, optimizer, rows, target_epsilon=8, target_delta=1e-3, steps=2,\n"
-        "                              expected_batch_size=10, accountant='rdp')\n"
-        "class Rows(torch.utils.data.Dataset):\n"
-        "    training = private\n"
-        "    def __len__(self): return len(rows)\n"
-        "    def __getitem__(self, i): return rows[i]\n"
-        "loader = torch.utils.data.DataLoader(Rows(), batch_size=8, num_workers=2, multiprocessing_context='fork')\n"
-        "seen = 0\n"
-        "for inputs, targets in private.batches():\n"
-        "    with private.microbatch((inputs, targets)):\n"
-        "        private.backward(torch.nn.functional.cross_entropy(model(inputs), targets, reduction='none'))\n"
-        "    if private.step(): seen += sum(len(x) for x, _ in loader)\n"
-        "print(seen, private.engine.step)"
+        "import torch, dpclip\nrows = [(torch.full((2,), float(i)), i % 2) for i in "
+        "range(40)]\nmodel = torch.nn.Linear(2, 2)\noptimizer = "
+        "torch.optim.SGD(model.parameters(), lr=0.1)\nprivate = dpclip.make_private(model, "
+        "optimizer, rows, target_epsilon=8, target_delta=1e-3, "
+        "steps=2,\n                              expected_batch_size=10, accountant='rdp')\nclass "
+        "Rows(torch.utils.data.Dataset):\n    training = private\n    def __len__(self): return "
+        "len(rows)\n    def __getitem__(self, i): return rows[i]\nloader = "
+        "torch.utils.data.DataLoader(Rows(), batch_size=8, num_workers=2, "
+        "multiprocessing_context='fork')\nseen = 0\nfor inputs, targets in private.batches():\n    "
+        "with private.microbatch((inputs, targets)):\n        "
+        "private.backward(torch.nn.functional.cross_entropy(model(inputs), targets, "
+        "reduction='none'))\n    if private.step(): seen += sum(len(x) for x, _ in "
+        "loader)\nprint(seen, private.engine.step)"
     )
     assert run_python(code).split() == ["80", "2"]
 
@@ -182,8 +179,12 @@ def linear() -> tuple[nn.Module, torch.optim.Optimizer, list[tuple[Tensor, Tenso
 
 def make(**changes: Any) -> dpclip.PrivateTraining:
     values: dict[str, Any] = {
-        "target_epsilon": 8, "target_delta": 1e-3, "steps": 2, "expected_batch_size": 10, "accountant": "rdp",
-    }  # fmt: skip
+        "target_epsilon": 8,
+        "target_delta": 1e-3,
+        "steps": 2,
+        "expected_batch_size": 10,
+        "accountant": "rdp",
+    }
     return dpclip.make_private(*linear(), **(values | changes))
 
 
@@ -210,37 +211,77 @@ def test_what_a_guarantee_rests_on_is_said() -> None:
 
 
 def test_fast_arithmetic_is_part_of_the_run_and_of_its_guarantee(place: Path) -> None:
-    words = ["--epsilon", 8, "--delta", 1e-3, "--data", place / "notes.csv", "--model", place / "model", "--steps", 2]
-    words += ["--batch-size", 12, "--accountant", "rdp", "--output", place / "fast", "--arithmetic", "fast"]
+    words = [
+        "--epsilon",
+        8,
+        "--delta",
+        1e-3,
+        "--data",
+        place / "notes.csv",
+        "--model",
+        place / "model",
+        "--steps",
+        2,
+    ]
+    words += [
+        "--batch-size",
+        12,
+        "--accountant",
+        "rdp",
+        "--output",
+        place / "fast",
+        "--arithmetic",
+        "fast",
+    ]
     result = command("train", *words)
     assert result.exit_code == 0, (result.output, result.exception)
     assert bodies(place / "fast")[0]["plan"]["arithmetic"] == "fast"
     assert "not proved" in tiny.statement(place / "fast")["guarantee"]["assumption"]
-    one_line(command("train", "--resume", place / "fast", "--arithmetic", "exact"), "--arithmetic exact", "fast")
+    one_line(
+        command("train", "--resume", place / "fast", "--arithmetic", "exact"),
+        "--arithmetic exact",
+        "fast",
+    )
 
 
 def test_the_statement_says_where_the_key_came_from(whole: Path, place: Path) -> None:
     secret = tiny.statement(whole)
-    training.start(settings(place, steps=2), place / "known", NoProgress(), key=SecretKey.for_tests(1))
+    training.start(
+        settings(place, steps=2), place / "known", NoProgress(), key=SecretKey.for_tests(1)
+    )
     known = tiny.statement(place / "known")
     assert secret["randomness"]["source"] == "operating system"
     assert known["randomness"]["source"] == "known key (for tests)"
-    assert (secret["guarantee"]["kind"], known["guarantee"]["kind"]) == ("worst-case", "conditional")
+    assert (secret["guarantee"]["kind"], known["guarantee"]["kind"]) == (
+        "worst-case",
+        "conditional",
+    )
     assert any("whoever has it can remove the noise" in text for text in known["assumptions"])
     assert any("operating system drew for this run alone" in text for text in secret["assumptions"])
 
 
-# --- seeds ------------------------------------------------------------------------------------------------------------
+# --- seeds ----------------------------------------------------------------------------------------
 
 
 def test_a_seed_chooses_the_initial_weights_and_nothing_else(place: Path) -> None:
-    """Two runs of one seed begin equally, and draw other samples and other noise; private/ alone says which."""
+    """Two runs of one seed begin equally, and draw other samples and other noise; private/ alone
+    says which.
+    """
     runs = [place / name for name in ("seed-1", "seed-1-again", "seed-2")]
     for run, seed in zip(runs, (1, 1, 2), strict=True):
-        changes: dict[str, object] = {"seed": seed, "from_scratch": True, "steps": 2, "epsilon": 8.0}
-        training.start(settings(place, eval_data=str(place / "notes.csv"), **changes), run, NoProgress())
+        changes: dict[str, object] = {
+            "seed": seed,
+            "from_scratch": True,
+            "steps": 2,
+            "epsilon": 8.0,
+        }
+        training.start(
+            settings(place, eval_data=str(place / "notes.csv"), **changes), run, NoProgress()
+        )
     one, again, two = (tiny.statement(run) for run in runs)
-    assert one["evaluation"]["before"] == again["evaluation"]["before"] != two["evaluation"]["before"]
+    assert (
+        one["evaluation"]["before"] == again["evaluation"]["before"] != two["evaluation"]["before"]
+    )
     assert one["settings"]["seed"] == 1
     assert one["guarantee"]["kind"] == "worst-case"
     assert weights(runs[0]) != weights(runs[1])
@@ -253,7 +294,16 @@ def test_a_seed_chooses_the_initial_weights_and_nothing_else(place: Path) -> Non
 
 def test_the_noise_of_a_comparison_cannot_be_rebuilt_from_what_it_publishes(place: Path) -> None:
     words = ["--rules", "flat", "--epsilon", 4, "--seeds", 2, "--data", place / "notes.csv"]
-    words += ["--eval-data", place / "notes.csv", "--model", place / "model", "--steps", 2, "--batch-size", 12]
+    words += [
+        "--eval-data",
+        place / "notes.csv",
+        "--model",
+        place / "model",
+        "--steps",
+        2,
+        "--batch-size",
+        12,
+    ]
     words += ["--delta", 1e-3, "--accountant", "rdp", "--from-scratch"]
     found: list[list[dict[str, Any]]] = []
     for name in ("compared", "compared-again"):
@@ -271,11 +321,15 @@ def test_the_noise_of_a_comparison_cannot_be_rebuilt_from_what_it_publishes(plac
     for run, key, seed in zip(runs, keys, (1, 2), strict=True):
         assert tomllib.loads((run / "public" / "config.toml").read_text())["seed"] == seed
         assert key not in {SecretKey.for_tests(n).material.hex() for n in range(10)}
-        outside = [p for p in (place / "compared").rglob("*") if p.is_file() and "private" not in p.parts]
-        assert not any(key.encode() in p.read_bytes() or bytes.fromhex(key) in p.read_bytes() for p in outside)
+        outside = [
+            p for p in (place / "compared").rglob("*") if p.is_file() and "private" not in p.parts
+        ]
+        assert not any(
+            key.encode() in p.read_bytes() or bytes.fromhex(key) in p.read_bytes() for p in outside
+        )
 
 
-# --- what a run is bound to -------------------------------------------------------------------------------------------
+# --- what a run is bound to -----------------------------------------------------------------------
 
 
 def edit(path: Path, old: str, new: str) -> None:
@@ -290,10 +344,18 @@ def test_edited_settings_are_refused_by_name(stopped: Path) -> None:
     edit(run / "private" / "config.toml", 'lr_schedule = "linear"', 'lr_schedule = "constant"')
     edit(run / "private" / "config.toml", "rows_per_unit = 8", "rows_per_unit = 9")
     refused = command("train", "--resume", run)
-    one_line(refused, "--rows-per-unit, --lr-schedule changed since the run", "start a new run in a new folder")
+    one_line(
+        refused,
+        "--rows-per-unit, --lr-schedule changed since the run",
+        "start a new run in a new folder",
+    )
     (run / "public" / "config.toml").write_text(RunFolder(run).settings().to_toml(public=True))
     shutil.rmtree(run / "private" / "checkpoint")
-    one_line(command("train", "--resume", run), "private/config.toml was edited since the run", "original settings")
+    one_line(
+        command("train", "--resume", run),
+        "private/config.toml was edited since the run",
+        "original settings",
+    )
     (run / "public" / "config.toml").unlink()
     one_line(command("train", "--resume", run), "private/config.toml was edited since the run")
     assert (run / "ledger.jsonl").read_bytes() == before
@@ -335,7 +397,7 @@ def test_a_header_that_was_edited_along_with_its_chain_is_found(stopped: Path) -
         resumed(run)
 
 
-# --- commitments ------------------------------------------------------------------------------------------------------
+# --- commitments ----------------------------------------------------------------------------------
 
 
 def test_each_charge_is_followed_by_the_sum_its_noise_was_given_to(whole: Path) -> None:
@@ -372,7 +434,9 @@ def test_a_lost_checkpoint_is_replayed_from_the_beginning(stopped: Path, whole: 
 
 
 def test_a_lost_checkpoint_and_another_gradient_never_meet_the_same_noise(place: Path) -> None:
-    """The model in its folder was changed, too: the ledger alone tells that the first step's noise is taken."""
+    """The model in its folder was changed, too: the ledger alone tells that the first step's noise
+    is taken.
+    """
     model = Path(shutil.copytree(place / "model", place / "own-model"))
     run = place / "lost-and-changed"
     with pytest.raises(Stopped):
@@ -383,7 +447,9 @@ def test_a_lost_checkpoint_and_another_gradient_never_meet_the_same_noise(place:
     tensors["transformer.h.0.mlp.c_fc.weight"] += 1e-3
     save_file(tensors, model / "model.safetensors", {"format": "pt"})
     outcome = resumed_outcome(run)
-    assert tiny.ledger_steps(run) == [(step, 0) for step in range(5)] + [(step, 1) for step in range(3)]
+    assert tiny.ledger_steps(run) == [(step, 0) for step in range(5)] + [
+        (step, 1) for step in range(3)
+    ]
     assert outcome.status == "budget exhausted"
     releases = [b for b in bodies(run) if b.get("kind") == "release"]
     assert {b["commitment"] for b in releases if b["generation"] == 0} == tags
@@ -402,17 +468,24 @@ def cut(run: Path, lines: int) -> None:
     (run / "ledger.jsonl").write_text("".join(found[:-lines]))
 
 
-def test_a_ledger_cut_just_before_the_last_release_that_the_checkpoint_knows_is_found_out(stopped: Path) -> None:
+def test_a_ledger_cut_just_before_the_last_release_that_the_checkpoint_knows_is_found_out(
+    stopped: Path,
+) -> None:
     run = copied(stopped, "cut")
     cut(run, 2)  # the step after the checkpoint: nothing that it knows is gone
     (state,) = (run / "private" / "checkpoint").glob("step-*/state.json")
-    assert json.loads(state.read_text())["ledger_head"] in (run / "ledger.jsonl").read_text().splitlines()[-1]
+    assert (
+        json.loads(state.read_text())["ledger_head"]
+        in (run / "ledger.jsonl").read_text().splitlines()[-1]
+    )
     cut(run, 1)
     with pytest.raises(InputError, match="shortened or replaced"):
         resumed(run)
 
 
-def test_a_charge_without_a_release_is_replayed_with_the_same_noise(stopped: Path, whole: Path) -> None:
+def test_a_charge_without_a_release_is_replayed_with_the_same_noise(
+    stopped: Path, whole: Path
+) -> None:
     """As after a crash between the two: the noise was never drawn."""
     run = copied(stopped, "unreleased")
     cut(run, 1)
@@ -421,10 +494,12 @@ def test_a_charge_without_a_release_is_replayed_with_the_same_noise(stopped: Pat
     assert (run / "ledger.jsonl").read_bytes() == (whole / "ledger.jsonl").read_bytes()
 
 
-# --- runs of earlier versions -----------------------------------------------------------------------------------------
+# --- runs of earlier versions ---------------------------------------------------------------------
 
 
-def test_a_run_of_an_earlier_version_is_reported_and_not_continued(stopped: Path, whole: Path) -> None:
+def test_a_run_of_an_earlier_version_is_reported_and_not_continued(
+    stopped: Path, whole: Path
+) -> None:
     def older(found: list[dict[str, Any]]) -> None:
         header = found[0]
         del header["plan"]["arithmetic"], header["settings"]
@@ -438,7 +513,9 @@ def test_a_run_of_an_earlier_version_is_reported_and_not_continued(stopped: Path
         secret["seeded"] = secret.pop("known")
         (old / "private" / "secret.json").write_text(json.dumps(secret))
         before = (old / "ledger.jsonl").read_bytes()
-        one_line(command("train", "--resume", old), "begun by an earlier version", "start a new run")
+        one_line(
+            command("train", "--resume", old), "begun by an earlier version", "start a new run"
+        )
         assert (old / "ledger.jsonl").read_bytes() == before
     report = command("report", old)
     assert report.exit_code == 0, report.output

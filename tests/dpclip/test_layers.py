@@ -88,7 +88,9 @@ class Tied(nn.Module):
 
 
 class Repeated(nn.Module):
-    """One layer called three times, once by keyword; batch norm would not survive this, ALBERT does."""
+    """One layer called three times, once by keyword; batch norm would not survive this, ALBERT
+    does.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -162,14 +164,22 @@ class T5LayerNorm(nn.Module):
         self.weight = nn.Parameter(torch.randn(D))
 
     def forward(self, hidden_states: Tensor) -> Tensor:
-        return self.weight * hidden_states * torch.rsqrt(hidden_states.square().mean(-1, keepdim=True) + 1e-6)
+        return (
+            self.weight
+            * hidden_states
+            * torch.rsqrt(hidden_states.square().mean(-1, keepdim=True) + 1e-6)
+        )
 
 
 class GemmaRMSNorm(T5LayerNorm):
     """... and in the form (1 + w)."""
 
     def forward(self, hidden_states: Tensor) -> Tensor:
-        return (1 + self.weight) * hidden_states * torch.rsqrt(hidden_states.square().mean(-1, keepdim=True) + 1e-6)
+        return (
+            (1 + self.weight)
+            * hidden_states
+            * torch.rsqrt(hidden_states.square().mean(-1, keepdim=True) + 1e-6)
+        )
 
 
 def rows(*shape: int) -> Callable[[], Tensor]:
@@ -207,18 +217,30 @@ LAYERS: dict[str, tuple[Callable[[], nn.Module], Callable[[], Tensor]]] = {
     "conv 1-D": (lambda: nn.Conv1d(D, 4, 3, stride=2, padding=1), rows(D, 9)),
     "conv 1-D, same, dilated": (lambda: nn.Conv1d(D, 4, 3, padding="same", dilation=2), rows(D, 9)),
     "conv 2-D": (lambda: nn.Conv2d(D, 4, 3, padding=1, bias=False), rows(D, 6, 5)),
-    "conv 2-D, strided, few positions": (lambda: nn.Conv2d(16, 60, 3, stride=(2, 1), padding=(1, 0)), rows(16, 4, 4)),
+    "conv 2-D, strided, few positions": (
+        lambda: nn.Conv2d(16, 60, 3, stride=(2, 1), padding=(1, 0)),
+        rows(16, 4, 4),
+    ),
     "conv 2-D, few positions": (lambda: nn.Conv2d(60, 70, 3, padding=1), rows(60, 3, 3)),
     "conv 2-D, dilated, few positions": (lambda: nn.Conv2d(60, 70, 2, dilation=2), rows(60, 4, 4)),
     "conv 2-D, grouped": (lambda: nn.Conv2d(D, 8, 3, groups=2), rows(D, 5, 5)),
     "conv 2-D, depthwise": (lambda: nn.Conv2d(D, D, 3, groups=D, padding=1), rows(D, 5, 5)),
-    "conv 2-D, reflected": (lambda: nn.Conv2d(D, 4, 3, padding=1, padding_mode="reflect"), rows(D, 5, 5)),
+    "conv 2-D, reflected": (
+        lambda: nn.Conv2d(D, 4, 3, padding=1, padding_mode="reflect"),
+        rows(D, 5, 5),
+    ),
     "conv 2-D, 1 x 1": (lambda: nn.Conv2d(D, 4, 1, stride=2), rows(D, 5, 5)),
     "conv 3-D": (lambda: nn.Conv3d(3, 4, 2, stride=(1, 2, 1)), rows(3, 3, 4, 3)),
     "attention": (Attention, rows(T, D)),
     "attention, time first": (lambda: Attention(False), rows(T, D)),
-    "attention with key and value biases": (lambda: Attention(add_bias_kv=True, add_zero_attn=True), rows(T, D)),
-    "transformer layer": (lambda: nn.TransformerEncoderLayer(D, 2, 8, dropout=0.0, batch_first=True), rows(T, D)),
+    "attention with key and value biases": (
+        lambda: Attention(add_bias_kv=True, add_zero_attn=True),
+        rows(T, D),
+    ),
+    "transformer layer": (
+        lambda: nn.TransformerEncoderLayer(D, 2, 8, dropout=0.0, batch_first=True),
+        rows(T, D),
+    ),
     "scalar and vectors": (Scaled, rows(T, D)),
     "class token": (ClassToken, rows(T, D)),
     "shared positions": (SharedPositions, rows(T, D)),
@@ -228,18 +250,32 @@ LAYERS: dict[str, tuple[Callable[[], nn.Module], Callable[[], Tensor]]] = {
 }
 
 
-def one_at_a_time(model: nn.Module, x: Tensor, parameters: list[nn.Parameter]) -> list[list[Tensor]]:
+def one_at_a_time(
+    model: nn.Module, x: Tensor, parameters: list[nn.Parameter]
+) -> list[list[Tensor]]:
     found = []
     for row in x:
-        gradients = torch.autograd.grad(model(row.unsqueeze(0)).sum(), parameters, allow_unused=True)
-        found.append([torch.zeros_like(p) if g is None else g for g, p in zip(gradients, parameters, strict=True)])
+        gradients = torch.autograd.grad(
+            model(row.unsqueeze(0)).sum(), parameters, allow_unused=True
+        )
+        found.append(
+            [
+                torch.zeros_like(p) if g is None else g
+                for g, p in zip(gradients, parameters, strict=True)
+            ]
+        )
     return found
 
 
 def clipped_sum(per_row: list[list[Tensor]], bound: float) -> tuple[list[float], list[Tensor]]:
-    norms = [float(torch.stack([g.double().square().sum() for g in row]).sum().sqrt()) for row in per_row]
+    norms = [
+        float(torch.stack([g.double().square().sum() for g in row]).sum().sqrt()) for row in per_row
+    ]
     factors = [min(1.0, bound / norm) for norm in norms]
-    return norms, [sum(f * row[i] for f, row in zip(factors, per_row, strict=True)) for i in range(len(per_row[0]))]
+    return norms, [
+        sum(f * row[i] for f, row in zip(factors, per_row, strict=True))
+        for i in range(len(per_row[0]))
+    ]
 
 
 def captured(
@@ -260,7 +296,10 @@ def captured(
 
 
 def relative_gap(found: list[Tensor], expected: list[Tensor]) -> float:
-    gap = sum(float((a.double() - b.double()).square().sum()) for a, b in zip(found, expected, strict=True))
+    gap = sum(
+        float((a.double() - b.double()).square().sum())
+        for a, b in zip(found, expected, strict=True)
+    )
     size = sum(float(b.double().square().sum()) for b in expected)
     return (gap / size) ** 0.5
 
@@ -271,23 +310,37 @@ def test_layer_in_float64_and_float32_and_in_any_chunks(name: str, mode: str) ->
     torch.manual_seed(3)
     make, data = LAYERS[name]
     model, x = Net(make()).double().eval(), data()
-    bound = 0.8 * float(torch.tensor(clipped_sum(one_at_a_time(model, x, list(model.parameters())), 1.0)[0]).median())
+    bound = 0.8 * float(
+        torch.tensor(
+            clipped_sum(one_at_a_time(model, x, list(model.parameters())), 1.0)[0]
+        ).median()
+    )
     lengths, expected = clipped_sum(one_at_a_time(model, x, list(model.parameters())), bound)
     for chunks in ([B], [1, 3], [1] * B):
         if chunks == [B]:
-            captured(mode, model, x[:1], [1], bound)  # what a run does first: one row, so that positions are not rows
+            # what a run does first: one row, so that positions are not rows
+            captured(mode, model, x[:1], [1], bound)
         norms, total = captured(mode, model, x, chunks, bound)
-        assert norms == pytest.approx(lengths, rel=1e-9)  # and never low, but for the oracle's own rounding
-        assert all(found >= length * (1 - 1e-14) for found, length in zip(norms, lengths, strict=True))
+        # and never low, but for the oracle's own rounding
+        assert norms == pytest.approx(lengths, rel=1e-9)
+        assert all(
+            found >= length * (1 - 1e-14) for found, length in zip(norms, lengths, strict=True)
+        )
         assert relative_gap(total, expected) <= 1e-9
-    norms, total = captured(mode, model.float(), x.float() if x.is_floating_point() else x, [1, B - 1], bound)
-    assert norms == pytest.approx(lengths, rel=3e-3)  # high by what rounding may amount to, most where terms cancel
+    norms, total = captured(
+        mode, model.float(), x.float() if x.is_floating_point() else x, [1, B - 1], bound
+    )
+    # high by what rounding may amount to, most where terms cancel
+    assert norms == pytest.approx(lengths, rel=3e-3)
     assert all(found >= length * (1 - 2e-6) for found, length in zip(norms, lengths, strict=True))
     assert relative_gap(total, expected) <= 3e-3
 
 
-@pytest.mark.parametrize("mode", ["bookkeeping", "ghost"])  # torch.func warns that it has no batching rule
-@pytest.mark.parametrize(("reduction", "padding"), [("mean", None), ("sum", None), ("mean", 0), ("sum", 3)])
+# torch.func warns that it has no batching rule
+@pytest.mark.parametrize("mode", ["bookkeeping", "ghost"])
+@pytest.mark.parametrize(
+    ("reduction", "padding"), [("mean", None), ("sum", None), ("mean", 0), ("sum", 3)]
+)
 def test_embedding_bag(mode: str, reduction: str, padding: int | None) -> None:
     torch.manual_seed(0)
     model = Net(nn.EmbeddingBag(11, D, mode=reduction, padding_idx=padding)).double()
@@ -310,7 +363,9 @@ def test_embedding_bag_with_offsets() -> None:
     with backend.capture(B) as view:
         layer(ids, offsets).square().sum(1).mean().backward()
     bags = [ids[0:2], ids[2:3], ids[3:7], ids[7:9]]
-    alone = [torch.autograd.grad(layer(bag.unsqueeze(0)).square().sum(), [layer.weight]) for bag in bags]
+    alone = [
+        torch.autograd.grad(layer(bag.unsqueeze(0)).square().sum(), [layer.weight]) for bag in bags
+    ]
     lengths, _ = clipped_sum([list(row) for row in alone], 1.0)
     assert view.squared_norms().sqrt()[0].tolist() == pytest.approx(lengths, rel=1e-12)
 
@@ -321,9 +376,16 @@ class Vision(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         config = ViTConfig(
-            hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, image_size=8,
-            patch_size=4, num_labels=3, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
-        )  # fmt: skip
+            hidden_size=16,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            intermediate_size=32,
+            image_size=8,
+            patch_size=4,
+            num_labels=3,
+            hidden_dropout_prob=0.0,
+            attention_probs_dropout_prob=0.0,
+        )
         self.model = ViTForImageClassification(config)
 
     def forward(self, pixels: Tensor) -> Tensor:
@@ -336,9 +398,16 @@ class Sequences(nn.Module):
     def __init__(self, multilingual: bool, dropout: float = 0.0) -> None:
         super().__init__()
         shape = {
-            "vocab_size": 11, "d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 2, "num_heads": 2,
-            "dropout_rate": dropout, "relative_attention_num_buckets": 4, "relative_attention_max_distance": 8,
-        }  # fmt: skip
+            "vocab_size": 11,
+            "d_model": 16,
+            "d_kv": 8,
+            "d_ff": 32,
+            "num_layers": 2,
+            "num_heads": 2,
+            "dropout_rate": dropout,
+            "relative_attention_num_buckets": 4,
+            "relative_attention_max_distance": 8,
+        }
         self.model = (
             MT5ForConditionalGeneration(MT5Config(**shape))
             if multilingual

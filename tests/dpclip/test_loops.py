@@ -28,7 +28,10 @@ from dpclip.errors import InputError
 
 __all__ = ["releases"]
 
-NEIGHBOURS = "a row's (loss|gradient) changes with the other rows of its batch|gradient in other rows of its batch"
+NEIGHBOURS = (
+    "a row's (loss|gradient) changes with the other rows of its batch|gradient in other rows of "
+    "its batch"
+)
 PLACE = "a row's gradient changes with its place"
 ONE_A_ROW = "it takes one loss a row"
 
@@ -58,7 +61,9 @@ def paired(values: Tensor) -> Tensor:
 
 def contrastive(model: Any, batch: Any) -> Tensor:
     codes = F.normalize(model.hidden(batch[0]), dim=1)
-    return F.cross_entropy(codes @ codes.T, torch.arange(len(codes)), reduction="none") + 0 * model(batch[0]).sum(1)
+    return F.cross_entropy(codes @ codes.T, torch.arange(len(codes)), reduction="none") + 0 * model(
+        batch[0]
+    ).sum(1)
 
 
 def hardest(losses: Tensor) -> Tensor:
@@ -86,11 +91,17 @@ COUPLED: dict[str, tuple[Losses, str]] = {
     "the mean, as one value": (weighed(lambda x: x.mean()), ONE_A_ROW),
     "the sum": (weighed(lambda x: x.sum()), ONE_A_ROW),
     "the mean, repeated": (weighed(lambda x: x.mean().expand(len(x))), NEIGHBOURS),
-    "weights that add up to one": (weighed(lambda x: x * x.detach() / x.detach().sum()), NEIGHBOURS),
+    "weights that add up to one": (
+        weighed(lambda x: x * x.detach() / x.detach().sum()),
+        NEIGHBOURS,
+    ),
     "the batch's maximum": (weighed(lambda x: x / x.max()), NEIGHBOURS),
     "the batch's maximum, detached": (weighed(lambda x: x / x.detach().max()), NEIGHBOURS),
     "standardised by hand": (within(lambda x: (x - x.mean(0)) / (x.std(0, False) + 1)), NEIGHBOURS),
-    "batch norm": (hidden(lambda x: F.batch_norm(x, None, None, training=True) if len(x) > 1 else x), NEIGHBOURS),
+    "batch norm": (
+        hidden(lambda x: F.batch_norm(x, None, None, training=True) if len(x) > 1 else x),
+        NEIGHBOURS,
+    ),
     "contrastive": (contrastive, NEIGHBOURS),
     "rows flipped": (weighed(lambda x: x.flip(0)), NEIGHBOURS),
     "only the inputs flipped": (within(lambda x: x.flip(0)), NEIGHBOURS),
@@ -103,12 +114,21 @@ COUPLED: dict[str, tuple[Losses, str]] = {
     "pairs half a batch apart": (within(paired), NEIGHBOURS),
     "one row looks at one": (within(one_looks), NEIGHBOURS),
     "attention over rows": (hidden(lambda x: torch.softmax(x @ x.T, 1) @ x), NEIGHBOURS),
-    "a detached mean put straight through": (hidden(lambda x: x + (m := x.mean(0)) - m.detach()), NEIGHBOURS),
+    "a detached mean put straight through": (
+        hidden(lambda x: x + (m := x.mean(0)) - m.detach()),
+        NEIGHBOURS,
+    ),
     "gradients mixed": (backwards(lambda g: g + g.mean(0)), NEIGHBOURS),
     "gradients moved on": (backwards(lambda g: g.roll(1, 0)), NEIGHBOURS),
     "gradients normalized together": (backwards(lambda g: g / g.norm()), NEIGHBOURS),
-    "weights of losses set by a hook": (weighed(lambda x: hooked(x, torch.ones_like)), "gradient in other rows"),
-    "weights of losses shared by a hook": (weighed(lambda x: hooked(x, lambda g: g / g.sum())), NEIGHBOURS),
+    "weights of losses set by a hook": (
+        weighed(lambda x: hooked(x, torch.ones_like)),
+        "gradient in other rows",
+    ),
+    "weights of losses shared by a hook": (
+        weighed(lambda x: hooked(x, lambda g: g / g.sum())),
+        NEIGHBOURS,
+    ),
     "targets from elsewhere": (lambda m, b: squared(m, (b[0], fixed(1)(b[0]))), PLACE),
     "inputs from elsewhere": (within(fixed(0)), PLACE),
     "a batch of one's own": (lambda m, b: squared(m, (fixed(0)(b[0]), fixed(1)(b[0]))), PLACE),
@@ -126,7 +146,9 @@ def test_coupled_rows_are_refused(name: str, releases: Releases) -> None:
 
 
 class Remembers(Net):
-    """Centres its inputs on what it saw before; of the ways to remember, this one leaves no trace in a state dict."""
+    """Centres its inputs on what it saw before; of the ways to remember, this one leaves no trace
+    in a state dict.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -169,10 +191,14 @@ class Bank(Net):
 
 @pytest.mark.parametrize("size", [1, 8])
 @pytest.mark.parametrize("kind", [Remembers, Hides, Bank])
-def test_what_a_model_keeps_between_batches_is_found(kind: type[Net], size: int, releases: Releases) -> None:
+def test_what_a_model_keeps_between_batches_is_found(
+    kind: type[Net], size: int, releases: Releases
+) -> None:
     model = kind()
     message = NEIGHBOURS if size > 1 else "something is kept from one batch to the next"
-    releases.refused(InputError, message, model, lambda p: train(p, model, squared), physical_batch_size=size)
+    releases.refused(
+        InputError, message, model, lambda p: train(p, model, squared), physical_batch_size=size
+    )
 
 
 def test_what_a_loop_keeps_between_batches_is_found(releases: Releases) -> None:
@@ -221,6 +247,10 @@ def in_order(batch: list[Any]) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("collate", [normalized, turned, in_order])
-def test_a_collate_function_that_couples_rows_is_refused(collate: Callable[..., Any], releases: Releases) -> None:
+def test_a_collate_function_that_couples_rows_is_refused(
+    collate: Callable[..., Any], releases: Releases
+) -> None:
     model = Net()
-    releases.refused(InputError, NEIGHBOURS, model, lambda p: train(p, model, squared), collate_fn=collate)
+    releases.refused(
+        InputError, NEIGHBOURS, model, lambda p: train(p, model, squared), collate_fn=collate
+    )

@@ -1,4 +1,6 @@
-"""Calls in another order, changed models, copies of a run: refused, and never a step that was not watched."""
+"""Calls in another order, changed models, copies of a run: refused, and never a step that was not
+watched.
+"""
 
 from __future__ import annotations
 
@@ -53,7 +55,9 @@ def plainly_after(private: PrivateTraining, model: Any, batch: Any) -> None:
 
 def scaled_by_gradient(private: PrivateTraining, model: Any, batch: Any) -> None:
     losses = squared(model, batch)
-    (found, *_) = torch.autograd.grad(losses.mean(), list(model.parameters()), retain_graph=True, allow_unused=True)
+    (found, *_) = torch.autograd.grad(
+        losses.mean(), list(model.parameters()), retain_graph=True, allow_unused=True
+    )
     private.backward(losses if found is None else losses / found.norm())
 
 
@@ -125,10 +129,26 @@ def deaf(private: PrivateTraining, model: Any) -> None:
 
 MISUSED: dict[str, tuple[Loop, type[Exception], str]] = {
     "a second backward pass": (block(twice), PrivacyError, "called twice"),
-    "a plain backward pass first": (block(plainly_first), PrivacyError, "other than private.backward"),
-    "a plain backward pass after": (block(plainly_after), PrivacyError, "other than private.backward"),
-    "gradients read by autograd.grad": (block(scaled_by_gradient), PrivacyError, "other than private.backward"),
-    "a copy of the model trained": (block(copy_trained), PrivacyError, "other than private.backward"),
+    "a plain backward pass first": (
+        block(plainly_first),
+        PrivacyError,
+        "other than private.backward",
+    ),
+    "a plain backward pass after": (
+        block(plainly_after),
+        PrivacyError,
+        "other than private.backward",
+    ),
+    "gradients read by autograd.grad": (
+        block(scaled_by_gradient),
+        PrivacyError,
+        "other than private.backward",
+    ),
+    "a copy of the model trained": (
+        block(copy_trained),
+        PrivacyError,
+        "other than private.backward",
+    ),
     "a step by hand": (block(steps_by_hand), PrivacyError, "outside of private.step"),
     "no backward pass": (block(lambda *_: None), PrivacyError, "no loss was handed over"),
     "a backward pass after the block": (kept_losses, PrivacyError, "no loss was handed over"),
@@ -171,8 +191,12 @@ class Writes(Net):
         return output
 
 
-@pytest.mark.parametrize(("where", "name"), [("buffer", "seen"), ("new buffer", "more"), ("parameter", "last.bias")])
-def test_a_model_that_writes_into_itself_is_refused(where: str, name: str, releases: Releases) -> None:
+@pytest.mark.parametrize(
+    ("where", "name"), [("buffer", "seen"), ("new buffer", "more"), ("parameter", "last.bias")]
+)
+def test_a_model_that_writes_into_itself_is_refused(
+    where: str, name: str, releases: Releases
+) -> None:
     model = Writes(where)
     releases.refused(PrivacyError, name, model, lambda private: train(private, model, squared))
 
@@ -207,7 +231,11 @@ def step_of_another(private: PrivateTraining, model: Any) -> None:
         (add, PrivacyError, "'more' was unfrozen or added"),
         (replace, PrivacyError, r"'last\.\w+' was replaced or removed"),
         (unfreeze, PrivacyError, r"'first\.weight' was unfrozen or added"),
-        (lambda private, _: private.engine.optimizer.step(), PrivacyError, "outside of private.step"),
+        (
+            lambda private, _: private.engine.optimizer.step(),
+            PrivacyError,
+            "outside of private.step",
+        ),
         (step_of_another, PrivacyError, r"another optimizer \(SGD\)"),
         (lambda private, _: copy.copy(private), PrivacyError, "cannot be copied"),
         (lambda private, _: copy.deepcopy(private), PrivacyError, "cannot be copied"),
@@ -216,7 +244,9 @@ def step_of_another(private: PrivateTraining, model: Any) -> None:
         (lambda private, _: private.backward(torch.ones(8)), RuntimeError, "inside microbatch"),
     ],
 )
-def test_what_is_refused_between_steps(between: Any, error: type[Exception], message: str, releases: Releases) -> None:
+def test_what_is_refused_between_steps(
+    between: Any, error: type[Exception], message: str, releases: Releases
+) -> None:
     """The first step stands; no other is released, and the weights stay as it left them."""
     model = half_frozen()
     private = begin(model, rows(), steps=3)

@@ -1,4 +1,6 @@
-"""Right loops over models and batches of many kinds are accepted as worst-case, under a secret key."""
+"""Right loops over models and batches of many kinds are accepted as worst-case, under a
+secret key.
+"""
 
 from __future__ import annotations
 
@@ -47,7 +49,13 @@ def texts(labels: Callable[[int, Tensor], Tensor]) -> list[dict[str, Tensor]]:
     for i in range(12):
         ids = torch.randint(3, WORDS, (LENGTH,), generator=generator)
         mask = (torch.arange(LENGTH) < 4 + i % 8).long()
-        found.append({"input_ids": ids, "attention_mask": mask, "labels": labels(i, ids.masked_fill(mask == 0, -100))})
+        found.append(
+            {
+                "input_ids": ids,
+                "attention_mask": mask,
+                "labels": labels(i, ids.masked_fill(mask == 0, -100)),
+            }
+        )
     return found
 
 
@@ -56,12 +64,15 @@ def encoded(batch: list[Any]) -> BatchEncoding:
 
 
 def gpt2(**changes: Any) -> GPT2LMHeadModel:
-    return GPT2LMHeadModel(GPT2Config(vocab_size=WORDS, n_embd=16, n_layer=1, n_head=2, n_positions=16, **changes))
+    return GPT2LMHeadModel(
+        GPT2Config(vocab_size=WORDS, n_embd=16, n_layer=1, n_head=2, n_positions=16, **changes)
+    )
 
 
 def recomputed() -> nn.Module:
     model = gpt2()
-    enable = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)  # by its later name
+    # by its later name
+    enable = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)
     enable()
     return model
 
@@ -74,15 +85,27 @@ def adapted() -> nn.Module:
 def bert() -> nn.Module:
     return BertForSequenceClassification(
         BertConfig(
-            vocab_size=WORDS, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32,
+            vocab_size=WORDS,
+            hidden_size=16,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            intermediate_size=32,
             max_position_embeddings=16,
         )
-    )  # fmt: skip
+    )
 
 
 def t5() -> nn.Module:
     return T5ForConditionalGeneration(
-        T5Config(vocab_size=WORDS, d_model=16, d_kv=8, d_ff=32, num_layers=1, num_heads=2, decoder_start_token_id=0)
+        T5Config(
+            vocab_size=WORDS,
+            d_model=16,
+            d_kv=8,
+            d_ff=32,
+            num_layers=1,
+            num_heads=2,
+            decoder_start_token_id=0,
+        )
     )
 
 
@@ -91,7 +114,10 @@ class Recurrent(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.cells, self.head = nn.LSTM(4, 5, num_layers=2, dropout=0.1, batch_first=True), nn.Linear(5, 1)
+        self.cells, self.head = (
+            nn.LSTM(4, 5, num_layers=2, dropout=0.1, batch_first=True),
+            nn.Linear(5, 1),
+        )
 
     def forward(self, inputs: Tensor) -> Tensor:
         return self.head(self.cells(inputs)[0][:, -1])
@@ -113,14 +139,22 @@ class Attending(nn.Module):
 
 def convolving() -> nn.Module:
     return nn.Sequential(
-        nn.Conv2d(3, 8, 3, padding=1), nn.GroupNorm(2, 8), nn.ReLU(), nn.Dropout(0.1), nn.AdaptiveAvgPool2d(1),
-        nn.Flatten(), nn.Linear(8, 3),
-    )  # fmt: skip
+        nn.Conv2d(3, 8, 3, padding=1),
+        nn.GroupNorm(2, 8),
+        nn.ReLU(),
+        nn.Dropout(0.1),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(8, 3),
+    )
 
 
 def series() -> list[tuple[Tensor, Tensor]]:
     generator = torch.Generator().manual_seed(0)
-    return [(torch.randn(6, 4, generator=generator), torch.randn(1, generator=generator)) for _ in range(12)]
+    return [
+        (torch.randn(6, 4, generator=generator), torch.randn(1, generator=generator))
+        for _ in range(12)
+    ]
 
 
 def pictures() -> list[tuple[Tensor, Tensor]]:
@@ -129,7 +163,9 @@ def pictures() -> list[tuple[Tensor, Tensor]]:
 
 
 def classes(model: Any, batch: Any) -> Tensor:
-    return F.cross_entropy(model(batch[0]), batch[1], reduction="none", weight=torch.tensor([1.0, 2.0, 3.0]))
+    return F.cross_entropy(
+        model(batch[0]), batch[1], reduction="none", weight=torch.tensor([1.0, 2.0, 3.0])
+    )
 
 
 def tokens(model: Any, batch: Any) -> Tensor:
@@ -169,7 +205,9 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], Callable[[], Any], Losses]] = {
 def test_a_model_is_accepted(name: str, releases: Releases) -> None:
     make, data, losses = MODELS[name]
     model = make().train()
-    private = begin(model, data(), steps=2, collate_fn=encoded if "input_ids" in data()[0] else default_collate)
+    private = begin(
+        model, data(), steps=2, collate_fn=encoded if "input_ids" in data()[0] else default_collate
+    )
     train(private, model, losses)
     assert private.guarantee().kind == "worst-case"
     assert len(releases.sums) == 2
@@ -180,12 +218,19 @@ def test_a_model_is_accepted(name: str, releases: Releases) -> None:
     ("losses", "message"),
     [
         (lambda model, batch: model(**batch).loss, "it takes one loss a row.*causal_lm"),
-        (lambda model, batch: model(**batch).loss.expand(len(batch["labels"])), "changes with the other rows"),
+        (
+            lambda model, batch: model(**batch).loss.expand(len(batch["labels"])),
+            "changes with the other rows",
+        ),
     ],
 )
-def test_the_loss_of_a_hugging_face_model_is_refused(losses: Losses, message: str, releases: Releases) -> None:
+def test_the_loss_of_a_hugging_face_model_is_refused(
+    losses: Losses, message: str, releases: Releases
+) -> None:
     model = gpt2(resid_pdrop=0, embd_pdrop=0, attn_pdrop=0)
-    releases.refused(InputError, message, model, lambda private: train(private, model, losses), texts(same))
+    releases.refused(
+        InputError, message, model, lambda private: train(private, model, losses), texts(same)
+    )
 
 
 def named(found: list[Any]) -> dict[str, Tensor]:

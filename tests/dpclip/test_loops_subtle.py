@@ -60,7 +60,9 @@ def test_the_maximum_of_rows_that_are_all_alike(releases: Releases) -> None:
     model, same = nn.Linear(4, 1), [(torch.ones(4), torch.zeros(1))] * 12
     nn.init.ones_(model.weight)
     coupled = weighed(lambda x: x / x.detach().max())
-    releases.refused(InputError, "other rows", model, lambda private: train(private, model, coupled), same)
+    releases.refused(
+        InputError, "other rows", model, lambda private: train(private, model, coupled), same
+    )
 
 
 def test_a_coupling_in_the_second_shape(releases: Releases) -> None:
@@ -68,7 +70,14 @@ def test_a_coupling_in_the_second_shape(releases: Releases) -> None:
 
     names = [0] * 8 + list(range(1, 33))
     model = Net()
-    releases.refused(InputError, "other rows", model, lambda p: train(p, model, hidden(half_away)), DATA, units=names)
+    releases.refused(
+        InputError,
+        "other rows",
+        model,
+        lambda p: train(p, model, hidden(half_away)),
+        DATA,
+        units=names,
+    )
 
 
 def test_two_shapes_with_as_many_rows(releases: Releases) -> None:
@@ -110,7 +119,9 @@ def masked(batch: list[tuple[Tensor, Tensor]]) -> list[Tensor]:
 
 
 def test_random_numbers_of_a_data_set_come_from_the_key(releases: Releases) -> None:
-    """With a seed that everybody knows, an added row would give all later rows other numbers, and be found by them."""
+    """With a seed that everybody knows, an added row would give all later rows other numbers, and
+    be found by them.
+    """
     for _ in range(2):
         torch.manual_seed(0)
         model = Net()
@@ -154,7 +165,10 @@ def test_two_iterators_of_one_run(releases: Releases) -> None:
 
 
 def words(lengths: Sequence[int]) -> list[Tensor]:
-    return [torch.randint(1, 9, (n,), generator=torch.Generator().manual_seed(i)) for i, n in enumerate(lengths)]
+    return [
+        torch.randint(1, 9, (n,), generator=torch.Generator().manual_seed(i))
+        for i, n in enumerate(lengths)
+    ]
 
 
 def test_a_text_of_a_length_of_its_own(releases: Releases) -> None:
@@ -162,7 +176,11 @@ def test_a_text_of_a_length_of_its_own(releases: Releases) -> None:
         return model(batch).square().mean((1, 2))
 
     model = nn.Embedding(9, 32)
-    private = begin(model, words([4, 5] * 8 + [9]), collate_fn=lambda batch: pad_sequence(batch, batch_first=True))
+    private = begin(
+        model,
+        words([4, 5] * 8 + [9]),
+        collate_fn=lambda batch: pad_sequence(batch, batch_first=True),
+    )
     train(private, model, losses)
     assert private.guarantee().kind == "worst-case"
 
@@ -189,7 +207,9 @@ def test_a_batch_that_was_made_narrower(releases: Releases) -> None:
 
 
 def test_one_draw_for_a_whole_micro_batch(releases: Releases) -> None:
-    """A layer left out for all rows at once: a row that comes first moves others to another micro-batch's draw."""
+    """A layer left out for all rows at once: a row that comes first moves others to another
+    micro-batch's draw.
+    """
     losses: Losses = within(lambda x: x * (torch.rand(()) > 0.5))
     model = Net()
     private = begin(model, DATA)

@@ -38,15 +38,23 @@ from dpclip.errors import InputError
 
 ROWS, LENGTH = 4, 12
 MASK = (torch.arange(LENGTH) < torch.tensor([3, 12, 7, 5])[:, None]).long()
-IDS = torch.randint(5, VOCABULARY, (ROWS, LENGTH), generator=torch.Generator().manual_seed(1)) * MASK
+IDS = (
+    torch.randint(5, VOCABULARY, (ROWS, LENGTH), generator=torch.Generator().manual_seed(1)) * MASK
+)
 TOKENS = IDS.masked_fill(MASK == 0, -100)
 TARGETS = TOKENS[:, :8].contiguous()
 CLASSES = torch.tensor([0, 1, 2, 1])
 _SIZE: dict[str, Any] = {"vocab_size": VOCABULARY, "d_model": 16}
 _BART: dict[str, Any] = {
-    **_SIZE, "encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 2, "decoder_attention_heads": 2,
-    "encoder_ffn_dim": 32, "decoder_ffn_dim": 32, "max_position_embeddings": 32,
-}  # fmt: skip
+    **_SIZE,
+    "encoder_layers": 1,
+    "decoder_layers": 1,
+    "encoder_attention_heads": 2,
+    "decoder_attention_heads": 2,
+    "encoder_ffn_dim": 32,
+    "decoder_ffn_dim": 32,
+    "max_position_embeddings": 32,
+}
 
 
 def bert(head: Any, **extra: Any) -> nn.Module:
@@ -64,7 +72,10 @@ def batch(**targets: Tensor) -> dict[str, Tensor]:
 
 def without_padding(rows: dict[str, Tensor], index: int) -> dict[str, Tensor]:
     length = int(MASK[index].sum())
-    return {k: v[:, :length] if v.shape[1:] == (LENGTH,) else v for k, v in reference.row(rows, index).items()}
+    return {
+        k: v[:, :length] if v.shape[1:] == (LENGTH,) else v
+        for k, v in reference.row(rows, index).items()
+    }
 
 
 @dataclass(frozen=True)
@@ -75,17 +86,28 @@ class Case:
 
 
 multi = torch.tensor([[0, 1, 1], [1, 0, 0], [0, 0, 0], [1, 1, 1]]).float()
-positions = {"start_positions": torch.tensor([0, 2, -3, 1]), "end_positions": torch.tensor([1, 11, 5, 2])}
+positions = {
+    "start_positions": torch.tensor([0, 2, -3, 1]),
+    "end_positions": torch.tensor([1, 11, 5, 2]),
+}
 seqcls = BertForSequenceClassification
 CASES = {
     "gpt2": Case(reference.gpt2, batch(labels=TOKENS), losses.causal_lm),
     "llama": Case(reference.llama, batch(labels=TOKENS), losses.causal_lm),
-    "bert classes": Case(lambda: bert(seqcls, num_labels=3), batch(labels=CLASSES), losses.classification),
-    "bert regression": Case(lambda: bert(seqcls, num_labels=1), batch(labels=multi[:, 0]), losses.classification),
-    "bert 3 regressions": Case(
-        lambda: bert(seqcls, num_labels=3, problem_type="regression"), batch(labels=multi), losses.classification
+    "bert classes": Case(
+        lambda: bert(seqcls, num_labels=3), batch(labels=CLASSES), losses.classification
     ),
-    "bert multi label": Case(lambda: bert(seqcls, num_labels=3), batch(labels=multi), losses.classification),
+    "bert regression": Case(
+        lambda: bert(seqcls, num_labels=1), batch(labels=multi[:, 0]), losses.classification
+    ),
+    "bert 3 regressions": Case(
+        lambda: bert(seqcls, num_labels=3, problem_type="regression"),
+        batch(labels=multi),
+        losses.classification,
+    ),
+    "bert multi label": Case(
+        lambda: bert(seqcls, num_labels=3), batch(labels=multi), losses.classification
+    ),
     "gpt2 classes": Case(gpt2_classifier, batch(labels=CLASSES), losses.classification),
     "bert tokens": Case(
         lambda: bert(BertForTokenClassification, num_labels=4),
@@ -93,7 +115,9 @@ CASES = {
         losses.token_classification,
     ),
     "bert masked": Case(
-        lambda: bert(BertForMaskedLM), batch(labels=TOKENS.masked_fill(TOKENS % 3 == 0, -100)), losses.masked_lm
+        lambda: bert(BertForMaskedLM),
+        batch(labels=TOKENS.masked_fill(TOKENS % 3 == 0, -100)),
+        losses.masked_lm,
     ),
     "t5": Case(
         lambda: T5ForConditionalGeneration(
@@ -102,17 +126,33 @@ CASES = {
         batch(labels=TARGETS),
         losses.seq2seq,
     ),
-    "bart": Case(lambda: BartForConditionalGeneration(BartConfig(**_BART)), batch(labels=TARGETS), losses.seq2seq),
-    "mbart": Case(lambda: MBartForConditionalGeneration(MBartConfig(**_BART)), batch(labels=TARGETS), losses.seq2seq),
-    "m2m100": Case(
-        lambda: M2M100ForConditionalGeneration(M2M100Config(**_BART)), batch(labels=TARGETS), losses.seq2seq
+    "bart": Case(
+        lambda: BartForConditionalGeneration(BartConfig(**_BART)),
+        batch(labels=TARGETS),
+        losses.seq2seq,
     ),
-    "bert answers": Case(lambda: bert(BertForQuestionAnswering), batch(**positions), losses.question_answering),
+    "mbart": Case(
+        lambda: MBartForConditionalGeneration(MBartConfig(**_BART)),
+        batch(labels=TARGETS),
+        losses.seq2seq,
+    ),
+    "m2m100": Case(
+        lambda: M2M100ForConditionalGeneration(M2M100Config(**_BART)),
+        batch(labels=TARGETS),
+        losses.seq2seq,
+    ),
+    "bert answers": Case(
+        lambda: bert(BertForQuestionAnswering), batch(**positions), losses.question_answering
+    ),
     "gpt2 lora": Case(reference.MODELS["gpt2 lora"], batch(labels=TOKENS), losses.causal_lm),
-    "bert lora": Case(reference.MODELS["bert lora"], batch(labels=CLASSES % 2), losses.classification),
+    "bert lora": Case(
+        reference.MODELS["bert lora"], batch(labels=CLASSES % 2), losses.classification
+    ),
 }
 everywhere = pytest.mark.parametrize("name", CASES)
-by_tokens = [n for n, c in CASES.items() if c.loss not in (losses.classification, losses.question_answering)]
+by_tokens = [
+    n for n, c in CASES.items() if c.loss not in (losses.classification, losses.question_answering)
+]
 
 
 @everywhere
@@ -175,14 +215,17 @@ def test_an_ignored_class_and_an_answer_beyond_the_row_cost_nothing() -> None:
 
 def test_labels_come_from_the_attention_mask_and_the_batch_stays_as_it_is() -> None:
     model, given = reference.gpt2().eval(), batch()
-    assert torch.equal(losses.causal_lm(model, given), losses.causal_lm(model, batch(labels=TOKENS)))
+    assert torch.equal(
+        losses.causal_lm(model, given), losses.causal_lm(model, batch(labels=TOKENS))
+    )
     assert list(given) == ["input_ids", "attention_mask"]
     whole = losses.causal_lm(model, {"input_ids": IDS})
     assert torch.equal(whole, losses.causal_lm(model, {"input_ids": IDS, "labels": IDS}))
 
 
 @pytest.mark.parametrize(
-    "name", [n for n, c in CASES.items() if "regression" not in n and c.loss in losses._HEADS.values()]
+    "name",
+    [n for n, c in CASES.items() if "regression" not in n and c.loss in losses._HEADS.values()],
 )
 def test_label_smoothing(name: str) -> None:
     case = CASES[name]
@@ -237,11 +280,27 @@ def test_a_class_of_ones_own_has_its_base_class_s_head() -> None:
     ("make", "given", "message"),
     [
         (reference.gpt2, (IDS, MASK), "a tuple is no batch of named inputs"),
-        (reference.gpt2, batch(labels=TOKENS[:3]), r"labels of shape \[3, 12\] for 4 rows of input"),
-        (reference.gpt2, batch(labels=TOKENS[:, :5]), r"labels of shape \[4, 5\] for logits of \[4, 12, 61\]"),
-        (reference.gpt2, batch(labels=CLASSES), r"labels of shape \[4\] for logits of \[4, 12, 61\]"),
+        (
+            reference.gpt2,
+            batch(labels=TOKENS[:3]),
+            r"labels of shape \[3, 12\] for 4 rows of input",
+        ),
+        (
+            reference.gpt2,
+            batch(labels=TOKENS[:, :5]),
+            r"labels of shape \[4, 5\] for logits of \[4, 12, 61\]",
+        ),
+        (
+            reference.gpt2,
+            batch(labels=CLASSES),
+            r"labels of shape \[4\] for logits of \[4, 12, 61\]",
+        ),
         (reference.gpt2, batch(labels=TOKENS.float()), "labels of torch.float32 are no classes"),
-        (reference.gpt2, {"attention_mask": MASK}, r"the batch \(attention_mask\) has no tensor 'labels'"),
+        (
+            reference.gpt2,
+            {"attention_mask": MASK},
+            r"the batch \(attention_mask\) has no tensor 'labels'",
+        ),
         (reference.gpt2, {"labels": TOKENS}, r"the batch \(labels\) has no input with rows"),
         (
             reference.gpt2,
@@ -249,16 +308,42 @@ def test_a_class_of_ones_own_has_its_base_class_s_head() -> None:
             r"attention_mask of shape \[12\] for \[4, 12\]",
         ),
         (lambda: bert(BertForMaskedLM), batch(), "has no tensor 'labels', which the loss needs"),
-        (lambda: bert(BertForQuestionAnswering), batch(labels=TOKENS), "has no tensor 'start_positions'"),
-        (lambda: bert(seqcls, num_labels=3), batch(labels=multi[:, :2]), r"labels of shape \[4, 2\] for multi_label_"),
-        (lambda: bert(seqcls, problem_type="ranking"), batch(labels=CLASSES), "problem_type 'ranking' is none of the"),
+        (
+            lambda: bert(BertForQuestionAnswering),
+            batch(labels=TOKENS),
+            "has no tensor 'start_positions'",
+        ),
+        (
+            lambda: bert(seqcls, num_labels=3),
+            batch(labels=multi[:, :2]),
+            r"labels of shape \[4, 2\] for multi_label_",
+        ),
+        (
+            lambda: bert(seqcls, problem_type="ranking"),
+            batch(labels=CLASSES),
+            "problem_type 'ranking' is none of the",
+        ),
         (lambda: bert(seqcls), batch(labels=CLASSES.tolist()), "has no tensor 'labels'"),
-        (lambda: bert(BertModel), batch(labels=TOKENS), r"is known for BertModel: use the dpclip\.losses function"),
-        (lambda: bert(BertForNextSentencePrediction), batch(labels=CLASSES), "known for BertForNextSentencePrediction"),
-        (lambda: BartForCausalLM(BartConfig(**_BART)), batch(labels=TOKENS), "is known for BartForCausalLM"),
+        (
+            lambda: bert(BertModel),
+            batch(labels=TOKENS),
+            r"is known for BertModel: use the dpclip\.losses function",
+        ),
+        (
+            lambda: bert(BertForNextSentencePrediction),
+            batch(labels=CLASSES),
+            "known for BertForNextSentencePrediction",
+        ),
+        (
+            lambda: BartForCausalLM(BartConfig(**_BART)),
+            batch(labels=TOKENS),
+            "is known for BartForCausalLM",
+        ),
     ],
 )
-def test_what_cannot_be_used_is_refused_in_one_line(make: Callable[[], nn.Module], given: Any, message: str) -> None:
+def test_what_cannot_be_used_is_refused_in_one_line(
+    make: Callable[[], nn.Module], given: Any, message: str
+) -> None:
     with pytest.raises(InputError, match=message) as caught:
         dpclip.losses.of(make(), given)
     assert "\n" not in str(caught.value)

@@ -31,28 +31,39 @@ class Held:
 
 def texts(lengths: list[int]) -> list[Tensor]:
     """One text a length; its first word is its number."""
-    return [torch.cat([torch.tensor([100 + row]), torch.ones(length - 1)]).long() for row, length in enumerate(lengths)]
+    return [
+        torch.cat([torch.tensor([100 + row]), torch.ones(length - 1)]).long()
+        for row, length in enumerate(lengths)
+    ]
 
 
 def padded(rows: list[Tensor]) -> Tensor:
     return pad_sequence(rows, batch_first=True)
 
 
-def packed(lengths: list[int], size: int, units: list[list[int]] | None = None, most: int = 1) -> list[MicroBatch]:
+def packed(
+    lengths: list[int], size: int, units: list[list[int]] | None = None, most: int = 1
+) -> list[MicroBatch]:
     packer = Packer(texts(lengths), padded, size, most)
     return list(packer.pack(units or [[row] for row in range(len(lengths))]))
 
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.integers(1, 4), max_size=20), st.integers(1, 9))
-def test_units_of_one_shape_share_a_micro_batch_and_others_never(lengths: list[int], size: int) -> None:
+def test_units_of_one_shape_share_a_micro_batch_and_others_never(
+    lengths: list[int], size: int
+) -> None:
     seen = []
     for micro in packed(lengths, size):
         rows = micro.batch[micro.present.repeat_interleave(micro.rows_each)]
         seen += [int(row[0]) - 100 for row in rows]
         own = {lengths[int(row[0]) - 100] for row in rows}
         assert own == {micro.batch.shape[1]} == {micro.shape[1][0][1]}
-        assert (micro.rows, micro.units, micro.rows_each) == (size, size, 1) == (len(micro.batch), size, 1)
+        assert (
+            (micro.rows, micro.units, micro.rows_each)
+            == (size, size, 1)
+            == (len(micro.batch), size, 1)
+        )
         assert torch.equal(micro.weights, micro.present.float())
         assert micro.present.sum() == len(micro.members) > 0
     assert sorted(seen) == list(range(len(lengths)))
@@ -60,7 +71,13 @@ def test_units_of_one_shape_share_a_micro_batch_and_others_never(lengths: list[i
 
 def test_full_micro_batches_come_as_they_fill_and_the_rest_in_order_of_first_come() -> None:
     found = packed([2, 3, 2, 3, 3, 4, 2], 2)
-    assert [micro.batch[micro.present][:, 0].sub(100).tolist() for micro in found] == [[0, 2], [1, 3], [4], [5], [6]]
+    assert [micro.batch[micro.present][:, 0].sub(100).tolist() for micro in found] == [
+        [0, 2],
+        [1, 3],
+        [4],
+        [5],
+        [6],
+    ]
 
 
 def test_dummies_are_copies_that_are_not_present() -> None:
@@ -92,7 +109,11 @@ def test_a_unit_with_more_rows_than_a_micro_batch_is_not_split() -> None:
 
 def test_units_of_other_numbers_of_rows_never_share() -> None:
     found = packed([2] * 7, 8, [[0], [1, 2], [3], [4, 5, 6]], 4)
-    assert [(micro.rows_each, len(micro.members), micro.units) for micro in found] == [(1, 2, 8), (2, 1, 4), (4, 1, 2)]
+    assert [(micro.rows_each, len(micro.members), micro.units) for micro in found] == [
+        (1, 2, 8),
+        (2, 1, 4),
+        (4, 1, 2),
+    ]
     assert [float(micro.weights.sum()) for micro in found] == pytest.approx([2, 1, 1])
 
 
@@ -108,7 +129,12 @@ def test_what_a_unit_is_padded_to_is_its_own_affair() -> None:
 
 
 def test_a_collate_function_with_a_length_of_its_own_makes_one_shape() -> None:
-    packer = Packer(texts([2, 5, 3]), lambda rows: torch.stack([pad(row, (0, 8 - len(row))) for row in rows]), 4, 1)
+    packer = Packer(
+        texts([2, 5, 3]),
+        lambda rows: torch.stack([pad(row, (0, 8 - len(row))) for row in rows]),
+        4,
+        1,
+    )
     (micro,) = packer.pack([[0], [1], [2]])
     assert micro.batch.shape == (4, 8)
 
@@ -148,7 +174,7 @@ def test_nothing_is_fetched_before_it_is_needed() -> None:
     assert fetched == [0, 1, 2, 3]
 
 
-# --- batches of every kind --------------------------------------------------------------------------------------------
+# --- batches of every kind ------------------------------------------------------------------------
 
 
 def whole(batch: Any) -> list[Any]:

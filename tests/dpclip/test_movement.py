@@ -11,7 +11,9 @@ from dpclip.clipping.control import coordinates
 from dpclip.engine.movement import Movement
 
 
-def test_a_length_is_the_root_mean_square_of_the_change_times_that_of_the_smaller_dimension() -> None:
+def test_a_length_is_the_root_mean_square_of_the_change_times_that_of_the_smaller_dimension() -> (
+    None
+):
     weights = [torch.tensor([3.0, 4.0]), torch.zeros(4, 9), torch.ones(())]
     movement = Movement(weights)
     weights[0] += torch.tensor([0.0, 2.0])

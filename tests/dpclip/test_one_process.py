@@ -42,7 +42,9 @@ def test_a_group_of_one_process_is_accepted() -> None:
 @pytest.mark.usefixtures("alone")
 def test_a_wrapped_model_is_refused() -> None:
     wrapped = nn.parallel.DistributedDataParallel(nn.Linear(2, 2))
-    with pytest.raises(InputError, match=r"the model is wrapped in DistributedDataParallel: several .*its \.module"):
+    with pytest.raises(
+        InputError, match=r"the model is wrapped in DistributedDataParallel: several .*its \.module"
+    ):
         check_one_process(wrapped)
     with pytest.raises(InputError, match="module '0' is wrapped in DistributedDataParallel"):
         check_one_process(nn.Sequential(wrapped))
@@ -63,8 +65,11 @@ def test_data_parallel_is_refused() -> None:
 )
 def test_a_sharded_module_is_refused(package: str, name: str) -> None:
     model = nn.Sequential(nn.Linear(2, 2))
-    model[0].__class__ = type("ShardedLinear", (like(package, name), nn.Linear), {})  # as fully_shard does it
-    with pytest.raises(InputError, match=rf"module '0' is sharded or replicated \({name}\): several processes"):
+    # as fully_shard does it
+    model[0].__class__ = type("ShardedLinear", (like(package, name), nn.Linear), {})
+    with pytest.raises(
+        InputError, match=rf"module '0' is sharded or replicated \({name}\): several processes"
+    ):
         check_one_process(model)
 
 
@@ -80,7 +85,9 @@ def test_a_distributed_tensor_is_refused() -> None:
 
 def test_the_environment_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(InputError, match=r"WORLD_SIZE is 2 in the environment: several .* without torchrun"):
+    with pytest.raises(
+        InputError, match=r"WORLD_SIZE is 2 in the environment: several .* without torchrun"
+    ):
         check_one_process(nn.Linear(2, 2))
 
 

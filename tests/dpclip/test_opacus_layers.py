@@ -34,15 +34,18 @@ LAYERS = [
     "dp_multihead_attention",
     "dp_rnn",
 ]
+# the modes that the tests ask for, and what they get
 BACKENDS = {
     "hooks": "bookkeeping",
     "functorch": "hooks",
     "ew": "functorch",
-}  # the modes that the tests ask for, and what they get
+}
 
 
 class _Turned(nn.Module):
-    """Takes and gives [B, T, ...] for a module of [T, B, ...]: rows come first in what the backend watches."""
+    """Takes and gives [B, T, ...] for a module of [T, B, ...]: rows come first in what the backend
+    watches.
+    """
 
     def __init__(self, inner: nn.Module) -> None:
         super().__init__()
@@ -65,7 +68,9 @@ def per_sample_gradients(
 ) -> dict[str, Tensor | None]:
     """Opacus' helper of the same signature, with our backend inside."""
     if isinstance(x, PackedSequence):
-        raise unittest.SkipTest("packed sequences are for torch's own recurrent layers (tests of recurrent layers)")
+        raise unittest.SkipTest(
+            "packed sequences are for torch's own recurrent layers (tests of recurrent layers)"
+        )
     torch.manual_seed(0)
     module = utils.clone_module(module)
     first = x[0] if isinstance(x, tuple) else x
@@ -75,12 +80,17 @@ def per_sample_gradients(
     if rows == 0:
         return {}
     if not batch_first:
-        assume(first.shape[0] > 1)  # one position before the batch looks like an input shared by all rows
+        # one position before the batch looks like an input shared by all rows
+        assume(first.shape[0] > 1)
         x = tuple(map(_turned, x)) if isinstance(x, tuple) else _turned(x)
         module = _Turned(module)
     named = {name.removeprefix("inner."): p for name, p in module.named_parameters()}
     backend = make_backend(
-        BACKENDS[grad_sample_mode], module, list(named.values()), list(range(len(named))), loss_reduction
+        BACKENDS[grad_sample_mode],
+        module,
+        list(named.values()),
+        list(range(len(named))),
+        loss_reduction,
     )
     inputs = x if isinstance(x, tuple) else (x,)
     if not batch_first:  # as a run begins: with one row, so that positions are not taken for rows

@@ -14,7 +14,9 @@ from dpclip.errors import InputError
 from dpclip.optim import SPAM, StableSPAM
 
 KINDS = {
-    "spam": lambda p, **more: SPAM(p, **{"lr": 0.1, "reset_interval": 6, "rewarmup_steps": 3, "skip_steps": 2, **more}),
+    "spam": lambda p, **more: SPAM(
+        p, **{"lr": 0.1, "reset_interval": 6, "rewarmup_steps": 3, "skip_steps": 2, **more}
+    ),
     "stable": lambda p, **more: StableSPAM(p, **{"lr": 0.1, "reset_interval": 5, **more}),
 }
 every = pytest.mark.parametrize("kind", list(KINDS))
@@ -87,16 +89,24 @@ def test_stable_spam_as_mended() -> None:
     assert found[4][1]["exp_avg"].abs().min() > 0.01, "the reset step is remembered"
     first = [abs(a - b) for a, b in zip(found[4][0], found[3][0], strict=True)]
     assert first == pytest.approx([0.1, 0.1], rel=1e-6), "and is as long as a first step"
-    largest = [state["usual"][0].item() / (1 - 0.999**t) for t, (_, state) in enumerate(found, start=1)]
-    assert largest[5:] == pytest.approx([9.9970, 9.1377], rel=1e-5), "the usual largest element is not inflated"
+    largest = [
+        state["usual"][0].item() / (1 - 0.999**t) for t, (_, state) in enumerate(found, start=1)
+    ]
+    assert largest[5:] == pytest.approx([9.9970, 9.1377], rel=1e-5), (
+        "the usual largest element is not inflated"
+    )
 
 
 def test_a_constant_gradient_after_the_published_reset() -> None:
-    """Old moments with the corrections of a first step: too short, the more so the older they are."""
+    """Old moments with the corrections of a first step: too short, the more so the older
+    they are.
+    """
     moved = {}
     for match_published in (True, False):
         parameter = pair()
-        optimizer = StableSPAM([parameter], lr=1.0, reset_interval=200, match_published=match_published)
+        optimizer = StableSPAM(
+            [parameter], lr=1.0, reset_interval=200, match_published=match_published
+        )
         before = parameter.detach().clone()
         for _ in range(200):
             before = parameter.detach().clone()
@@ -121,15 +131,19 @@ def test_an_element_that_never_had_a_gradient_is_not_held_down() -> None:
     assert ends[False] < -1.1
 
 
-# --- both -------------------------------------------------------------------------------------------------------------
+# --- both -----------------------------------------------------------------------------------------
 
 
 def parameters(dtype: torch.dtype = torch.float32) -> list[nn.Parameter]:
     draw = torch.Generator().manual_seed(0)
-    return [nn.Parameter(torch.randn(shape, generator=draw).to(dtype)) for shape in ((3, 4), (5,), (1,))]
+    return [
+        nn.Parameter(torch.randn(shape, generator=draw).to(dtype)) for shape in ((3, 4), (5,), (1,))
+    ]
 
 
-def train(optimizer: torch.optim.Optimizer, held: list[nn.Parameter], first: int, last: int) -> list[Tensor]:
+def train(
+    optimizer: torch.optim.Optimizer, held: list[nn.Parameter], first: int, last: int
+) -> list[Tensor]:
     for step in range(first, last):
         draw = torch.Generator().manual_seed(step)
         for index, parameter in enumerate(held):
@@ -170,7 +184,9 @@ def test_a_gradient_that_is_not_finite_changes_nothing(kind: str, bad: float) ->
     for parameter in held:
         parameter.grad = torch.full_like(parameter, bad)
     optimizer.step()
-    for mine, theirs in zip(train(optimizer, held, 8, 15), train(spared, other, 8, 15), strict=True):
+    for mine, theirs in zip(
+        train(optimizer, held, 8, 15), train(spared, other, 8, 15), strict=True
+    ):
         assert torch.equal(mine, theirs)
     strict = KINDS[kind](held, nonfinite="raise")
     held[0].grad = torch.full_like(held[0], bad)
@@ -202,10 +218,15 @@ def test_both_learn(kind: str) -> None:
 
 @pytest.mark.parametrize(
     "make",
-    [lambda p: SPAM(p, threshold=-1), lambda p: SPAM(p, reset_interval=-1), lambda p: SPAM(p, lr=-1.0),
-     lambda p: StableSPAM(p, betas=(1.0, 0.9)), lambda p: StableSPAM(p, gamma1=1.0),
-     lambda p: StableSPAM(p, reset_interval=0.5)],
-)  # fmt: skip
+    [
+        lambda p: SPAM(p, threshold=-1),
+        lambda p: SPAM(p, reset_interval=-1),
+        lambda p: SPAM(p, lr=-1.0),
+        lambda p: StableSPAM(p, betas=(1.0, 0.9)),
+        lambda p: StableSPAM(p, gamma1=1.0),
+        lambda p: StableSPAM(p, reset_interval=0.5),
+    ],
+)
 def test_bad_settings_are_refused(make: Any) -> None:
     with pytest.raises(InputError):
         make(parameters())

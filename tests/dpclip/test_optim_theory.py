@@ -1,4 +1,6 @@
-"""The clipping optimizers against recursions written out in float64, and what a torch optimizer has to stand."""
+"""The clipping optimizers against recursions written out in float64, and what a torch optimizer has
+to stand.
+"""
 
 from __future__ import annotations
 
@@ -33,9 +35,13 @@ ALL: dict[str, Make] = {
     "adagrad-norm-delayed": lambda p: ClipAdaGradNorm(p, LR, LIMIT, B0, ETA, delayed=True),
     "adagrad-norm-tensor": lambda p: ClipAdaGradNorm(p, LR, LIMIT, B0, ETA, clip="tensor"),
     "adam-norm": lambda p: ClipAdamNorm(p, LR, (BETA1, BETA2), LIMIT, B0),
-    "adam-norm-delayed-tensor": lambda p: ClipAdamNorm(p, LR, (BETA1, BETA2), LIMIT, B0, delayed=True, clip="tensor"),
+    "adam-norm-delayed-tensor": lambda p: ClipAdamNorm(
+        p, LR, (BETA1, BETA2), LIMIT, B0, delayed=True, clip="tensor"
+    ),
     "adagrad": lambda p: ClipAdaGrad(p, LR, LIMIT, B0, ETA, BETA1),
-    "adagrad-delayed-tensor": lambda p: ClipAdaGrad(p, LR, LIMIT, B0, ETA, delayed=True, clip="tensor"),
+    "adagrad-delayed-tensor": lambda p: ClipAdaGrad(
+        p, LR, LIMIT, B0, ETA, delayed=True, clip="tensor"
+    ),
     "adam": lambda p: ClipAdam(p, LR, (BETA1, BETA2), LIMIT, B0),
     "adam-delayed": lambda p: ClipAdam(p, LR, (BETA1, BETA2), LIMIT, B0, delayed=True),
 }
@@ -44,7 +50,10 @@ every_optimizer = pytest.mark.parametrize("make", ALL.values(), ids=ALL)
 
 def parameters(dtype: torch.dtype = torch.float64, seed: int = 1) -> list[nn.Parameter]:
     generator = torch.Generator().manual_seed(seed)
-    return [nn.Parameter(torch.randn(s, generator=generator, dtype=torch.float64).to(dtype)) for s in SHAPES]
+    return [
+        nn.Parameter(torch.randn(s, generator=generator, dtype=torch.float64).to(dtype))
+        for s in SHAPES
+    ]
 
 
 def gradients(steps: int, dtype: torch.dtype = torch.float64) -> list[list[Tensor]]:
@@ -52,7 +61,10 @@ def gradients(steps: int, dtype: torch.dtype = torch.float64) -> list[list[Tenso
     generator = torch.Generator().manual_seed(2)
     sizes = [0.1 * 3.0**k for k in range(5)]
     return [
-        [(sizes[t % 5] * torch.randn(s, generator=generator, dtype=torch.float64)).to(dtype) for s in SHAPES]
+        [
+            (sizes[t % 5] * torch.randn(s, generator=generator, dtype=torch.float64)).to(dtype)
+            for s in SHAPES
+        ]
         for t in range(steps)
     ]
 
@@ -75,7 +87,7 @@ def equal(ours: list[Tensor], theirs: list[Tensor]) -> bool:
     return all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
 
 
-# --- against the formulas, on one vector or on one tensor after the other -------------------------------------------
+# --- against the formulas, on one vector or on one tensor after the other -------------------------
 
 
 def flat(tensors: list[Tensor]) -> Tensor:
@@ -86,7 +98,9 @@ def clip(g: Tensor) -> Tensor:
     return g * min(1.0, LIMIT / float(g.norm()))
 
 
-def descent(x: Tensor, path: list[Tensor], direction: Callable[[Tensor], Tensor], momentum: float) -> Tensor:
+def descent(
+    x: Tensor, path: list[Tensor], direction: Callable[[Tensor], Tensor], momentum: float
+) -> Tensor:
     buffer = torch.zeros_like(x)
     for g in path:
         buffer = momentum * buffer + direction(g) + 0.01 * x
@@ -94,7 +108,9 @@ def descent(x: Tensor, path: list[Tensor], direction: Callable[[Tensor], Tensor]
     return x
 
 
-def adaptive(x: Tensor, path: list[Tensor], *, adam: bool, scalar: bool, beta1: float, delayed: bool) -> Tensor:
+def adaptive(
+    x: Tensor, path: list[Tensor], *, adam: bool, scalar: bool, beta1: float, delayed: bool
+) -> Tensor:
     """Section by section what Chezhegov et al. write."""
     b = torch.tensor(B0, dtype=torch.float64) if scalar else torch.full_like(x, B0)
     m = torch.zeros_like(x)
@@ -112,7 +128,9 @@ def expected(law: Callable[[Tensor, list[Tensor]], Tensor], *, per_tensor: bool)
     start, path = parameters(), gradients(12)
     if not per_tensor:
         return law(flat(start), [flat(found) for found in path])
-    return torch.cat([law(p.detach(), [found[i] for found in path]).reshape(-1) for i, p in enumerate(start)])
+    return torch.cat(
+        [law(p.detach(), [found[i] for found in path]).reshape(-1) for i, p in enumerate(start)]
+    )
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
@@ -122,7 +140,9 @@ def test_clipped_and_normalized_descent_follow_their_formulas(momentum: float) -
         (lambda p: NormalizedSGD(p, LR, 0.1, momentum, 0.01), lambda g: g / (g.norm() + 0.1)),
     ]
     for make, direction in laws:
-        reference = expected(lambda x, path, d=direction: descent(x, path, d, momentum), per_tensor=False)
+        reference = expected(
+            lambda x, path, d=direction: descent(x, path, d, momentum), per_tensor=False
+        )
         torch.testing.assert_close(flat(run(make)), reference, rtol=1e-12, atol=1e-12)
 
 
@@ -130,7 +150,9 @@ def test_clipped_and_normalized_descent_follow_their_formulas(momentum: float) -
 @pytest.mark.parametrize("beta1", [0.0, BETA1])
 @pytest.mark.parametrize("clipping", ["global", "tensor"])
 @pytest.mark.parametrize("name", ["ClipAdaGradNorm", "ClipAdamNorm", "ClipAdaGrad", "ClipAdam"])
-def test_adaptive_optimizers_follow_their_formulas(name: str, clipping: str, beta1: float, delayed: bool) -> None:
+def test_adaptive_optimizers_follow_their_formulas(
+    name: str, clipping: str, beta1: float, delayed: bool
+) -> None:
     kind = {c.__name__: c for c in (ClipAdaGradNorm, ClipAdamNorm, ClipAdaGrad, ClipAdam)}[name]
     adam, scalar = "Adam" in name, "Norm" in name
     own: dict[str, Any] = {"betas": (beta1, BETA2)} if adam else {"eta": ETA, "momentum": beta1}
@@ -168,7 +190,7 @@ def test_one_coordinate_makes_the_scalar_and_the_coordinate_version_agree() -> N
         torch.testing.assert_close(*ends, rtol=1e-12, atol=0)
 
 
-# --- special cases ----------------------------------------------------------------------------------------------------
+# --- special cases --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -178,7 +200,9 @@ def test_unclipped_it_is_torch_sgd_bit_for_bit(
     dtype: torch.dtype, momentum: float, decay: float, limit: float | None
 ) -> None:
     ours = run(lambda p: ClippedSGD(p, LR, limit, momentum, decay), dtype=dtype)
-    theirs = run(lambda p: SGD(p, LR, momentum=momentum, weight_decay=decay, foreach=False), dtype=dtype)
+    theirs = run(
+        lambda p: SGD(p, LR, momentum=momentum, weight_decay=decay, foreach=False), dtype=dtype
+    )
     assert equal(ours, theirs)
 
 
@@ -191,12 +215,15 @@ def test_clipped_it_is_torch_sgd_after_clip_grad_norm() -> None:
         nn.utils.clip_grad_norm_(held, LIMIT)
         optimizer.step()
     ours = run(lambda p: ClippedSGD(p, LR, LIMIT, momentum=0.9, weight_decay=0.1))
-    torch.testing.assert_close(flat(ours), flat(held), rtol=1e-5, atol=1e-5)  # torch adds 1e-6 to the norm
+    # torch adds 1e-6 to the norm
+    torch.testing.assert_close(flat(ours), flat(held), rtol=1e-5, atol=1e-5)
 
 
 def test_the_norm_runs_over_all_groups_and_settings_are_each_groups_own() -> None:
     held = parameters()
-    optimizer = ClippedSGD([{"params": held[:1], "lr": 0.1}, {"params": held[1:], "max_norm": 2.0}], lr=0.5)
+    optimizer = ClippedSGD(
+        [{"params": held[:1], "lr": 0.1}, {"params": held[1:], "max_norm": 2.0}], lr=0.5
+    )
     start, found = [p.detach().clone() for p in held], gradients(5)[4]
     norm = float(flat(found).norm())
     step(optimizer, held, found)
@@ -219,7 +246,9 @@ def test_one_scalar_follows_the_gradients_of_all_groups() -> None:
 
 
 def test_gradients_that_never_change_show_the_delay() -> None:
-    """The first delayed step divides by b0 itself, whatever the gradient, and moves along this step's gradient."""
+    """The first delayed step divides by b0 itself, whatever the gradient, and moves along this
+    step's gradient.
+    """
     for kind in (ClipAdaGradNorm, ClipAdaGrad):
         x = nn.Parameter(torch.zeros(2, dtype=torch.float64))
         optimizer = kind([x], lr=0.5, max_norm=None, b0=2.0, delayed=True)
@@ -250,7 +279,7 @@ def test_the_momentum_is_no_alias_of_a_gradient_that_is_zeroed_in_place() -> Non
     torch.testing.assert_close(x.detach(), torch.tensor([-0.15, -0.3]))
 
 
-# --- what an optimizer has to stand -----------------------------------------------------------------------------------
+# --- what an optimizer has to stand ---------------------------------------------------------------
 
 
 @every_optimizer
@@ -359,7 +388,9 @@ def test_normalizing_a_gradient_without_direction_moves_nothing() -> None:
 
 
 @pytest.mark.parametrize("kind", [ClipAdam, ClipAdamNorm])
-def test_a_second_moment_that_has_decayed_to_nothing_does_not_divide_by_zero(kind: type[Optimizer]) -> None:
+def test_a_second_moment_that_has_decayed_to_nothing_does_not_divide_by_zero(
+    kind: type[Optimizer],
+) -> None:
     x = nn.Parameter(torch.ones(2))
     optimizer = kind([x], 1e-3, betas=(0.9, 0.0))
     for value in (0.0, 0.0, 1e-25, 1e-3):

@@ -17,9 +17,15 @@ MODES = ["bookkeeping", "ghost", "hooks", "functorch"]
 
 
 def captured(
-    mode: str, model: nn.Module, rows: dict[str, Tensor], chunks: list[int], factors: Tensor | None = None
+    mode: str,
+    model: nn.Module,
+    rows: dict[str, Tensor],
+    chunks: list[int],
+    factors: Tensor | None = None,
 ) -> tuple[Tensor, GradientSum]:
-    """Norms [B] and the sum weighted by `factors` (default: flat clipping at 1) over physical chunks."""
+    """Norms [B] and the sum weighted by `factors` (default: flat clipping at 1) over physical
+    chunks.
+    """
     parameters = [p for p in model.parameters() if p.requires_grad]
     total = GradientSum.zeros(parameters, [0] * len(parameters))
     backend = make_backend(mode, model, parameters, total.groups)
@@ -29,7 +35,11 @@ def captured(
         with backend.capture(size) as view:
             reference.losses(model, chunk).mean().backward()
         norm = view.squared_norms().sqrt()
-        chosen = Flat(1.0).clip_factors(norm)["release"] if factors is None else factors[:, start : start + size].to(norm)
+        chosen = (
+            Flat(1.0).clip_factors(norm)["release"]
+            if factors is None
+            else factors[:, start : start + size].to(norm)
+        )
         view.weighted_sum(chosen, into=total)
         norms.append(norm[0])
         start += size
@@ -52,7 +62,9 @@ def test_clipped_sum_equals_one_at_a_time_autograd_in_float64(name: str, mode: s
     for chunks in ([4], [3, 1], [1, 1, 1, 1]):
         norms, total = captured(mode, model, rows, chunks)
         assert norms.tolist() == pytest.approx(lengths, rel=reference.tolerance(name))
-        assert reference.distance(total.tensors, expected) <= reference.tolerance(name) * reference.length(expected)
+        assert reference.distance(total.tensors, expected) <= reference.tolerance(
+            name
+        ) * reference.length(expected)
 
 
 @pytest.mark.parametrize("name", ["gpt2 tied", "bert", "llama lora"])
@@ -62,7 +74,9 @@ def test_clipped_sum_is_right_to_single_precision_in_float32(name: str) -> None:
     _, total = captured("hooks", model, rows, [5])
     exact_norms, exact = captured("hooks", model.double(), rows, [5])
     assert float(exact_norms.max()) > 0
-    assert reference.distance(total.tensors, exact.tensors) <= 1e-5 * reference.length(exact.tensors)
+    assert reference.distance(total.tensors, exact.tensors) <= 1e-5 * reference.length(
+        exact.tensors
+    )
 
 
 class _Blocks(nn.Module):
@@ -71,13 +85,19 @@ class _Blocks(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.table = nn.Embedding(7, 6)
-        self.blocks = nn.ModuleList(nn.Sequential(nn.LayerNorm(6), nn.Linear(6, 6), nn.Tanh()) for _ in range(2))
+        self.blocks = nn.ModuleList(
+            nn.Sequential(nn.LayerNorm(6), nn.Linear(6, 6), nn.Tanh()) for _ in range(2)
+        )
         self.reentrant: bool | None = None
 
     def forward(self, ids: Tensor) -> Tensor:
         x = self.table(ids)
         for block in self.blocks:
-            x = x + (block(x) if self.reentrant is None else checkpoint(block, x, use_reentrant=self.reentrant))
+            x = x + (
+                block(x)
+                if self.reentrant is None
+                else checkpoint(block, x, use_reentrant=self.reentrant)
+            )
         return x.square().sum((1, 2))
 
 
@@ -107,7 +127,9 @@ def test_rows_of_one_unit_are_added_before_the_norm() -> None:
     gradients = list(reference.one_at_a_time(model, rows, parameters))
     for unit, members in enumerate(([0, 1], [2, 3])):
         joint = [sum(gradients[m][i] for m in members) / 2 for i in range(len(parameters))]
-        assert float(view.squared_norms()[0, unit].sqrt()) == pytest.approx(reference.length(joint), rel=1e-12)
+        assert float(view.squared_norms()[0, unit].sqrt()) == pytest.approx(
+            reference.length(joint), rel=1e-12
+        )
 
 
 def test_groups_have_norms_of_their_own() -> None:
@@ -160,7 +182,10 @@ def test_a_parameter_used_outside_its_layer_is_refused(mode: str) -> None:
     model = _Direct()
     parameters = list(model.parameters())
     backend = make_backend(mode, model, parameters, [0] * len(parameters))
-    with pytest.raises(BatchDimensionError, match=r"layer.weight.*do not add up"), backend.capture(4):
+    with (
+        pytest.raises(BatchDimensionError, match=r"layer.weight.*do not add up"),
+        backend.capture(4),
+    ):
         model(torch.randn(4, 5, 3)).mean((1, 2)).mean().backward()
 
 

@@ -20,7 +20,7 @@ from dpclip.budget.ledger import Ledger
 from dpclip.budget.plan import Plan, default_delta, make_plan, steps_for
 from dpclip.errors import InputError
 from dpclip.noise.keystream import SecretKey
-from dpclip.sampling.sampler import PoissonSampler
+from dpclip.sampling import PoissonSampler
 
 BATCH = 8
 
@@ -36,9 +36,13 @@ def test_steps_and_rate_are_exact_for_every_loader_length_and_number_of_epochs()
 
 def calibrated(batches: int, epochs: int) -> Plan:
     plan = make_plan(
-        units=batches * BATCH, expected_batch_size=BATCH, target_epsilon=2.0, target_delta=1e-5, epochs=epochs,
+        units=batches * BATCH,
+        expected_batch_size=BATCH,
+        target_epsilon=2.0,
+        target_delta=1e-5,
+        epochs=epochs,
         accountant="rdp",
-    )  # fmt: skip
+    )
     ours = make_accountant("rdp", "add-remove")
     ours.charge(PoissonGaussian(plan.sample_rate, plan.noise_multiplier), plan.steps)
     assert 1.99 < ours.epsilon(1e-5).upper <= 2.0, (batches, epochs)
@@ -50,7 +54,8 @@ def test_opacus_agrees_where_its_own_engine_overshoots(batches: int) -> None:
     plan = calibrated(batches, 5)
     judge = RDPAccountant()
     judge.history = [(plan.noise_multiplier, plan.sample_rate, plan.steps)]
-    # Its coarser grid of orders reads a little higher than ours on the same curve; its own engine reads 2.0067.
+    # Its coarser grid of orders reads a little higher than ours on the same curve; its own engine
+    # reads 2.0067.
     assert judge.get_epsilon(1e-5) <= 2.0 * 1.002
 
 
@@ -60,7 +65,9 @@ def test_requested_epsilon_is_never_exceeded_for_a_sample_of_loader_lengths() ->
 
 
 @pytest.mark.long
-def test_requested_epsilon_is_never_exceeded_for_any_loader_length_to_500_and_epochs_to_10() -> None:
+def test_requested_epsilon_is_never_exceeded_for_any_loader_length_to_500_and_epochs_to_10() -> (
+    None
+):
     for batches in range(1, 501):
         calibrated(batches, 1 + (batches - 1) % 10)
     for epochs in range(1, 11):
@@ -71,7 +78,11 @@ def test_requested_epsilon_is_never_exceeded_for_any_loader_length_to_500_and_ep
 @pytest.mark.parametrize(("batches", "epochs"), [(93, 5), (16, 3), (1, 4)])
 def test_tight_accounting_stays_within_the_budget_too(batches: int, epochs: int) -> None:
     plan = make_plan(
-        units=batches * BATCH, expected_batch_size=BATCH, target_epsilon=2.0, target_delta=1e-5, epochs=epochs
+        units=batches * BATCH,
+        expected_batch_size=BATCH,
+        target_epsilon=2.0,
+        target_delta=1e-5,
+        epochs=epochs,
     )
     ledger = Ledger.create(None, plan)
     for step in range(plan.steps):
@@ -82,8 +93,12 @@ def test_tight_accounting_stays_within_the_budget_too(batches: int, epochs: int)
 
 
 def test_where_the_accountants_disagree_the_plan_satisfies_the_largest() -> None:
-    """prv-accountant's lower end lies above the truth here (a defect of its numerical mean), so Rényi is reported."""
-    plan = make_plan(units=1000, expected_batch_size=100, target_epsilon=36.8, target_delta=1e-5, steps=300)
+    """prv-accountant's lower end lies above the truth here (a defect of its numerical mean), so
+    Rényi is reported.
+    """
+    plan = make_plan(
+        units=1000, expected_batch_size=100, target_epsilon=36.8, target_delta=1e-5, steps=300
+    )
     ledger = Ledger.create(None, plan)
     for step in range(plan.steps):
         ledger.charge(step, 0, plan.noise_multiplier)
@@ -109,10 +124,20 @@ def test_parts_of_one_run_share_one_plan_object() -> None:
 
     model = torch.nn.Linear(2, 1)
     private = dpclip.make_private(
-        model, torch.optim.SGD(model.parameters(), lr=1.0), [(0, 0)] * 20, target_epsilon=1.0, expected_batch_size=5,
-        steps=2, accountant="rdp",
-    )  # fmt: skip
-    assert private.plan is private.engine.plan is private.engine.sampler.plan is private.engine.ledger.plan
+        model,
+        torch.optim.SGD(model.parameters(), lr=1.0),
+        [(0, 0)] * 20,
+        target_epsilon=1.0,
+        expected_batch_size=5,
+        steps=2,
+        accountant="rdp",
+    )
+    assert (
+        private.plan
+        is private.engine.plan
+        is private.engine.sampler.schedule
+        is private.engine.ledger.plan
+    )
 
 
 def spelled(value: float) -> st.SearchStrategy[Any]:
@@ -128,17 +153,28 @@ _WHOLE = st.sampled_from([int, np.int64, np.int32, np.uint16])
 
 
 @given(
-    units=st.integers(40, 5000), batch=st.integers(1, 20), steps=st.integers(1, 1000), kinds=st.tuples(*[_WHOLE] * 3),
+    units=st.integers(40, 5000),
+    batch=st.integers(1, 20),
+    steps=st.integers(1, 1000),
+    kinds=st.tuples(*[_WHOLE] * 3),
     noise=st.one_of(st.integers(1, 5), st.floats(0.3, 20)).flatmap(spelled),
     epsilon=st.one_of(st.integers(1, 20), st.floats(0.01, 50), st.just(math.inf)).flatmap(spelled),
-    delta=st.floats(1e-12, 1e-5).flatmap(spelled), arithmetic=st.sampled_from(["exact", "fast"]),
+    delta=st.floats(1e-12, 1e-5).flatmap(spelled),
+    arithmetic=st.sampled_from(["exact", "fast"]),
     sampling=st.sampled_from(["poisson", "halves", "passes"]),
-)  # fmt: skip
+)
 @settings(max_examples=200, deadline=None)
 def test_plan_survives_json_however_its_numbers_were_written(
-    units: int, batch: int, steps: int, kinds: tuple[Any, ...], noise: Any, epsilon: Any, delta: Any, arithmetic: str,
+    units: int,
+    batch: int,
+    steps: int,
+    kinds: tuple[Any, ...],
+    noise: Any,
+    epsilon: Any,
+    delta: Any,
+    arithmetic: str,
     sampling: str,
-) -> None:  # fmt: skip
+) -> None:
     whole = [kind(value) for kind, value in zip(kinds, (units, batch, steps), strict=True)]
     plan = Plan(*whole, noise, delta, epsilon, sampling=sampling, arithmetic=arithmetic)
     reals = [float(value) for value in (noise, delta, epsilon)]
@@ -200,6 +236,12 @@ def test_default_delta_is_below_one_over_n() -> None:
     ],
 )
 def test_meaningless_plans_are_refused(changes: dict[str, float | None], message: str) -> None:
-    values = {"units": 100, "expected_batch_size": 10, "target_epsilon": 8.0, "epochs": 1, "accountant": "rdp"}
+    values = {
+        "units": 100,
+        "expected_batch_size": 10,
+        "target_epsilon": 8.0,
+        "epochs": 1,
+        "accountant": "rdp",
+    }
     with pytest.raises(InputError, match=message):
         make_plan(**(values | changes))  # type: ignore[arg-type]

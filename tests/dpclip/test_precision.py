@@ -1,4 +1,6 @@
-"""Bounds hold in float64 whatever computes the gradients; mixed precision, checkpointing and compilation."""
+"""Bounds hold in float64 whatever computes the gradients; mixed precision, checkpointing and
+compilation.
+"""
 
 from __future__ import annotations
 
@@ -22,12 +24,16 @@ from dpclip.per_sample.forms.outer_products import OuterProducts, Tied
 
 
 def clipped_length(use: Factored, bound: float) -> float:
-    """The exact length of one clipped sample, with the engine's norms and factors and the float32 sum."""
+    """The exact length of one clipped sample, with the engine's norms and factors and the float32
+    sum.
+    """
     norms, finite = _norms(use.squared_norms().unsqueeze(0))
     factors = (Flat(bound).clip_factors(norms)["release"] * finite)[0]
     total = torch.zeros(use.shape)
     use.add_weighted(factors, total)
-    return math.sqrt(float(sum(part.double().square().sum() for part in total.reshape(-1).split(1 << 22))))
+    return math.sqrt(
+        float(sum(part.double().square().sum() for part in total.reshape(-1).split(1 << 22)))
+    )
 
 
 def large_dense() -> Factored:
@@ -39,7 +45,9 @@ def large_outer(length: int) -> Factored:
 
 
 def cancelling() -> Factored:
-    """Outer products that nearly cancel: the Gram matrices' entries are a million times larger than the norm."""
+    """Outer products that nearly cancel: the Gram matrices' entries are a million times larger than
+    the norm.
+    """
     left, right = torch.randn(1, 40, 300), torch.randn(1, 40, 400)
     left[:, 20:], right[:, 20:] = left[:, :20], -right[:, :20] * (1 + 1e-4)
     return OuterProducts(left, right)
@@ -69,7 +77,8 @@ def test_no_clipped_sample_is_longer_than_its_bound(name: str) -> None:
     length = clipped_length(use, bound)
     assert length <= bound
     if "cancelling" not in name:
-        assert length == pytest.approx(bound, rel=1e-3)  # a little shorter: what rounding may amount to
+        # a little shorter: what rounding may amount to
+        assert length == pytest.approx(bound, rel=1e-3)
     gc.collect()
 
 
@@ -133,7 +142,9 @@ class Deep(nn.Module):
         super().__init__()
         self.table = nn.Embedding(7, 32)
         self.blocks = nn.ModuleList(
-            nn.Sequential(nn.LayerNorm(32), nn.Linear(32, 128), nn.GELU(), nn.Dropout(0.2), nn.Linear(128, 32))
+            nn.Sequential(
+                nn.LayerNorm(32), nn.Linear(32, 128), nn.GELU(), nn.Dropout(0.2), nn.Linear(128, 32)
+            )
             for _ in range(4)
         )
         self.reentrant = reentrant
@@ -141,7 +152,11 @@ class Deep(nn.Module):
     def forward(self, ids: Tensor) -> Tensor:
         x = self.table(ids)
         for block in self.blocks:
-            x = x + (block(x) if self.reentrant is None else checkpoint(block, x, use_reentrant=self.reentrant))
+            x = x + (
+                block(x)
+                if self.reentrant is None
+                else checkpoint(block, x, use_reentrant=self.reentrant)
+            )
         return x.square().sum((1, 2))
 
 
@@ -168,7 +183,9 @@ def test_activation_checkpointing_gives_the_same_norms_and_sums(mode: str, reent
 
 def test_checkpointing_frees_the_inputs_of_watched_layers() -> None:
     rows = [torch.randint(7, (1, 50)) for _ in range(3)]
-    plain, freed = (footprint(Deep(kind), lambda m, b: m(b), torch.cat, rows) for kind in (None, False))
+    plain, freed = (
+        footprint(Deep(kind), lambda m, b: m(b), torch.cat, rows) for kind in (None, False)
+    )
     assert freed.row < 0.8 * plain.row
 
 

@@ -1,4 +1,6 @@
-"""The pre-flight on public stand-ins: finds couplings and wrong gradients, and leaves the model as it was."""
+"""The pre-flight on public stand-ins: finds couplings and wrong gradients, and leaves the model as
+it was.
+"""
 
 from __future__ import annotations
 
@@ -62,12 +64,19 @@ class _Positions(nn.Module):
         self.table, self.head = nn.Embedding(16, 4), nn.Linear(4, 1)
 
     def forward(self, ids: Tensor) -> Tensor:
-        return self.head(self.table(ids) + self.table(torch.arange(ids.shape[1]))).square().sum((1, 2))
+        return (
+            self.head(self.table(ids) + self.table(torch.arange(ids.shape[1]))).square().sum((1, 2))
+        )
 
 
 def test_positions_without_a_batch_dimension_are_fine_whatever_the_length() -> None:
     for length in (1, 2, 3, 4, 9):
-        check_model(_Positions(), lambda m, x: m(x), torch.cat, [torch.randint(16, (1, length)) for _ in range(4)])
+        check_model(
+            _Positions(),
+            lambda m, x: m(x),
+            torch.cat,
+            [torch.randint(16, (1, length)) for _ in range(4)],
+        )
 
 
 class _Statistics(nn.Module):
@@ -75,7 +84,10 @@ class _Statistics(nn.Module):
 
     def __init__(self, kept: bool) -> None:
         super().__init__()
-        self.norm, self.head = nn.InstanceNorm1d(4, affine=True, track_running_stats=kept), nn.Linear(4, 1)
+        self.norm, self.head = (
+            nn.InstanceNorm1d(4, affine=True, track_running_stats=kept),
+            nn.Linear(4, 1),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(self.norm(x.transpose(1, 2)).transpose(1, 2)).square().sum((1, 2))
@@ -106,4 +118,9 @@ def test_activations_merged_the_other_way_round_are_fine() -> None:
 
 def test_a_loss_without_one_value_a_row_is_refused() -> None:
     with pytest.raises(InputError, match="one loss a row"):
-        check_model(reference.gpt2().train(), lambda m, b: reference.losses(m, b).mean(), collate, examples())
+        check_model(
+            reference.gpt2().train(),
+            lambda m, b: reference.losses(m, b).mean(),
+            collate,
+            examples(),
+        )

@@ -18,7 +18,9 @@ def held() -> list[nn.Parameter]:
 
 def test_each_parameter_moves_at_its_own_rate() -> None:
     parameters = held()
-    optimizer = torch.optim.SGD([{"params": parameters[:2], "lr": 0.1}, {"params": parameters[2:], "lr": 0.01}])
+    optimizer = torch.optim.SGD(
+        [{"params": parameters[:2], "lr": 0.1}, {"params": parameters[2:], "lr": 0.01}]
+    )
     for parameter in parameters:
         parameter.grad = torch.ones(2)
     groups = optimizer.param_groups
@@ -55,7 +57,10 @@ def test_state_is_that_of_an_optimizer_with_such_groups(kind: Any) -> None:
 def test_the_rate_is_back_after_a_step_that_failed() -> None:
     parameters = held()
     optimizer = torch.optim.SGD(parameters, lr=0.1)
-    with pytest.raises(RuntimeError), multiplied_learning_rates(optimizer, {id(parameters[0]): 2.0}):
+    with (
+        pytest.raises(RuntimeError),
+        multiplied_learning_rates(optimizer, {id(parameters[0]): 2.0}),
+    ):
         raise RuntimeError("broken")
     assert [len(g["params"]) for g in optimizer.param_groups] == [3]
     assert optimizer.param_groups[0]["lr"] == 0.1

@@ -1,4 +1,6 @@
-"""Reading tables: what is in the file comes back, whole, or one line says what is wrong and what to do."""
+"""Reading tables: what is in the file comes back, whole, or one line says what is wrong and what to
+do.
+"""
 
 import csv
 import gzip
@@ -42,7 +44,9 @@ def as_csv(rows: list[dict[str, str]]) -> bytes:
 
 
 def as_tsv(rows: list[dict[str, str]]) -> bytes:
-    return "".join("\t".join(row) + "\n" for row in [list(rows[0]), *(row.values() for row in rows)]).encode()
+    return "".join(
+        "\t".join(row) + "\n" for row in [list(rows[0]), *(row.values() for row in rows)]
+    ).encode()
 
 
 def as_json_lines(rows: list[dict[str, str]]) -> bytes:
@@ -82,7 +86,9 @@ def refusal(data: str | None, **columns: Any) -> str:
 
 @pytest.mark.parametrize("gz", ["", ".gz"])
 @pytest.mark.parametrize("suffix", list(WRITERS))
-def test_every_text_comes_back_from_every_format_as_it_was(suffix: str, gz: str, tmp_path: Path) -> None:
+def test_every_text_comes_back_from_every_format_as_it_was(
+    suffix: str, gz: str, tmp_path: Path
+) -> None:
     texts = [text for text in TEXTS if suffix != ".tsv" or "\n" not in text]
     rows = [{"label": label, "text": text} for label, text in zip(LABELS, texts, strict=False)]
     data = write(tmp_path, f"data{suffix}{gz}", WRITERS[suffix](rows))
@@ -188,7 +194,11 @@ FAULTS: dict[str, tuple[str, bytes | str, str]] = {
         'text,n\n"a\nb",1\nc,d,2\n',
         "a.csv: line 4 has 3 fields where the header has 2",
     ),
-    "ragged tsv": ("a.tsv", "text\tn\na\tb\tc\n", "a.tsv: line 2 has 3 fields where the header has 2"),
+    "ragged tsv": (
+        "a.tsv",
+        "text\tn\na\tb\tc\n",
+        "a.tsv: line 2 has 3 fields where the header has 2",
+    ),
     "open quote": ("a.csv", 'text,n\n"a,1\nb,2\n', "a.csv: line 3 cannot be parsed"),
     "bad json": (
         "a.jsonl",
@@ -206,8 +216,16 @@ FAULTS: dict[str, tuple[str, bytes | str, str]] = {
         '{"text": "a"}\n{"txt": "b"}',
         "a.jsonl: line 2 has no 'text'; give every line",
     ),
-    "not utf-8": ("a.csv", b"text\nok\nb\xe9d\n", "a.csv: line 3 is not UTF-8 (at byte 9 of the text); save"),
-    "latin-1 text": ("a.txt", b"caf\xe9\n", "a.txt: line 1 is not UTF-8 (at byte 3 of the text); save"),
+    "not utf-8": (
+        "a.csv",
+        b"text\nok\nb\xe9d\n",
+        "a.csv: line 3 is not UTF-8 (at byte 9 of the text); save",
+    ),
+    "latin-1 text": (
+        "a.txt",
+        b"caf\xe9\n",
+        "a.txt: line 1 is not UTF-8 (at byte 3 of the text); save",
+    ),
     "no parquet": ("a.parquet", b"PAR?", "a.parquet: this is not a complete Parquet file; write"),
     "unknown kind": (
         "a.docx",
@@ -216,7 +234,11 @@ FAULTS: dict[str, tuple[str, bytes | str, str]] = {
     ),
     "no suffix": ("letters", b"x", "letters: this kind of file is not known"),
     "empty csv": ("a.csv", b"", "a.csv: the file is empty; give data with at least one record"),
-    "header alone": ("a.csv", b"text,n\n", "a.csv: there are no rows; give data with at least one record"),
+    "header alone": (
+        "a.csv",
+        b"text,n\n",
+        "a.csv: there are no rows; give data with at least one record",
+    ),
     "blank txt": ("a.txt", b"\n  \n", "a.txt: there are no rows; give data"),
     "empty jsonl": ("a.jsonl", b"", "a.jsonl: the file is empty; give data"),
     "column twice": (
@@ -245,14 +267,18 @@ def test_no_message_quotes_what_a_record_says(tmp_path: Path) -> None:
 @pytest.mark.parametrize("content", [b"not gzip", gzip.compress(b"text\na\n" * 99)[:-12]])
 def test_a_broken_gzip_file_is_refused(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "a.csv.gz").write_bytes(content)
-    assert refusal(str(tmp_path / "a.csv.gz")) == ("a.csv.gz: this is not a complete gzip file; compress it again")
+    assert refusal(str(tmp_path / "a.csv.gz")) == (
+        "a.csv.gz: this is not a complete gzip file; compress it again"
+    )
 
 
 def test_a_folder_is_refused(tmp_path: Path) -> None:
     assert refusal(str(tmp_path)) == f"{tmp_path}: this is a folder; give a file in it"
 
 
-def test_a_file_without_permission_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_without_permission_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     data = write(tmp_path, "a.csv", "text\na\n")
 
     def closed(path: Path) -> bytes:
@@ -265,12 +291,25 @@ def test_a_file_without_permission_is_refused(tmp_path: Path, monkeypatch: pytes
 CHOICES: list[tuple[dict[str, str], str]] = [
     (
         {},
-        "a.csv: which column is the text cannot be told from mr, ref, who; give --text-column, or --input",
+        "a.csv: which column is the text cannot be told from mr, ref, who; give --text-column, or "
+        "--input",
     ),
-    ({"text_column": "txt"}, "a.csv: there is no column 'txt'; give --text-column one of mr, ref, who"),
-    ({"text_column": "mr", "unit_column": "id"}, "a.csv: there is no column 'id'; give --unit-column one of"),
-    ({"input_column": "mr"}, "column 'mr' is one half of input and target; give --target-column too"),
-    ({"target_column": "ref"}, "column 'ref' is one half of input and target; give --input-column too"),
+    (
+        {"text_column": "txt"},
+        "a.csv: there is no column 'txt'; give --text-column one of mr, ref, who",
+    ),
+    (
+        {"text_column": "mr", "unit_column": "id"},
+        "a.csv: there is no column 'id'; give --unit-column one of",
+    ),
+    (
+        {"input_column": "mr"},
+        "column 'mr' is one half of input and target; give --target-column too",
+    ),
+    (
+        {"target_column": "ref"},
+        "column 'ref' is one half of input and target; give --input-column too",
+    ),
     (
         {"input_column": "m", "target_column": "ref"},
         "a.csv: there is no column 'm'; give --input-column one of",
@@ -284,7 +323,12 @@ CHOICES: list[tuple[dict[str, str], str]] = [
         "a.csv: which column is the label cannot be told from mr, ref, who; give --label-column",
     ),
     (
-        {"input_column": "mr", "target_column": "ref", "label_column": "who", "task": "classification"},
+        {
+            "input_column": "mr",
+            "target_column": "ref",
+            "label_column": "who",
+            "task": "classification",
+        },
         "--input-column and --target-column are for language modelling; give --text-column",
     ),
     (
@@ -307,18 +351,26 @@ def test_columns_that_do_not_fit_are_refused_with_the_columns_there_are(
 
 
 def test_two_columns_named_like_a_text_are_too_many(tmp_path: Path) -> None:
-    assert "cannot be told from text, note;" in refusal(write(tmp_path, "a.csv", "text,note\na,b\n"))
+    assert "cannot be told from text, note;" in refusal(
+        write(tmp_path, "a.csv", "text,note\na,b\n")
+    )
 
 
 @pytest.mark.parametrize(
-    "data", ["letters.csv", "my folder/letters", "../letters", "/no/such/file", "a/b.txt.gz", "a/b/c/d"]
+    "data",
+    ["letters.csv", "my folder/letters", "../letters", "/no/such/file", "a/b.txt.gz", "a/b/c/d"],
 )
-def test_a_path_that_is_not_there_is_never_asked_of_the_hub(data: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace())  # any use of it would say so in the message
+def test_a_path_that_is_not_there_is_never_asked_of_the_hub(
+    data: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # any use of it would say so in the message
+    monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace())
     assert refusal(data) == f"{data}: there is no such file; check the path"
 
 
-def test_the_hub_that_cannot_be_reached_is_said_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_hub_that_cannot_be_reached_is_said_in_one_line(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
 
     def offline(*_: Any, **__: Any) -> None:
@@ -326,8 +378,8 @@ def test_the_hub_that_cannot_be_reached_is_said_in_one_line(monkeypatch: pytest.
 
     monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=offline))
     assert refusal("owner/no-such-letters") == (
-        "owner/no-such-letters: there is no such file here, and the Hugging Face hub could not give it "
-        "(Couldn't reach the Hub); check the path, or the name and the connection"
+        "owner/no-such-letters: there is no such file here, and the Hugging Face hub could not "
+        "give it (Couldn't reach the Hub); check the path, or the name and the connection"
     )
 
 

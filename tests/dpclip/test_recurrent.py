@@ -1,4 +1,6 @@
-"""torch's recurrent layers: the same outputs and gradients, and per-sample gradients in every mode."""
+"""torch's recurrent layers: the same outputs and gradients, and per-sample gradients in
+every mode.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,9 @@ CASES = [(kind, option) for kind in KINDS for option in OPTIONS]
 class Net(nn.Module):
     """Uses the outputs and the last states; packs its input if asked."""
 
-    def __init__(self, layer: nn.RNNBase, lengths: list[int] | None = None, start: bool = False) -> None:
+    def __init__(
+        self, layer: nn.RNNBase, lengths: list[int] | None = None, start: bool = False
+    ) -> None:
         super().__init__()
         self.layer, self.lengths, self.start = layer, lengths, start
 
@@ -40,19 +44,34 @@ class Net(nn.Module):
         states = None
         if self.start:
             count = layer.num_layers * (2 if layer.bidirectional else 1)
-            h = x.mean(1)[:, :1].expand(-1, layer.proj_size or layer.hidden_size).expand(count, -1, -1)
+            h = (
+                x.mean(1)[:, :1]
+                .expand(-1, layer.proj_size or layer.hidden_size)
+                .expand(count, -1, -1)
+            )
             c = x.mean(1)[:, 1:2].expand(-1, layer.hidden_size).expand(count, -1, -1)
             states = (h, c) if layer.mode == "LSTM" else h
         out, last = layer(given, states)
         if self.lengths is not None:
             out = pad_packed_sequence(out, batch_first=first, total_length=x.shape[1])[0]
         out = out if first else out.transpose(0, 1)
-        ends = torch.cat([t.transpose(0, 1).flatten(1) for t in (last if isinstance(last, tuple) else (last,))], 1)
-        return out.square().flatten(1).sum(1) + (out.cumsum(1) * 0.3).sin().flatten(1).sum(1) + ends.cos().sum(1)
+        ends = torch.cat(
+            [t.transpose(0, 1).flatten(1) for t in (last if isinstance(last, tuple) else (last,))],
+            1,
+        )
+        return (
+            out.square().flatten(1).sum(1)
+            + (out.cumsum(1) * 0.3).sin().flatten(1).sum(1)
+            + ends.cos().sum(1)
+        )
 
 
 def check(model: Net, x: Tensor, mode: str) -> None:
-    bound = 0.8 * float(torch.tensor(clipped_sum(one_at_a_time(model, x, list(model.parameters())), 1.0)[0]).median())
+    bound = 0.8 * float(
+        torch.tensor(
+            clipped_sum(one_at_a_time(model, x, list(model.parameters())), 1.0)[0]
+        ).median()
+    )
     lengths, expected = clipped_sum(one_at_a_time(model, x, list(model.parameters())), bound)
     for chunks in ([B], [1, 3], [2, 2]):
         norms, total = captured(mode, model, x, chunks, bound)
@@ -65,14 +84,22 @@ def check(model: Net, x: Tensor, mode: str) -> None:
 def test_per_sample_gradients(kind: str, option: str, mode: str) -> None:
     torch.manual_seed(0)
     layer = KINDS[kind](D, H, **{"batch_first": True, **OPTIONS[option]})
-    check(Net(layer, start=option == "plain").double(), torch.randn(B, T, D, dtype=torch.float64), mode)
+    check(
+        Net(layer, start=option == "plain").double(),
+        torch.randn(B, T, D, dtype=torch.float64),
+        mode,
+    )
 
 
 @pytest.mark.parametrize("mode", ["bookkeeping", "hooks"])
 def test_other_options(mode: str) -> None:
     torch.manual_seed(0)
     x = torch.randn(B, T, D, dtype=torch.float64)
-    check(Net(nn.LSTM(D, H, proj_size=2, num_layers=2, batch_first=True), start=True).double(), x, mode)
+    check(
+        Net(nn.LSTM(D, H, proj_size=2, num_layers=2, batch_first=True), start=True).double(),
+        x,
+        mode,
+    )
     check(Net(nn.RNN(D, H, nonlinearity="relu", batch_first=True)).double(), x, mode)
 
 

@@ -38,7 +38,15 @@ def test_a_step_recorded_twice_counts_once_with_its_last_value() -> None:
 
 
 def test_series_of_one_stem_share_a_figure_and_held_out_ones_stand_apart() -> None:
-    records = [{"step": 1, "threshold_0": 1.0, "threshold_1": 2.0, "learning_rate": 0.1, "held_out_perplexity": 9.0}]
+    records = [
+        {
+            "step": 1,
+            "threshold_0": 1.0,
+            "threshold_1": 2.0,
+            "learning_rate": 0.1,
+            "held_out_perplexity": 9.0,
+        }
+    ]
     assert [len(plot.lines) for plot in metrics.plots(records, held_out=False)] == [2, 1]
     assert [plot.title for plot in metrics.plots(records, held_out=True)] == ["Held out perplexity"]
 
@@ -74,7 +82,9 @@ def test_the_same_points_give_the_same_bytes_whatever_the_reader_has_set() -> No
 
 
 def test_two_figures_of_a_page_share_no_id() -> None:
-    first, second = (set(re.findall(r'\bid="([^"]+)"', svg(PLOT, anchor))) for anchor in ("figure-1", "figure-2"))
+    first, second = (
+        set(re.findall(r'\bid="([^"]+)"', svg(PLOT, anchor))) for anchor in ("figure-1", "figure-2")
+    )
     assert first
     assert not first & second
 
@@ -90,16 +100,30 @@ def test_every_reference_inside_a_figure_is_defined_in_it() -> None:
 def test_hostile_labels_are_shown_as_words(hostile: str) -> None:
     lines = (Line(hostile, POINTS), Line("other", POINTS))
     root = ElementTree.fromstring(svg(Plot(hostile, hostile, hostile, hostile, lines), "figure-1"))
-    words = ["".join(element.itertext()) for element in root.iter() if element.tag.endswith("}text")]
+    words = [
+        "".join(element.itertext()) for element in root.iter() if element.tag.endswith("}text")
+    ]
     assert words.count(hostile) == 3  # both axes and the legend
     assert not [element for element in root.iter() if element.tag.endswith("script")]
 
 
 def test_a_spend_names_the_level_and_is_drawn_from_above() -> None:
     points = ((0.0, 0.0), (10.0, 3.0), (20.0, 4.0))
-    plot = Plot("Spend", "", "step", "ε", (Line("ε", points),), "spend", Mark(20.0, 8.0, "guarantee: ε = 8.00"))
+    plot = Plot(
+        "Spend",
+        "",
+        "step",
+        "ε",
+        (Line("ε", points),),
+        "spend",
+        Mark(20.0, 8.0, "guarantee: ε = 8.00"),
+    )
     drawn = svg(plot, "figure-1")
     assert "guarantee: ε = 8.00" in drawn
-    line = max(re.findall(r'd="([^"]+)"', drawn), key=lambda path: path.count("L") if "z" not in path else 0)
+    line = max(
+        re.findall(r'd="([^"]+)"', drawn),
+        key=lambda path: path.count("L") if "z" not in path else 0,
+    )
     heights = [float(pair.split()[1]) for pair in re.findall(r"[ML] ([\d.]+ [\d.]+)", line)]
-    assert heights[1] == heights[2] == min(heights[:3])  # between two steps the later, larger ε holds
+    # between two steps the later, larger ε holds
+    assert heights[1] == heights[2] == min(heights[:3])

@@ -49,20 +49,42 @@ STATEMENT: dict[str, Any] = {
     ],
     "agreement": {"agree": True, "reason": "the intervals overlap"},
     "profile": [{"delta": 1e-4, "epsilon": 7.101}, {"delta": 3e-7, "epsilon": 9.2201}],
-    "spend": [{"step": 0, "epsilon": 0.0}, {"step": 17, "epsilon": 3.2001}, {"step": 60, "epsilon": 7.9701}],
+    "spend": [
+        {"step": 0, "epsilon": 0.0},
+        {"step": 17, "epsilon": 3.2001},
+        {"step": 60, "epsilon": 7.9701},
+    ],
     "assumptions": ["rows are people", "the noise is unknown"],
     "not_covered": ["the choice of the learning rate"],
     "randomness": {"source": "operating system", "stream": "AES-256-CTR", "note": "two streams"},
     "data": {
-        "training": {"source": "letters.csv", "rows": 4097, "units": 4098, "truncation": "128 tokens"},
+        "training": {
+            "source": "letters.csv",
+            "rows": 4097,
+            "units": 4098,
+            "truncation": "128 tokens",
+        },
         "evaluation": {"source": "held.csv", "rows": 512, "declared": "public data"},
     },
-    "model": {"name": "builtin", "parameters": 1750000, "trainable_parameters": 1650000, "lora_rank": 8},
-    "evaluation": {"metric": "perplexity", "before": 210.3, "after": 31.2, "declared": "public since 1999"},
+    "model": {
+        "name": "builtin",
+        "parameters": 1750000,
+        "trainable_parameters": 1650000,
+        "lora_rank": 8,
+    },
+    "evaluation": {
+        "metric": "perplexity",
+        "before": 210.3,
+        "after": 31.2,
+        "declared": "public since 1999",
+    },
     "versions": {"dpclip": "0.1.0", "torch": "2.13.0"},
     "ledger": {"entries": 64, "head": "9f86d081884c7d65"},
 }
-METRICS = [{"step": step, "released_gradient_norm": 0.8 + step, "learning_rate": 1e-3} for step in range(1, 13)]
+METRICS = [
+    {"step": step, "released_gradient_norm": 0.8 + step, "learning_rate": 1e-3}
+    for step in range(1, 13)
+]
 METRICS += [{"step": 10, "held_out_perplexity": 55.125}]
 
 
@@ -73,7 +95,9 @@ def change(**parts: Any) -> dict[str, Any]:
     return statement
 
 
-def folder(root: Path, statement: dict[str, Any], metrics: list[dict[str, Any]] | None = None) -> Path:
+def folder(
+    root: Path, statement: dict[str, Any], metrics: list[dict[str, Any]] | None = None
+) -> Path:
     (root / "public").mkdir(exist_ok=True)
     (root / "public" / "statement.json").write_text(json.dumps(statement), encoding="utf-8")
     if metrics is not None:
@@ -111,7 +135,12 @@ def page_text(page: str) -> str:
 
 
 def plain_markdown(text: str) -> str:
-    return re.sub(r"\\(.)", r"\1", text).replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&")
+    return (
+        re.sub(r"\\(.)", r"\1", text)
+        .replace("&lt;", "<")
+        .replace("&gt;", ">")
+        .replace("&amp;", "&")
+    )
 
 
 def first_paragraph(markdown: str) -> str:
@@ -146,7 +175,9 @@ def test_every_field_of_the_statement_is_shown(tmp_path: Path, format: report.Fo
     shown |= dict.fromkeys(("epsilon", "estimate", "upper"), rounding.epsilon)
     for key, value in leaves(STATEMENT):
         if value not in (None, ""):
-            spelled = shown[key](value) if key in shown else EXPECTED.get(key) or rounding.anything(value)
+            spelled = (
+                shown[key](value) if key in shown else EXPECTED.get(key) or rounding.anything(value)
+            )
             assert spelled in words, (key, value)
 
 
@@ -161,9 +192,14 @@ def test_fields_of_unknown_name_are_shown_too(tmp_path: Path, format: report.For
 
 def test_markdown_begins_with_the_guarantee_and_keeps_its_order(tmp_path: Path) -> None:
     text = report.render(folder(tmp_path, STATEMENT, METRICS), "md")
-    assert text.startswith("# Privacy statement\n\n**The training is (7.98, 1e-05)-differentially private.**\n")
+    assert text.startswith(
+        "# Privacy statement\n\n**The training is (7.98, 1e-05)-differentially private.**\n"
+    )
     titles = re.findall(r"^## (.*)", text, flags=re.MULTILINE)
-    wanted = "The guarantee,Run and mechanism,Accountants,Privacy profile,Evaluation,Assumptions,Not covered"
+    wanted = (
+        "The guarantee,Run and mechanism,Accountants,Privacy profile,Evaluation,Assumptions,Not "
+        "covered"
+    )
     assert ",".join(titles[1:]) == wanted + ",Data and model,Randomness,Versions,Ledger"
 
 
@@ -185,7 +221,9 @@ def test_the_meaning_states_the_odds(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("format", ["md", "html"])
-def test_a_conditional_guarantee_leads_with_its_assumption(tmp_path: Path, format: report.Format) -> None:
+def test_a_conditional_guarantee_leads_with_its_assumption(
+    tmp_path: Path, format: report.Format
+) -> None:
     statement = change(guarantee={"kind": "conditional", "assumption": "the error stays bounded"})
     text = report.render(folder(tmp_path, statement), format)
     if format == "md":
@@ -194,7 +232,11 @@ def test_a_conditional_guarantee_leads_with_its_assumption(tmp_path: Path, forma
         assert "the error stays bounded" in opening
     else:
         words = page_text(text)
-        assert words.index("Conditional guarantee") < words.index("the error stays bounded") < words.index("7.98,")
+        assert (
+            words.index("Conditional guarantee")
+            < words.index("the error stays bounded")
+            < words.index("7.98,")
+        )
         assert 'class="notice danger"' in text
 
 
@@ -233,13 +275,21 @@ def test_without_a_finite_epsilon_there_is_no_guarantee(tmp_path: Path, epsilon:
         ({"guarantee": {"delta": None}}, "δ IS NOT STATED"),
         ({"guarantee": {"delta": 1e-3}}, "Δ IS TOO LARGE"),
         ({"guarantee": {"kind": "planned"}}, "UNKNOWN KIND OF GUARANTEE"),
-        ({"accountants": [{"accountant": "prv", "upper": 7.99}]}, "THE FIGURES CONTRADICT EACH OTHER"),
-        ({"accountants": [{"accountant": "other", "lower": "inf"}]}, "THE FIGURES CONTRADICT EACH OTHER"),
+        (
+            {"accountants": [{"accountant": "prv", "upper": 7.99}]},
+            "THE FIGURES CONTRADICT EACH OTHER",
+        ),
+        (
+            {"accountants": [{"accountant": "other", "lower": "inf"}]},
+            "THE FIGURES CONTRADICT EACH OTHER",
+        ),
         ({"agreement": {"agree": False, "reason": "a gap of 2"}}, "THE ACCOUNTANTS DISAGREE"),
         ({"randomness": {"source": "explicit seed"}}, "RANDOMNESS FROM EXPLICIT SEED"),
     ],
 )
-def test_other_doubts_stand_before_the_guarantee(tmp_path: Path, parts: dict[str, Any], said: str) -> None:
+def test_other_doubts_stand_before_the_guarantee(
+    tmp_path: Path, parts: dict[str, Any], said: str
+) -> None:
     opening = first_paragraph(report.render(folder(tmp_path, change(**parts)), "md"))
     assert f"**{said}.**".upper() in opening.upper()
     assert opening.endswith("**The training is (7.98, 1e-05)-differentially private.**")
@@ -251,7 +301,9 @@ def test_a_worst_case_guarantee_of_a_complete_run_carries_no_warning(tmp_path: P
 
 @pytest.mark.parametrize("key", list(STATEMENT))
 @pytest.mark.parametrize("value", [None, [], {}, "odd", 3])
-def test_any_missing_or_malformed_part_still_gives_a_report(tmp_path: Path, key: str, value: object) -> None:
+def test_any_missing_or_malformed_part_still_gives_a_report(
+    tmp_path: Path, key: str, value: object
+) -> None:
     statement = {**STATEMENT, key: value, "schema": 1}
     assert "not stated" in report.render(folder(tmp_path, statement), "md").lower()
 
@@ -275,11 +327,17 @@ def test_hostile_words_stay_words(tmp_path: Path, place: str) -> None:
         "package": {"versions": {HOSTILE: HOSTILE}},
         "metric": {},
     }
-    metrics = [{"step": step, HOSTILE: step, HOSTILE + "[1]": 2.0} for step in range(3)] if place == "metric" else []
+    metrics = (
+        [{"step": step, HOSTILE: step, HOSTILE + "[1]": 2.0} for step in range(3)]
+        if place == "metric"
+        else []
+    )
     run = folder(tmp_path, change(**parts[place]), metrics)
     page, text = report.render(run, "html"), report.render(run, "md")
     assert "script" not in read(page).tags
-    assert "<script>alert('x')</script> **b** [l](javascript:x) `c` | $\\frac{ & �txt" in page_text(page)
+    assert "<script>alert('x')</script> **b** [l](javascript:x) `c` | $\\frac{ & �txt" in page_text(
+        page
+    )
     assert "<script" not in text
     assert r"\*\*b\*\* \[l\](javascript:x) \`c\` \|" in text
 

@@ -10,7 +10,11 @@ import pytest
 from dpclip import report
 from dpclip.errors import InputError
 
-STATEMENT = {"schema": 1, "guarantee": {"epsilon": 7.971, "delta": 1e-5, "kind": "worst-case"}, "note": "ä"}
+STATEMENT = {
+    "schema": 1,
+    "guarantee": {"epsilon": 7.971, "delta": 1e-5, "kind": "worst-case"},
+    "note": "ä",
+}
 
 
 @pytest.fixture
@@ -51,7 +55,9 @@ def test_json_that_is_no_statement_is_refused(run: Path) -> None:
 
 @pytest.mark.parametrize("format", report.FORMATS)
 def test_a_newer_schema_is_refused_in_every_format(run: Path, format: report.Format) -> None:
-    (run / "public" / "statement.json").write_text(json.dumps({**STATEMENT, "schema": 2}), encoding="utf-8")
+    (run / "public" / "statement.json").write_text(
+        json.dumps({**STATEMENT, "schema": 2}), encoding="utf-8"
+    )
     message = refusal(run, format)
     assert "schema 2" in message
     assert "upgrade dpclip" in message
@@ -59,7 +65,9 @@ def test_a_newer_schema_is_refused_in_every_format(run: Path, format: report.For
 
 @pytest.mark.parametrize("schema", ["1", 1.5, True, [1]])
 def test_a_schema_that_is_no_whole_number_is_refused(run: Path, schema: object) -> None:
-    (run / "public" / "statement.json").write_text(json.dumps({**STATEMENT, "schema": schema}), encoding="utf-8")
+    (run / "public" / "statement.json").write_text(
+        json.dumps({**STATEMENT, "schema": schema}), encoding="utf-8"
+    )
     assert "no version number" in refusal(run)
 
 
@@ -77,12 +85,16 @@ def test_json_is_the_statement_itself_with_its_order_kept(run: Path) -> None:
 
 
 def test_json_spells_non_finite_numbers_as_strings(run: Path) -> None:
-    (run / "public" / "statement.json").write_text('{"schema": 1, "a": [Infinity, NaN]}', encoding="utf-8")
+    (run / "public" / "statement.json").write_text(
+        '{"schema": 1, "a": [Infinity, NaN]}', encoding="utf-8"
+    )
     assert json.loads(report.render(run, "json"))["a"] == ["inf", "nan"]
 
 
 def test_a_metrics_line_cut_short_by_a_crash_is_dropped(run: Path) -> None:
-    (run / "public" / "released_metrics.jsonl").write_text('{"step": 1, "norm": 2.5}\n{"step": 2, "no')
+    (run / "public" / "released_metrics.jsonl").write_text(
+        '{"step": 1, "norm": 2.5}\n{"step": 2, "no'
+    )
     assert "| norm | 1 | 2.5 |" in report.render(run, "md")
 
 

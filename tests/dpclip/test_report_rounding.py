@@ -1,4 +1,6 @@
-"""Displayed numbers: which way each is rounded, and that nothing stated is made to look more private."""
+"""Displayed numbers: which way each is rounded, and that nothing stated is made to look more
+private.
+"""
 
 from decimal import Decimal
 
@@ -33,7 +35,9 @@ def test_epsilon_is_rounded_up(value: object, shown: str) -> None:
     assert rounding.epsilon(value) == shown
 
 
-@pytest.mark.parametrize("value", [0.00012345, 0.0456, 0.0999, 0.1001, 1.005, 2.675, 7.9701, 99.999, 12345.678])
+@pytest.mark.parametrize(
+    "value", [0.00012345, 0.0456, 0.0999, 0.1001, 1.005, 2.675, 7.9701, 99.999, 12345.678]
+)
 def test_no_displayed_epsilon_is_below_the_stated_one(value: float) -> None:
     assert Decimal(rounding.epsilon(value)) >= Decimal(repr(value))
     assert Decimal(rounding.lower_epsilon(value)) <= Decimal(repr(value))
@@ -96,4 +100,6 @@ def test_words_cannot_hide_control_or_direction_marks() -> None:
 
 def test_a_nested_value_is_spelled_out() -> None:
     value = {"rule": "flat", "max_grad_norm": 1.0, "groups": [1, None], "on": True}
-    assert rounding.anything(value) == "rule: flat; max grad norm: 1; groups: 1, not stated; on: yes"
+    assert (
+        rounding.anything(value) == "rule: flat; max grad norm: 1; groups: 1, not stated; on: yes"
+    )

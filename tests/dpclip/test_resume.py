@@ -1,4 +1,6 @@
-"""Crashes: an interrupted run plus its resumption is the uninterrupted run, or a run that was charged for more."""
+"""Crashes: an interrupted run plus its resumption is the uninterrupted run, or a run that was
+charged for more.
+"""
 
 from __future__ import annotations
 
@@ -39,15 +41,26 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def settings(place: Path, **changes: object) -> Settings:
     values: dict[str, object] = {
-        "epsilon": 8.0, "delta": 1e-3, "data": str(place / "notes.csv"), "eval_data": str(place / "notes.csv"),
-        "model": str(place / "model"), "steps": STEPS, "batch_size": 12, "physical_batch_size": 8,
-        "accountant": "rdp", "seed": 11, "checkpoint_every": 5, "lora": None,
-    }  # fmt: skip
+        "epsilon": 8.0,
+        "delta": 1e-3,
+        "data": str(place / "notes.csv"),
+        "eval_data": str(place / "notes.csv"),
+        "model": str(place / "model"),
+        "steps": STEPS,
+        "batch_size": 12,
+        "physical_batch_size": 8,
+        "accountant": "rdp",
+        "seed": 11,
+        "checkpoint_every": 5,
+        "lora": None,
+    }
     return Settings(**(values | changes))  # type: ignore[arg-type]
 
 
 def start(place: Path, name: str, **changes: object) -> training.Outcome:
-    return training.start(settings(place, **changes), place / name, NoProgress(), key=SecretKey.for_tests(NUMBER))
+    return training.start(
+        settings(place, **changes), place / name, NoProgress(), key=SecretKey.for_tests(NUMBER)
+    )
 
 
 def resume(run: Path, **changes: object) -> training.Outcome:
@@ -58,8 +71,11 @@ def resume(run: Path, **changes: object) -> training.Outcome:
 def interrupted(place: Path, name: str, after: int, **changes: object) -> Path:
     with pytest.raises(Stopped):
         training.start(
-            settings(place, **changes), place / name, StopAfter(after), key=SecretKey.for_tests(NUMBER)
-        )  # fmt: skip
+            settings(place, **changes),
+            place / name,
+            StopAfter(after),
+            key=SecretKey.for_tests(NUMBER),
+        )
     return place / name
 
 
@@ -81,7 +97,9 @@ def same_results(left: Path, right: Path) -> None:
 
 
 @pytest.mark.parametrize("after", [1, 5, 13, 23])
-def test_interrupted_and_resumed_equals_uninterrupted_bit_for_bit(place: Path, whole: Path, after: int) -> None:
+def test_interrupted_and_resumed_equals_uninterrupted_bit_for_bit(
+    place: Path, whole: Path, after: int
+) -> None:
     run = interrupted(place, f"interrupted-{after}", after)
     resume(run)
     same_results(run, whole)
@@ -106,7 +124,9 @@ def test_what_a_rule_carries_is_resumed_bit_for_bit(place: Path, rule: str) -> N
 def test_clippers_after_the_noise_are_resumed_bit_for_bit(place: Path) -> None:
     """In and after their warm-ups, all at once."""
     changes = {
-        "postprocess": "autoclip:percentile=50+zclip:warmup_steps=3+adagc:warmup_steps=4+spam:skip_steps=2+stable-spam",
+        "postprocess": (
+            "autoclip:percentile=50+zclip:warmup_steps=3+adagc:warmup_steps=4+spam:skip_steps=2+stable-spam"
+        ),
         "steps": 12,
     }
     start(place, "clippers-whole", **changes)
@@ -114,7 +134,9 @@ def test_clippers_after_the_noise_are_resumed_bit_for_bit(place: Path) -> None:
         run = interrupted(place, f"clippers-{after}", after, **changes)
         resume(run)
         same_results(run, place / "clippers-whole")
-    assert weights(place / "clippers-whole") != weights(start(place, "no-clippers", steps=12).folder)
+    assert weights(place / "clippers-whole") != weights(
+        start(place, "no-clippers", steps=12).folder
+    )
 
 
 def test_resuming_a_finished_run_changes_nothing(place: Path, whole: Path) -> None:
@@ -133,7 +155,9 @@ def _run_in_child(place: Path, run: Path) -> None:
 
 
 @pytest.mark.slow
-def test_killed_at_random_ten_times_the_run_ends_as_the_uninterrupted_one(place: Path, whole: Path) -> None:
+def test_killed_at_random_ten_times_the_run_ends_as_the_uninterrupted_one(
+    place: Path, whole: Path
+) -> None:
     """SIGKILL, from outside, at random steps; the ledger is never shorter than what was taken."""
     run, chance = place / "killed", random.Random(3)
     fork = multiprocessing.get_context("fork")
@@ -154,7 +178,9 @@ def test_killed_at_random_ten_times_the_run_ends_as_the_uninterrupted_one(place:
         kills += 1
         charged = tiny.ledger_steps(run)
         committed = (run / "ledger.jsonl").read_text().count('"kind":"release"')
-        metrics = (run / "public" / "released_metrics.jsonl").read_text().count("released_gradient_norm")
+        metrics = (
+            (run / "public" / "released_metrics.jsonl").read_text().count("released_gradient_norm")
+        )
         assert len(charged) >= committed >= metrics
         if kills == 10:
             break
@@ -164,13 +190,35 @@ def test_killed_at_random_ten_times_the_run_ends_as_the_uninterrupted_one(place:
 
 
 @pytest.mark.slow
-def test_a_real_process_killed_with_sigkill_is_resumed_by_the_command_line(place: Path, whole: Path) -> None:
+def test_a_real_process_killed_with_sigkill_is_resumed_by_the_command_line(
+    place: Path, whole: Path
+) -> None:
     run = place / "process"
-    words = ["--epsilon", "8", "--delta", "1e-3", "--data", place / "notes.csv", "--eval-data", place / "notes.csv"]
-    words += ["--model", place / "model", "--steps", STEPS, "--batch-size", 12, "--physical-batch-size", 8]
+    words = [
+        "--epsilon",
+        "8",
+        "--delta",
+        "1e-3",
+        "--data",
+        place / "notes.csv",
+        "--eval-data",
+        place / "notes.csv",
+    ]
+    words += [
+        "--model",
+        place / "model",
+        "--steps",
+        STEPS,
+        "--batch-size",
+        12,
+        "--physical-batch-size",
+        8,
+    ]
     words += ["--accountant", "rdp", "--seed", 11, "--checkpoint-every", 5, "--output", run]
     command = [sys.executable, "-m", "dpclip", "train"]
-    process = subprocess.Popen([*command, *map(str, words)], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process = subprocess.Popen(
+        [*command, *map(str, words)], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
     while process.poll() is None and (not run.exists() or len(tiny.ledger_steps(run)) < 8):
         time.sleep(0.002)
     process.kill()
@@ -179,7 +227,9 @@ def test_a_real_process_killed_with_sigkill_is_resumed_by_the_command_line(place
     copy = place / "process-copy"
     shutil.copytree(run, copy)
     for each in (run, copy):  # the key is in the folder, so both go on alike
-        done = subprocess.run([*command, "--resume", str(each)], capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            [*command, "--resume", str(each)], capture_output=True, text=True, check=False
+        )
         assert done.returncode == 0, done.stderr
     same_results(run, copy)
     assert tiny.ledger_steps(run) == tiny.ledger_steps(whole)
@@ -231,10 +281,14 @@ def test_a_replay_that_diverges_is_stopped_before_its_release(place: Path) -> No
     assert outcome.statement["run"]["steps_charged"] == STEPS
 
 
-def test_a_run_killed_again_in_the_new_environment_replays_there(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_killed_again_in_the_new_environment_replays_there(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run = interrupted(place, "twice", 7)
     monkeypatch.setattr(
-        training, "fingerprint", lambda *_: environment.fingerprint(8, torch.device("cpu")) | {"threads": "64"}
+        training,
+        "fingerprint",
+        lambda *_: environment.fingerprint(8, torch.device("cpu")) | {"threads": "64"},
     )
     folder = RunFolder.open(run)
     with pytest.raises(Stopped):
@@ -280,7 +334,9 @@ def test_adapters_and_a_new_head_resume_bit_for_bit(place: Path) -> None:
 def test_secrets_stay_in_the_private_folder(whole: Path) -> None:
     public = b"".join(p.read_bytes() for p in (whole / "public").rglob("*") if p.is_file())
     key = (whole / "private" / "secret.json").read_text()
-    assert "seed = 11" in (whole / "public" / "config.toml").read_text(), "it chose the initial weights only"
+    assert "seed = 11" in (whole / "public" / "config.toml").read_text(), (
+        "it chose the initial weights only"
+    )
     assert tiny.statement(whole)["settings"]["seed"] == 11
     assert key.split('"')[3].encode() not in public
     assert str(whole.parent).encode() not in public

@@ -1,4 +1,6 @@
-"""The check that rows do not depend on one another: what it tries, what it finds, and when it knows nothing."""
+"""The check that rows do not depend on one another: what it tries, what it finds, and when it knows
+nothing.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,10 @@ WIDTH = 32  # of every layer: vector kernels then leave nothing over, however ma
 
 def numbers(count: int, start: int = 0) -> list[Tensor]:
     """Rows that are all different."""
-    return [torch.randn(WIDTH, generator=torch.Generator().manual_seed(start + row)) for row in range(count)]
+    return [
+        torch.randn(WIDTH, generator=torch.Generator().manual_seed(start + row))
+        for row in range(count)
+    ]
 
 
 def packer(size: int, rows: list[Tensor] | None = None, rows_per_unit: int = 1) -> Packer:
@@ -79,13 +84,18 @@ def of(size: int, others: int = 0, **changes: Any) -> RowCheck:
     return RowCheck(pack, units(pack, size), units(pack, others, 32), **changes)
 
 
-# --- what it tries ------------------------------------------------------------------------------------------------
+# --- what it tries --------------------------------------------------------------------------------
 
 
 def halves(check: RowCheck) -> Iterator[Tensor]:
     """Which units were kept, in the turns that replaced some."""
     for turn in checked(alone, check):
-        if turn.kept is not None and not turn.moved and turn.loud == 1 and not bool(turn.kept.all()):
+        if (
+            turn.kept is not None
+            and not turn.moved
+            and turn.loud == 1
+            and not bool(turn.kept.all())
+        ):
             yield turn.kept
 
 
@@ -153,11 +163,13 @@ def test_the_same_modes_as_before() -> None:
     model[1].eval()
     for wanted in (False, True):
         with stilled(model, wanted):
-            assert [m.training for m in model.modules()] == ([False] * 3 if wanted else [True, True, False])
+            assert [m.training for m in model.modules()] == (
+                [False] * 3 if wanted else [True, True, False]
+            )
         assert [m.training for m in model.modules()] == [True, True, False]
 
 
-# --- what it finds ------------------------------------------------------------------------------------------------
+# --- what it finds --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("size", [6, 8])
@@ -228,7 +240,7 @@ def test_a_place_that_matters_is_found() -> None:
         assert check.place_matters is matters
 
 
-# --- when it knows nothing ------------------------------------------------------------------------------------------
+# --- when it knows nothing ------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -240,7 +252,9 @@ def test_a_place_that_matters_is_found() -> None:
         ([torch.ones(4)] * 4, False),  # varied
     ],
 )
-def test_rows_that_are_all_alike_tell_nothing_unless_they_can_be_varied(rows: list[Tensor], vacuous: bool) -> None:
+def test_rows_that_are_all_alike_tell_nothing_unless_they_can_be_varied(
+    rows: list[Tensor], vacuous: bool
+) -> None:
     def losses(model: Any, batch: Tensor) -> Tensor:
         return model(batch.float()).square().mean(1)
 
@@ -263,7 +277,9 @@ def test_units_of_several_rows_may_couple_their_own() -> None:
 
     def within(model: Any, inputs: Tensor) -> Tensor:
         found = alone(model, inputs).view(-1, 4)
-        return (found / found.detach().amax(1, keepdim=True) + found.mean(1, keepdim=True)).reshape(-1)
+        return (found / found.detach().amax(1, keepdim=True) + found.mean(1, keepdim=True)).reshape(
+            -1
+        )
 
     def across(model: Any, inputs: Tensor) -> Tensor:
         return alone(model, inputs.roll(1, 0) if len(inputs) > 4 else inputs)

@@ -49,7 +49,10 @@ def test_rows_that_cannot_be_told_from_positions_are_in_doubt() -> None:
     with backend.capture(B) as view:
         model(x).mean().backward()
     assert any("inner.table" in name for name in view.doubts())
-    with pytest.raises(BatchDimensionError, match=r"inner\.table.*begin again"), backend.capture(B - 1):
+    with (
+        pytest.raises(BatchDimensionError, match=r"inner\.table.*begin again"),
+        backend.capture(B - 1),
+    ):
         model(x[:-1]).mean().backward()
     with backend.capture(B) as view:
         model(x).mean().backward()
@@ -69,7 +72,10 @@ def test_a_layer_that_no_module_with_rows_surrounds_is_refused() -> None:
 
     model = Queries()
     backend = make_backend("bookkeeping", model, list(model.parameters()), [0, 0])
-    with pytest.raises(BatchDimensionError, match="neither does a module around it"), backend.capture(B):
+    with (
+        pytest.raises(BatchDimensionError, match="neither does a module around it"),
+        backend.capture(B),
+    ):
         model().mean().backward()
 
 
@@ -81,7 +87,11 @@ class OneTable(nn.Module):
         self.table, self.layer = nn.Embedding(11, D), nn.Linear(D, 1)
 
     def forward(self, ids: Tensor) -> Tensor:
-        return self.layer(self.table(ids) + self.table(torch.arange(ids.shape[1]))).square().sum((1, 2))
+        return (
+            self.layer(self.table(ids) + self.table(torch.arange(ids.shape[1])))
+            .square()
+            .sum((1, 2))
+        )
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -98,7 +108,9 @@ def test_a_layer_called_with_rows_and_without(mode: str, length: int) -> None:
 
 
 def test_an_input_shared_by_all_rows_is_in_doubt_while_it_could_be_a_position() -> None:
-    """[1, 4, d] in a batch of 4 may be one position of every row, in a model with the time first."""
+    """[1, 4, d] in a batch of 4 may be one position of every row, in a model with the time
+    first.
+    """
 
     class Positions(nn.Module):
         def __init__(self) -> None:
@@ -110,7 +122,13 @@ def test_an_input_shared_by_all_rows_is_in_doubt_while_it_could_be_a_position() 
 
     model = Positions()
     backend = make_backend("bookkeeping", model, list(model.parameters()), [0])
-    for rows, length, certain in ((B, B, False), (B - 1, B - 1, False), (B, 1, False), (B, 7, True), (B, B, True)):
+    for rows, length, certain in (
+        (B, B, False),
+        (B - 1, B - 1, False),
+        (B, 1, False),
+        (B, 7, True),
+        (B, B, True),
+    ):
         with backend.capture(rows) as view:
             model(torch.randn(rows, length, D)).mean().backward()
         assert any("table" in name for name in view.doubts()) is not certain

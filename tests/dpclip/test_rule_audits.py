@@ -15,7 +15,9 @@ from dpclip.noise.scale import NoiseScale
 
 NAMES = [name for name in RULES.names() if name not in ("none", "dice", "rl")]
 NAMES += [f"dice:mode={mode}" for mode in ("one-step", "capped", "leaky", "literal")]
-NAMES += [f"rl:interval=1,mode={mode},groups={groups}" for mode in "ABC" for groups in ("model", "layer")]
+NAMES += [
+    f"rl:interval=1,mode={mode},groups={groups}" for mode in "ABC" for groups in ("model", "layer")
+]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -37,11 +39,15 @@ def test_the_audit_proves_no_more_than_is_stated(name: str, epsilon: float) -> N
 
 def _sigma_for_each_group(sigma: float, rule: ClippingRule) -> NoiseScale:
     """The fault of many: each group noised as if it were alone."""
-    return replace(rule_audit.as_stated(sigma, rule), stds=tuple(sigma * bound for bound in rule.bounds()))
+    return replace(
+        rule_audit.as_stated(sigma, rule), stds=tuple(sigma * bound for bound in rule.bounds())
+    )
 
 
 def _mean_of_the_realised_batch(sigma: float, rule: ClippingRule) -> NoiseScale:
-    """Noise made for a sum over the expected batch, added to the mean of the realised one (3 of 12)."""
+    """Noise made for a sum over the expected batch, added to the mean of the realised one (3 of
+    12).
+    """
     stated = rule_audit.as_stated(sigma, rule)
     return replace(stated, stds=tuple(std * 3 / 12 for std in stated.stds))
 
@@ -68,7 +74,9 @@ def test_planted_faults_are_found(
 
 
 @pytest.mark.long
-def test_noise_for_each_of_twelve_groups_as_if_alone_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_noise_for_each_of_twelve_groups_as_if_alone_is_found(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     for module in (rule_audit, clipper_laws):
         monkeypatch.setattr(module, "NAMES", tuple(f"h.{k}.weight" for k in range(12)))
         monkeypatch.setattr(module, "SIZES", (3,) * 12)
@@ -78,7 +86,9 @@ def test_noise_for_each_of_twelve_groups_as_if_alone_is_found(monkeypatch: pytes
 
 
 def test_the_bound_itself_is_sound_on_two_gaussians() -> None:
-    """mu = 1 GDP at delta 1e-2: the exact epsilon is 2.9; the bound must be below it and not idle."""
+    """mu = 1 GDP at delta 1e-2: the exact epsilon is 2.9; the bound must be below it and
+    not idle.
+    """
     import numpy as np
 
     generator = np.random.default_rng(0)

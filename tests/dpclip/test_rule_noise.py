@@ -1,4 +1,6 @@
-"""`dpclip calibrate --clipping`: the noise of a rule on a plan, and error feedback's best thresholds."""
+"""`dpclip calibrate --clipping`: the noise of a rule on a plan, and error feedback's best
+thresholds.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,14 @@ from dpclip.clipping import ErrorFeedback
 from dpclip.errors import InputError
 from dpclip.tuning.rule_noise import best_thresholds, calibrate_rule, plan_of
 
-SCHEDULE = {"epsilon": 2.0, "delta": 1e-5, "sample_rate": 0.02, "steps": 150, "batch_size": 1000, "accountant": "prv"}
+SCHEDULE = {
+    "epsilon": 2.0,
+    "delta": 1e-5,
+    "sample_rate": 0.02,
+    "steps": 150,
+    "batch_size": 1000,
+    "accountant": "prv",
+}
 
 
 @pytest.mark.parametrize(
@@ -50,7 +59,17 @@ def test_over_several_passes_capped_feedback_is_best_not_used() -> None:
 
 
 def test_the_command_line_prints_both_forms() -> None:
-    words = ["calibrate", "--epsilon", "2", "--delta", "1e-5", "--sample-rate", "0.02", "--steps", "150"]
+    words = [
+        "calibrate",
+        "--epsilon",
+        "2",
+        "--delta",
+        "1e-5",
+        "--sample-rate",
+        "0.02",
+        "--steps",
+        "150",
+    ]
     words += ["--clipping", "dice", "--batch-size", "1000"]
     text = CliRunner().invoke(app, words)
     assert text.exit_code == 0, text.output

@@ -1,4 +1,6 @@
-"""Every rule with every gradient backend, every split into micro-batches, and models in bfloat16."""
+"""Every rule with every gradient backend, every split into micro-batches, and models in
+bfloat16.
+"""
 
 from __future__ import annotations
 
@@ -26,11 +28,17 @@ def model() -> nn.Module:
 @pytest.mark.parametrize("name", NAMES)
 def test_no_backend_and_no_split_changes_what_is_released(name: str) -> None:
     settings = {"steps": 3, "expected_batch_size": 20}
-    reference = run(make(model=model(), clipping=make_rule(name), physical_batch_size=40, **settings))
+    reference = run(
+        make(model=model(), clipping=make_rule(name), physical_batch_size=40, **settings)
+    )
     for mode in sorted({*BACKENDS.names()} - {"ghost"}):  # which is for runs without privacy
         for size in (1, 3, 40):
             private = make(
-                model=model(), clipping=make_rule(name), grad_sample_mode=mode, physical_batch_size=size, **settings
+                model=model(),
+                clipping=make_rule(name),
+                grad_sample_mode=mode,
+                physical_batch_size=size,
+                **settings,
             )
             for a, b in zip(run(private), reference, strict=True):
                 assert torch.allclose(a, b, rtol=2e-4, atol=2e-6), (mode, size)
@@ -39,7 +47,10 @@ def test_no_backend_and_no_split_changes_what_is_released(name: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_a_model_in_bfloat16_is_clipped_and_summed_in_float32(name: str) -> None:
     private = make(
-        [(x.bfloat16(), y.bfloat16()) for x, y in data()], model=model().bfloat16(), clipping=make_rule(name), steps=2
+        [(x.bfloat16(), y.bfloat16()) for x, y in data()],
+        model=model().bfloat16(),
+        clipping=make_rule(name),
+        steps=2,
     )
     recorder = Recorder(private)
     for value in run(private):
@@ -64,4 +75,5 @@ def test_what_a_rule_has_learned_survives_a_checkpoint(name: str, tmp_path: Path
         again.engine.ledger.charge(step, 0, again.plan.noise_multiplier)
     assert checkpoints.restore(again.engine, again.model) is not None  # type: ignore[attr-defined]
     for a, b in zip(run(again), expected, strict=True):
-        assert torch.allclose(a, b, rtol=1e-5, atol=1e-7)  # not bit by bit: a fresh process splits its first batch
+        # not bit by bit: a fresh process splits its first batch
+        assert torch.allclose(a, b, rtol=1e-5, atol=1e-7)

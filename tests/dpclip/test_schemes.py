@@ -20,23 +20,30 @@ from dpclip.sampling import HalvesSampler, PassesSampler, Sampler
 KEY = SecretKey(bytes(32))
 
 
-def drawn(made: Plan, population: int) -> Sampler:
+def sampler_of(made: Plan, population: int) -> Sampler:
     """What draws the batches of a plan."""
     return made.scheme.sampler(made, population, KEY)
 
 
-def plan(sampling: str, steps: int = 10, units: int = 1000, batch: int = 50, epsilon: float = 8.0) -> Plan:
+def plan(
+    sampling: str, steps: int = 10, units: int = 1000, batch: int = 50, epsilon: float = 8.0
+) -> Plan:
     return make_plan(
-        units=units, expected_batch_size=batch, target_epsilon=epsilon, target_delta=1e-5, steps=steps,
-        sampling=sampling, accountant="rdp",
-    )  # fmt: skip
+        units=units,
+        expected_batch_size=batch,
+        target_epsilon=epsilon,
+        target_delta=1e-5,
+        steps=steps,
+        sampling=sampling,
+        accountant="rdp",
+    )
 
 
-# --- drawing ---------------------------------------------------------------------------------------------------------
+# --- drawing --------------------------------------------------------------------------------------
 
 
 def test_halves_are_disjoint_even_coins_and_drawn_in_turn_at_twice_the_rate() -> None:
-    sampler = drawn(plan("halves"), 1000)
+    sampler = sampler_of(plan("halves"), 1000)
     assert isinstance(sampler, HalvesSampler)
     even = [set(sampler.draw(step, 0).tolist()) for step in range(0, 400, 2)]
     odd = [set(sampler.draw(step, 0).tolist()) for step in range(1, 400, 2)]
@@ -50,15 +57,18 @@ def test_halves_are_disjoint_even_coins_and_drawn_in_turn_at_twice_the_rate() ->
 
 
 def test_a_half_does_not_depend_on_the_generation_and_coins_do() -> None:
-    sampler = drawn(plan("halves"), 1000)
+    sampler = sampler_of(plan("halves"), 1000)
     assert set(sampler.draw(0, 0)) != set(sampler.draw(0, 1))
     assert set(sampler.draw(0, 1)).isdisjoint(set(sampler.draw(1, 0)))
 
 
 def test_a_pass_draws_every_slot_at_most_once_and_is_the_same_when_repeated() -> None:
-    sampler = drawn(plan("passes", units=103, batch=10), 101)
+    sampler = sampler_of(plan("passes", units=103, batch=10), 101)
     assert isinstance(sampler, PassesSampler)
-    passes = [np.concatenate([sampler.draw(10 * turn + step, 0) for step in range(10)]) for turn in range(40)]
+    passes = [
+        np.concatenate([sampler.draw(10 * turn + step, 0) for step in range(10)])
+        for turn in range(40)
+    ]
     for drawn in passes:
         assert len(set(drawn.tolist())) == len(drawn)
         assert 96 <= len(drawn) <= 100
@@ -71,10 +81,10 @@ def test_a_pass_draws_every_slot_at_most_once_and_is_the_same_when_repeated() ->
 
 def test_more_units_than_slots_are_refused() -> None:
     with pytest.raises(InputError, match=r"101 units are present but N = 100.*public-units"):
-        drawn(plan("passes", units=100, batch=10), 101)
+        sampler_of(plan("passes", units=100, batch=10), 101)
 
 
-# --- planning --------------------------------------------------------------------------------------------------------
+# --- planning -------------------------------------------------------------------------------------
 
 
 def test_halves_need_half_the_compositions_at_twice_the_rate() -> None:
@@ -95,14 +105,27 @@ def test_passes_are_one_gaussian_whatever_their_number() -> None:
 
 @pytest.mark.parametrize(
     ("sampling", "epochs", "epsilon", "sigma"),
-    [("poisson", 3, 2.0, 0.927), ("poisson", 10, 8.0, 0.655), ("passes", 3, 2.0, 1.995), ("halves", 3, 2.0, 1.11)],
+    [
+        ("poisson", 3, 2.0, 0.927),
+        ("poisson", 10, 8.0, 0.655),
+        ("passes", 3, 2.0, 1.995),
+        ("halves", 3, 2.0, 1.11),
+    ],
 )
-def test_noise_of_published_and_derived_settings(sampling: str, epochs: int, epsilon: float, sigma: float) -> None:
-    """N = 50,000, B = 1000: DP-SGD .927 and .655; unamplified 3.45 / sqrt(3); one-step 1.57 / sqrt(2) for C3 = 2 C1."""
+def test_noise_of_published_and_derived_settings(
+    sampling: str, epochs: int, epsilon: float, sigma: float
+) -> None:
+    """N = 50,000, B = 1000: DP-SGD .927 and .655; unamplified 3.45 / sqrt(3); one-step 1.57 /
+    sqrt(2) for C3 = 2 C1.
+    """
     made = make_plan(
-        units=50_000, expected_batch_size=1000, target_epsilon=epsilon, target_delta=1e-5, epochs=epochs,
+        units=50_000,
+        expected_batch_size=1000,
+        target_epsilon=epsilon,
+        target_delta=1e-5,
+        epochs=epochs,
         sampling=sampling,
-    )  # fmt: skip
+    )
     assert made.noise_multiplier == pytest.approx(sigma, rel=6e-3)
 
 
@@ -112,7 +135,7 @@ def test_plans_that_a_scheme_cannot_carry_out_are_refused() -> None:
     for sampling in ("halves", "passes"):
         with pytest.raises(InputError, match="adjacency replace-one has no proof"):
             replace(plan(sampling), adjacency="replace-one")
-    with pytest.raises(InputError, match="choose one of poisson, filtered, halves, passes"):
+    with pytest.raises(InputError, match="choose one of filtered, halves, passes, poisson"):
         plan("often")
 
 
@@ -123,7 +146,7 @@ def test_a_plan_survives_its_json_and_old_ones_are_poisson() -> None:
     assert "sampling" not in plan("poisson").to_json()
 
 
-# --- charging --------------------------------------------------------------------------------------------------------
+# --- charging -------------------------------------------------------------------------------------
 
 
 def charged(made: Plan, steps: list[tuple[int, int]], path: Path | None = None) -> Ledger:

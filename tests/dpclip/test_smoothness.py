@@ -1,4 +1,6 @@
-"""The smoothness probe: right on losses whose Hessian is known, and without any trace in the run it watches."""
+"""The smoothness probe: right on losses whose Hessian is known, and without any trace in the run it
+watches.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,13 @@ from dpclip.errors import InputError
 from dpclip.optim import ClippedSGD
 
 
-def descend(probe: SmoothnessProbe, x: nn.Parameter, loss: Callable[[], Tensor], steps: int, lr: float = 0.01) -> None:
+def descend(
+    probe: SmoothnessProbe,
+    x: nn.Parameter,
+    loss: Callable[[], Tensor],
+    steps: int,
+    lr: float = 0.01,
+) -> None:
     optimizer = ClippedSGD([x], lr, max_norm=1.0)
     with probe.attached(optimizer):
         for _ in range(steps):
@@ -45,7 +53,9 @@ def test_a_quadratic_has_its_eigenvalue() -> None:
 
 
 def test_the_exponential_loss_has_smoothness_two_plus_gradient_norm_at_most() -> None:
-    """f = 2 cosh: |f''| <= 2 + |f'|, and over a step from x down to y the quotient is (f'(x) - f'(z)) / (x - z)."""
+    """f = 2 cosh: |f''| <= 2 + |f'|, and over a step from x down to y the quotient is (f'(x) -
+    f'(z)) / (x - z).
+    """
     x = nn.Parameter(torch.tensor([5.0], dtype=torch.float64))
 
     def loss() -> Tensor:
@@ -62,17 +72,22 @@ def test_the_exponential_loss_has_smoothness_two_plus_gradient_norm_at_most() ->
             optimizer.step()
     ends = [*starts[1:], x.item()]
     for record, u, v in zip(probe.records, starts, ends, strict=True):
-        quotients = [(2 * math.sinh(u) - 2 * math.sinh(u + a * (v - u))) / (a * (u - v)) for a in (0.25, 0.5)]
+        quotients = [
+            (2 * math.sinh(u) - 2 * math.sinh(u + a * (v - u))) / (a * (u - v)) for a in (0.25, 0.5)
+        ]
         assert record.gradient_norm == pytest.approx(2 * math.sinh(u), rel=1e-12)
         assert record.smoothness == pytest.approx(max(quotients), rel=1e-9)
         assert record.smoothness <= 2 + record.gradient_norm
     fit = probe.fit()
     assert fit.l1 == pytest.approx(1.0, abs=0.1)
     assert fit.log_correlation > 0.95
-    assert all(r.smoothness <= fit.largest_ratio * (fit.l0 + fit.l1 * r.gradient_norm) * 1.0001 for r in probe.records)
+    assert all(
+        r.smoothness <= fit.largest_ratio * (fit.l0 + fit.l1 * r.gradient_norm) * 1.0001
+        for r in probe.records
+    )
 
 
-# --- without a trace --------------------------------------------------------------------------------------------------
+# --- without a trace ------------------------------------------------------------------------------
 
 
 class Restless(nn.Module):
@@ -80,7 +95,9 @@ class Restless(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.body = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Tanh(), nn.Dropout(0.3), nn.Linear(8, 1))
+        self.body = nn.Sequential(
+            nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Tanh(), nn.Dropout(0.3), nn.Linear(8, 1)
+        )
         self.unused = nn.Parameter(torch.ones(2))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -176,7 +193,9 @@ def test_small_steps_in_bfloat16_are_measured_by_the_distance_really_gone() -> N
 
 
 def test_all_gradients_of_a_measurement_see_the_same_dropout() -> None:
-    """With one mask the Hessian is 2 / 0.5^2 where units are kept; with two masks a short step would divide a jump."""
+    """With one mask the Hessian is 2 / 0.5^2 where units are kept; with two masks a short step
+    would divide a jump.
+    """
     x = nn.Parameter(torch.ones(100))
     probe = SmoothnessProbe(lambda: nn.functional.dropout(x, 0.5).square().sum(), every=1)
     descend(probe, x, lambda: x.square().sum(), 3)
@@ -184,12 +203,14 @@ def test_all_gradients_of_a_measurement_see_the_same_dropout() -> None:
     assert len(probe.records) == 3
 
 
-# --- results ----------------------------------------------------------------------------------------------------------
+# --- results --------------------------------------------------------------------------------------
 
 
 def with_records(pairs: list[tuple[float, float]]) -> SmoothnessProbe:
     probe = SmoothnessProbe(lambda: torch.zeros(()))
-    probe.records = [SmoothnessRecord(t, norm, smoothness) for t, (norm, smoothness) in enumerate(pairs)]
+    probe.records = [
+        SmoothnessRecord(t, norm, smoothness) for t, (norm, smoothness) in enumerate(pairs)
+    ]
     return probe
 
 
@@ -198,7 +219,8 @@ def with_records(pairs: list[tuple[float, float]]) -> SmoothnessProbe:
     [
         ([(0.0, 2.0), (1.0, 5.0), (2.0, 8.0)], (2.0, 3.0)),
         ([(1.0, 3.0), (2.0, 1.0)], (2.0, 0.0)),  # falls: the best level line
-        ([(1.0, 0.0), (2.0, 3.0)], (0.0, 1.2)),  # would begin below 0: the best line through 0, 6 / 5
+        # would begin below 0: the best line through 0, 6 / 5
+        ([(1.0, 0.0), (2.0, 3.0)], (0.0, 1.2)),
         ([(1.0, 2.0), (1.0, 4.0)], (3.0, 0.0)),  # one norm only
     ],
 )
@@ -207,11 +229,15 @@ def test_the_line_is_the_best_one_without_negative_coefficients(
 ) -> None:
     fit = with_records(pairs).fit()
     assert (fit.l0, fit.l1) == pytest.approx(line)
-    assert max(y - fit.largest_ratio * (fit.l0 + fit.l1 * x) for x, y in pairs) == pytest.approx(0.0, abs=1e-12)
+    assert max(y - fit.largest_ratio * (fit.l0 + fit.l1 * x) for x, y in pairs) == pytest.approx(
+        0.0, abs=1e-12
+    )
 
 
 def test_the_correlation_is_that_of_logarithms() -> None:
-    assert with_records([(1.0, 1.0), (10.0, 100.0), (100.0, 1e4)]).fit().log_correlation == pytest.approx(1.0)
+    assert with_records(
+        [(1.0, 1.0), (10.0, 100.0), (100.0, 1e4)]
+    ).fit().log_correlation == pytest.approx(1.0)
     assert math.isnan(with_records([(1.0, 2.0), (1.0, 4.0)]).fit().log_correlation)
 
 
@@ -219,7 +245,13 @@ def test_json_holds_settings_records_and_fit() -> None:
     probe = with_records([(1.0, 2.0), (1.0, 4.0)])
     found = json.loads(probe.to_json())
     assert found["every"] == 10
-    assert found["fit"] == {"l0": 3.0, "l1": 0.0, "largest_ratio": 4 / 3, "log_correlation": None, "records": 2}
+    assert found["fit"] == {
+        "l0": 3.0,
+        "l1": 0.0,
+        "largest_ratio": 4 / 3,
+        "log_correlation": None,
+        "records": 2,
+    }
     assert found["records"][1] == {"step": 1, "gradient_norm": 1.0, "smoothness": 4.0}
     assert json.loads(with_records([]).to_json())["fit"] is None
 
@@ -248,6 +280,8 @@ def test_figures_are_drawn_and_the_same_twice(tmp_path: Path) -> None:
         (lambda: SmoothnessProbe(lambda: torch.zeros(()), alphas=()), "alphas are"),
     ],
 )
-def test_settings_that_cannot_be_used_say_so(make: Callable[[], SmoothnessProbe], message: str) -> None:
+def test_settings_that_cannot_be_used_say_so(
+    make: Callable[[], SmoothnessProbe], message: str
+) -> None:
     with pytest.raises(InputError, match=message):
         make()

@@ -1,4 +1,6 @@
-"""What a forward pass writes into a model is refused: by the layer's type before, and by trying during a run."""
+"""What a forward pass writes into a model is refused: by the layer's type before, and by trying
+during a run.
+"""
 
 from __future__ import annotations
 
@@ -17,11 +19,23 @@ from dpclip.guards.model_state import StateWatch, check_stateful_layers
 @pytest.mark.parametrize(
     ("layer", "message"),
     [
-        (nn.Embedding(3, 2, max_norm=1.0), r"module '1.0' \(Embedding\) has max_norm, .* set max_norm=None"),
+        (
+            nn.Embedding(3, 2, max_norm=1.0),
+            r"module '1.0' \(Embedding\) has max_norm, .* set max_norm=None",
+        ),
         (nn.EmbeddingBag(3, 2, max_norm=1.0), r"\(EmbeddingBag\) has max_norm"),
-        (nn.Embedding(3, 2, scale_grad_by_freq=True), r"has scale_grad_by_freq, .* set scale_grad_by_freq=False"),
-        (nn.InstanceNorm1d(2, track_running_stats=True), r"\(InstanceNorm1d\) keeps running statistics .*=False"),
-        (nn.InstanceNorm2d(2, affine=True, track_running_stats=True), r"\(InstanceNorm2d\) keeps running statistics"),
+        (
+            nn.Embedding(3, 2, scale_grad_by_freq=True),
+            r"has scale_grad_by_freq, .* set scale_grad_by_freq=False",
+        ),
+        (
+            nn.InstanceNorm1d(2, track_running_stats=True),
+            r"\(InstanceNorm1d\) keeps running statistics .*=False",
+        ),
+        (
+            nn.InstanceNorm2d(2, affine=True, track_running_stats=True),
+            r"\(InstanceNorm2d\) keeps running statistics",
+        ),
     ],
 )
 def test_layers_that_are_known_to_write_are_refused(layer: nn.Module, message: str) -> None:
@@ -30,7 +44,14 @@ def test_layers_that_are_known_to_write_are_refused(layer: nn.Module, message: s
 
 
 @pytest.mark.parametrize(
-    "layer", [nn.Embedding(3, 2), nn.InstanceNorm1d(2), nn.LayerNorm(2), nn.GroupNorm(1, 2), nn.BatchNorm1d(2)]
+    "layer",
+    [
+        nn.Embedding(3, 2),
+        nn.InstanceNorm1d(2),
+        nn.LayerNorm(2),
+        nn.GroupNorm(1, 2),
+        nn.BatchNorm1d(2),
+    ],
 )
 def test_other_layers_are_accepted(layer: nn.Module) -> None:
     check_stateful_layers(nn.Sequential(layer))
@@ -39,7 +60,9 @@ def test_other_layers_are_accepted(layer: nn.Module) -> None:
 class Book(nn.Module):
     """A layer with a code book, and what is done to it in the forward pass."""
 
-    def __init__(self, does: Callable[[Any, Tensor], None] = lambda self, x: None, persistent: bool = True) -> None:
+    def __init__(
+        self, does: Callable[[Any, Tensor], None] = lambda self, x: None, persistent: bool = True
+    ) -> None:
         super().__init__()
         self.linear = nn.Linear(2, 2)
         self.tied = nn.Linear(2, 2)
@@ -112,7 +135,8 @@ def one_pass(model: nn.Module, x: Tensor, read_parameters: bool = False) -> None
     [
         (
             assigned,
-            r"buffer 'book\.mean' is changed by the forward pass and saved with the model, unprotected: .*non-p",
+            r"buffer 'book\.mean' is changed by the forward pass and saved with the model, "
+            r"unprotected: .*non-p",
         ),
         (copied, r"buffer 'book\.mean' is changed"),
         (averaged, r"buffer 'book\.mean' is changed"),
@@ -121,7 +145,10 @@ def one_pass(model: nn.Module, x: Tensor, read_parameters: bool = False) -> None
         (rolled, r"buffer 'book\.unknown' is changed"),
         (made, r"buffer 'book\.linear\.queue' is made by the forward pass"),
         (removed, r"buffer 'book\.mean' is changed"),
-        (shrunk, r"parameter 'book\.linear\.weight' is changed by the forward pass .*max_norm=None"),
+        (
+            shrunk,
+            r"parameter 'book\.linear\.weight' is changed by the forward pass .*max_norm=None",
+        ),
         (replaced, r"parameter 'book\.linear\.weight' is changed"),
     ],
 )
@@ -138,7 +165,9 @@ def test_what_is_written_is_found(does: Callable[[Any, Tensor], None], message: 
 def test_parameters_are_read_when_asked_for() -> None:
     with pytest.raises(PrivacyError, match=r"parameter 'linear\.weight' is changed"):
         one_pass(Book(shrunk_by_data), torch.ones(3, 2), read_parameters=True)
-    one_pass(Book().to(torch.bfloat16), torch.ones(3, 2, dtype=torch.bfloat16), read_parameters=True)
+    one_pass(
+        Book().to(torch.bfloat16), torch.ones(3, 2, dtype=torch.bfloat16), read_parameters=True
+    )
 
 
 @pytest.mark.parametrize("read_parameters", [True, False])
@@ -170,7 +199,9 @@ def test_an_embedding_that_rewrites_its_rows_is_found() -> None:
 def test_running_statistics_are_found() -> None:
     with pytest.raises(PrivacyError, match=r"buffer '1\.running_mean' is changed"):
         one_pass(
-            nn.Sequential(nn.Identity(), nn.InstanceNorm1d(2, affine=True, track_running_stats=True)),
+            nn.Sequential(
+                nn.Identity(), nn.InstanceNorm1d(2, affine=True, track_running_stats=True)
+            ),
             torch.randn(3, 2, 4),
         )
 

@@ -74,7 +74,11 @@ def test_units_are_in_the_order_of_their_first_rows() -> None:
         (Ward.EAST, Ward("east")),
         (("x", 1), (" x", torch.tensor(1)), (np.str_("x"), 1.0)),
         (date(2020, 1, 2), np.datetime64("2020-01-02").item()),
-        (datetime(2020, 1, 2), np.datetime64("2020-01-02T00:00:00.000000000"), pd.Timestamp("2020-01-02")),
+        (
+            datetime(2020, 1, 2),
+            np.datetime64("2020-01-02T00:00:00.000000000"),
+            pd.Timestamp("2020-01-02"),
+        ),
         (UUID(int=5), UUID("00000000-0000-0000-0000-000000000005")),
         (b"id", np.bytes_(b"id")),
         (2**53 + 1, torch.tensor(2**53 + 1)),
@@ -86,7 +90,16 @@ def test_equal_values_are_one_unit(names: tuple[Any, ...]) -> None:
 
 
 @pytest.mark.parametrize(
-    "names", [(1, 2), ("a", "A"), (2**53, 2**53 + 1), (Ward.EAST, Ward.WEST), (("a", 1), ("a", 2)), (0.1, 0.2)], ids=str
+    "names",
+    [
+        (1, 2),
+        ("a", "A"),
+        (2**53, 2**53 + 1),
+        (Ward.EAST, Ward.WEST),
+        (("a", 1), ("a", 2)),
+        (0.1, 0.2),
+    ],
+    ids=str,
 )
 def test_other_values_are_other_units(names: tuple[Any, ...]) -> None:
     assert rows_of(*names) == [[0], [1]]
@@ -165,7 +178,14 @@ def test_what_is_no_name_is_refused_and_not_quoted(name: Any, message: str) -> N
 
 
 @pytest.mark.parametrize(
-    "names", [("secret", 417), (417, "secret"), (("a", 417), ("a", "secret")), (("secret",), 417), (b"secret", "417")]
+    "names",
+    [
+        ("secret", 417),
+        (417, "secret"),
+        (("a", 417), ("a", "secret")),
+        (("secret",), 417),
+        (b"secret", "417"),
+    ],
 )
 def test_kinds_are_not_mixed(names: tuple[Any, ...]) -> None:
     with pytest.raises(InputError, match=r"row 1 is a \w+, and those before are each a") as refusal:
@@ -200,7 +220,14 @@ texts = st.text(min_size=1).filter(lambda t: unicodedata.normalize("NFC", t).str
 
 @given(numbers, st.integers(0, 5))
 def test_a_number_is_one_unit_however_it_is_held(number: int, form: int) -> None:
-    forms = [number, float(number), np.int64(number), torch.tensor(number), Fraction(number), Decimal(number)]
+    forms = [
+        number,
+        float(number),
+        np.int64(number),
+        torch.tensor(number),
+        Fraction(number),
+        Decimal(number),
+    ]
     assert rows_of(number, forms[form], number + 1) == [[0, 1], [2]]
 
 
@@ -221,7 +248,9 @@ def test_normalisation_is_done_once_for_all(text: str) -> None:
 def test_the_rows_are_split_among_the_units(names: list[int]) -> None:
     index = UnitIndex(len(names), [torch.tensor(n) for n in names])
     assert sorted(row for rows in index.rows for row in rows) == list(range(len(names)))
-    assert [{names[row] for row in rows} for rows in index.rows] == [{n} for n in dict.fromkeys(names)]
+    assert [{names[row] for row in rows} for rows in index.rows] == [
+        {n} for n in dict.fromkeys(names)
+    ]
 
 
 class Stream(IterableDataset[int]):

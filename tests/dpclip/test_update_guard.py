@@ -1,4 +1,6 @@
-"""Nothing but released gradients reaches the weights, whatever is done to the model and the optimizer."""
+"""Nothing but released gradients reaches the weights, whatever is done to the model and the
+optimizer.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,11 @@ class Factored(Optimizer):
             for p in group["params"]:
                 if p.grad is not None:
                     squares = p.grad.square() + 1e-6
-                    p -= group["lr"] * p.grad / (squares.mean(0, keepdim=True) * squares.mean(-1, keepdim=True)) ** 0.25
+                    p -= (
+                        group["lr"]
+                        * p.grad
+                        / (squares.mean(0, keepdim=True) * squares.mean(-1, keepdim=True)) ** 0.25
+                    )
 
 
 class Centred(SGD):
@@ -111,7 +117,9 @@ class Run:
         return [p.detach().clone() for p in self.model.parameters()]
 
     def moved(self, before: list[Tensor]) -> list[bool]:
-        return [not torch.equal(p, old) for p, old in zip(self.model.parameters(), before, strict=True)]
+        return [
+            not torch.equal(p, old) for p, old in zip(self.model.parameters(), before, strict=True)
+        ]
 
 
 @contextmanager
@@ -142,7 +150,9 @@ def test_released_gradients_move_the_weights_as_without_a_guard(kind: str) -> No
         if kind == "scheduled":
             plain.schedule.step()
             run.optimizer.schedule.step()
-    assert all(torch.equal(p, q) for p, q in zip(run.model.parameters(), model.parameters(), strict=True))
+    assert all(
+        torch.equal(p, q) for p, q in zip(run.model.parameters(), model.parameters(), strict=True)
+    )
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -158,7 +168,10 @@ def test_a_step_outside_of_an_update_is_refused(kind: str, after_backward: bool)
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_backward_pass_within_an_update_is_refused(kind: str) -> None:
     run = Run(kind)
-    message = r"update parameter 'first\.weight' with a gradient that was not released.* call make_private again"
+    message = (
+        r"update parameter 'first\.weight' with a gradient that was not released.* "
+        r"call make_private again"
+    )
     with refused_unmoved(run, message), run.guard.update(run.values()):
         run.backward()
         run.optimizer.step()
@@ -196,9 +209,15 @@ def test_an_unfrozen_parameter_is_refused_by_its_name() -> None:
     run.guard.check_model(_frozen(run.model, "first.weight"))
     run.model.first.weight.requires_grad_(True)
     run.backward()
-    with refused_unmoved(run, "update parameter 'first.weight' with"), run.guard.update(run.values()):
+    with (
+        refused_unmoved(run, "update parameter 'first.weight' with"),
+        run.guard.update(run.values()),
+    ):
         run.optimizer.step()
-    with pytest.raises(PrivacyError, match=r"parameter 'first.weight' was unfrozen or added .*private\.close\(\) and"):
+    with pytest.raises(
+        PrivacyError,
+        match=r"parameter 'first.weight' was unfrozen or added .*private\.close\(\) and",
+    ):
         run.guard.check_model(run.model)
 
 
@@ -217,7 +236,10 @@ def test_a_parameter_without_a_value_is_left_alone() -> None:
 
 def test_a_raw_gradient_of_a_parameter_without_a_value_is_refused() -> None:
     run = Run()
-    with refused_unmoved(run, "update parameter 'first.weight' with"), run.guard.update([None, *run.values()[1:]]):
+    with (
+        refused_unmoved(run, "update parameter 'first.weight' with"),
+        run.guard.update([None, *run.values()[1:]]),
+    ):
         run.parameters[0].grad = torch.ones(3, 3)
         run.optimizer.step()
 
@@ -258,7 +280,10 @@ def test_gradients_are_cleared_after_an_error() -> None:
     with pytest.raises(ZeroDivisionError), run.guard.update(run.values()):
         raise ZeroDivisionError
     assert all(p.grad is None for p in run.parameters)
-    with pytest.raises(ValueError, match="argument 2 is shorter"), run.guard.update(run.values()[:-1]):
+    with (
+        pytest.raises(ValueError, match="argument 2 is shorter"),
+        run.guard.update(run.values()[:-1]),
+    ):
         pass
     assert all(p.grad is None for p in run.parameters)
     with run.guard.update(run.values()):
@@ -303,13 +328,19 @@ def test_after_the_end_of_the_run_the_optimizer_is_free_and_the_guard_updates_no
     run.guard.close()
     run.backward()
     run.optimizer.step()
-    with pytest.raises(PrivacyError, match=r"ended by private\.close\(\)"), run.guard.update(run.values()):
+    with (
+        pytest.raises(PrivacyError, match=r"ended by private\.close\(\)"),
+        run.guard.update(run.values()),
+    ):
         pass
 
 
 def test_an_optimizer_has_one_run_at_a_time() -> None:
     run = Run("prepared")
-    with pytest.raises(InputError, match=r"this AdamW belongs to a private run .*private\.close\(\), or build a new"):
+    with pytest.raises(
+        InputError,
+        match=r"this AdamW belongs to a private run .*private\.close\(\), or build a new",
+    ):
         UpdateGuard(run.optimizer.optimizer, [], [])
     run.guard.close()
     UpdateGuard(run.optimizer, [], [])
@@ -362,11 +393,16 @@ def test_a_model_that_is_as_it_was_passes() -> None:
 def test_added_and_replaced_parameters_are_refused() -> None:
     added = Run()
     added.model.first.adapter = nn.Linear(2, 2, bias=False)
-    with pytest.raises(PrivacyError, match=r"parameter 'first\.adapter\.weight' was unfrozen or added after make_priv"):
+    with pytest.raises(
+        PrivacyError,
+        match=r"parameter 'first\.adapter\.weight' was unfrozen or added after make_priv",
+    ):
         added.guard.check_model(added.model)
     replaced = Run()
     replaced.model.first.weight = nn.Parameter(torch.zeros(3, 3))
-    with pytest.raises(PrivacyError, match=r"parameter 'first\.weight' was replaced or removed after make_private"):
+    with pytest.raises(
+        PrivacyError, match=r"parameter 'first\.weight' was replaced or removed after make_private"
+    ):
         replaced.guard.check_model(replaced.model)
     tied = Run()
     tied.model.second.bias = None  # type: ignore[assignment]

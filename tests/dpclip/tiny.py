@@ -35,7 +35,9 @@ WORDS = [
 
 def notes(count: int) -> list[str]:
     """Short different sentences."""
-    return [" ".join(WORDS[(i * k + k) % len(WORDS)] for k in range(1, 4 + i % 4)) for i in range(count)]
+    return [
+        " ".join(WORDS[(i * k + k) % len(WORDS)] for k in range(1, 4 + i % 4)) for i in range(count)
+    ]
 
 
 def write_csv(path: Path, count: int = 60, column: str = "text") -> Path:
@@ -43,13 +45,18 @@ def write_csv(path: Path, count: int = 60, column: str = "text") -> Path:
     with path.open("w", newline="") as file:
         table = csv.writer(file)
         table.writerow([column, "label", "person", "question"])
-        table.writerows([n, "ab"[i % 2], f"p{i % 20}", n.split()[0]] for i, n in enumerate(notes(count)))
+        table.writerows(
+            [n, "ab"[i % 2], f"p{i % 20}", n.split()[0]] for i, n in enumerate(notes(count))
+        )
     return path
 
 
 def _tokenizer(folder: Path, pad: bool) -> int:
     bpe = Tokenizer(models.BPE())
-    bpe.pre_tokenizer, bpe.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    bpe.pre_tokenizer, bpe.decoder = (
+        pre_tokenizers.ByteLevel(add_prefix_space=False),
+        decoders.ByteLevel(),
+    )
     specials = ["<|endoftext|>", "<|pad|>"] if pad else ["<|endoftext|>"]
     trainer = trainers.BpeTrainer(
         vocab_size=300,
@@ -73,9 +80,17 @@ def gpt2_folder(folder: Path, *, pad: bool = False, dropout: float = 0.1) -> Pat
     size = _tokenizer(folder, pad)
     torch.manual_seed(0)
     config = GPT2Config(
-        vocab_size=size, n_positions=32, n_embd=16, n_layer=1, n_head=2, bos_token_id=0, eos_token_id=0,
-        resid_pdrop=dropout, embd_pdrop=dropout, attn_pdrop=dropout,
-    )  # fmt: skip
+        vocab_size=size,
+        n_positions=32,
+        n_embd=16,
+        n_layer=1,
+        n_head=2,
+        bos_token_id=0,
+        eos_token_id=0,
+        resid_pdrop=dropout,
+        embd_pdrop=dropout,
+        attn_pdrop=dropout,
+    )
     GPT2LMHeadModel(config).save_pretrained(folder)
     return folder
 
@@ -84,9 +99,14 @@ def bert_folder(folder: Path) -> Path:
     """A BERT classifier of width 16, saved as a Hugging Face folder."""
     size = _tokenizer(folder, True)
     config = BertConfig(
-        vocab_size=size, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32,
-        max_position_embeddings=32, pad_token_id=1,
-    )  # fmt: skip
+        vocab_size=size,
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=32,
+        max_position_embeddings=32,
+        pad_token_id=1,
+    )
     BertForSequenceClassification(config).save_pretrained(folder)
     return folder
 

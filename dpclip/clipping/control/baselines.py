@@ -25,7 +25,9 @@ class Constant(Controller):
 
 
 class FollowQuantile(Constant):
-    """Thresholds at the released quantile of each group's norms: the analytic controller that others depart from."""
+    """Thresholds at the released quantile of each group's norms: the analytic controller that
+    others depart from.
+    """
 
     name: ClassVar[str] = "quantile"
     tracks: ClassVar[bool] = True
@@ -50,7 +52,9 @@ class Random(Controller):
 
 
 class ThresholdSchedule(Controller):
-    """Thresholds that fall evenly, in log, from the highest to the lowest reach: late gradients are small."""
+    """Thresholds that fall evenly, in log, from the highest to the lowest reach: late gradients are
+    small.
+    """
 
     name: ClassVar[str] = "schedule"
 

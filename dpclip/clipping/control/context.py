@@ -25,7 +25,8 @@ class Context:
         interval: steps from one decision to the next.
         noise_level: norm that the noise of a released gradient has, over the joint threshold.
         kinds: what most of each group's weights are.
-        moved: how far the last update moved each group (`Movement.lengths`); empty before there was one.
+        moved: how far the last update moved each group (`Movement.lengths`); empty before there was
+            one.
     """
 
     step: int

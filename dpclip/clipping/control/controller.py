@@ -34,15 +34,19 @@ class ControllerSettings:
 class Controller(Stateful, ABC):
     """Chooses, every few steps, how far the rule departs from its analytic settings.
 
-    An action is a tensor [K, A] in [-1, 1]: for each of the K groups, how far its threshold lies from the rule's own
-    (0: not at all; 1: as far up as may be), how much more than its share of the noise budget it gets, its learning
-    rate and, in runs that choose their noise, a fourth column for that, whose mean over the groups counts. A new
-    controller is one file and one line in `control/__init__.py`. All of its state follows from released values.
+    An action is a tensor [K, A] in [-1, 1]: for each of the K groups, how far its threshold lies
+    from the rule's own
+    (0: not at all; 1: as far up as may be), how much more than its share of the noise budget it
+    gets, its learning rate and, in runs that choose their noise, a fourth column for that, whose
+    mean over the groups counts. A new controller is one file and one line in `control/__init__.py`.
+    All of its state follows from released values.
     """
 
     name: ClassVar[str]
     tracks: ClassVar[bool] = True
-    """Whether thresholds follow the released quantiles (where the mode has them); otherwise they stay as they began."""
+    """Whether thresholds follow the released quantiles (where the mode has them); otherwise they
+    stay as they began.
+    """
 
     def begin_with(self, policy: Path) -> None:
         """Told before `start` of networks to begin with, by a rule that was given none."""

@@ -17,7 +17,8 @@ def sampling_stride(sizes: Sequence[int]) -> int:
 
 
 def every_nth(values: Tensor, stride: int) -> Tensor:
-    """One coordinate in `stride` of a flat tensor, in blocks that lie together, which are read faster than single ones.
+    """One coordinate in `stride` of a flat tensor, in blocks that lie together, which are read
+    faster than single ones.
 
     Float32, a view where that is possible.
     """

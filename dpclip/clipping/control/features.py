@@ -23,14 +23,21 @@ def width(actions: int) -> int:
 def features(steps: Sequence[Summary], context: Context, losses: LossCourse) -> Tensor:
     """What the agent sees of each group, [K, F], every number between about -2 and 2.
 
-    Of each group, over the steps since the last decision: what the released energy exceeds the noise's by and what
-    successive steps agree on, both in units of what noise alone would scatter them by, and the share below the
-    threshold; the action in force; the group's size, whether it is an embedding, vectors (norms) or an adapter, and how
-    far the last update moved it. The same for all groups: `_common`.
+    Of each group, over the steps since the last decision: what the released energy exceeds the
+    noise's by and what successive steps agree on, both in units of what noise alone would scatter
+    them by, and the share below the threshold; the action in force; the group's size, whether it is
+    an embedding, vectors (norms) or an adapter, and how far the last update moved it. The same for
+    all groups: `_common`.
     """
     groups = len(context.sizes)
-    noise, blur = torch.tensor([s.noise for s in steps]), torch.tensor([s.blur for s in steps]).clamp(min=_TINY)
-    energy, agreement = torch.tensor([s.energy for s in steps]), torch.tensor([s.agreement for s in steps])
+    noise, blur = (
+        torch.tensor([s.noise for s in steps]),
+        torch.tensor([s.blur for s in steps]).clamp(min=_TINY),
+    )
+    energy, agreement = (
+        torch.tensor([s.energy for s in steps]),
+        torch.tensor([s.agreement for s in steps]),
+    )
     signal = _legible((energy - noise) / (math.sqrt(2) * blur))
     shared = _legible(agreement / blur)
     within = torch.tensor([s.within for s in steps if s.within]).reshape(-1, groups)
@@ -46,18 +53,32 @@ def _traits(context: Context) -> Tensor:
     moved = torch.tensor(context.moved or [0.03] * len(sizes)).clamp(min=_TINY)
     kinds = [[float(kind == one) for one in KINDS] for kind in context.kinds]
     kind = torch.tensor(kinds or [[0.0] * len(KINDS)] * len(sizes))
-    return torch.cat([torch.log(sizes / sizes.sum())[:, None] / 5, kind, torch.log10(moved / 0.03)[:, None]], 1)
+    return torch.cat(
+        [torch.log(sizes / sizes.sum())[:, None] / 5, kind, torch.log10(moved / 0.03)[:, None]], 1
+    )
 
 
 def _common(context: Context, losses: LossCourse) -> list[float]:
-    """How far the run is and what is left of the budget; which way the released loss goes, how far it has fallen and
-    where it is (in threes and fives of nats); decimal logarithms of the run's length, of the steps done (in fours) and
-    of the noise's norm over the joint threshold (in threes)."""
+    """How far the run is and what is left of the budget; which way the released loss goes, how far
+    it has fallen and where it is (in threes and fives of nats); decimal logarithms of the run's
+    length, of the steps done (in fours) and of the noise's norm over the joint threshold (in
+    threes).
+    """
     lengths = [math.log10(max(1, steps)) / 4 for steps in (context.steps, context.step)]
     level = math.log10(max(_TINY, context.noise_level)) / 3
-    return [context.progress, context.budget_left, losses.trend, losses.fall / 3, losses.now / 5, *lengths, level]
+    return [
+        context.progress,
+        context.budget_left,
+        losses.trend,
+        losses.fall / 3,
+        losses.now / 5,
+        *lengths,
+        level,
+    ]
 
 
 def _legible(scores: Tensor) -> Tensor:
-    """Standard scores of each step and group, [steps, K], as one number a group: 0.3 for each of the first sigmas."""
+    """Standard scores of each step and group, [steps, K], as one number a group: 0.3 for each of
+    the first sigmas.
+    """
     return torch.asinh(scores.sum(0) / math.sqrt(len(scores))) / 3

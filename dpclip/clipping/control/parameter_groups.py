@@ -14,16 +14,19 @@ from dpclip.clipping.per_group import Grouping, block_of, is_adapter, layer_of, 
 from dpclip.clipping.quantile import single_group
 from dpclip.clipping.rule import ParameterKind
 
+# finest first
 GROUPINGS: dict[str, Grouping] = {
     "tensor": tensor_of,
     "layer": layer_of,
     "block": block_of,
     "model": single_group,
-}  # finest first
+}
 
 
 def resolve_grouping(groups: str, names: Sequence[str] = ()) -> str:
-    """One of `GROUPINGS`, for "auto", too: layers for adapters, or else the model (see experiments/rl_control)."""
+    """One of `GROUPINGS`, for "auto", too: layers for adapters, or else the model (see
+    experiments/rl_control).
+    """
     if groups != "auto":
         return groups
     return "layer" if 2 * sum(map(is_adapter, names)) > len(names) else "model"
@@ -59,7 +62,9 @@ class Layout:
 
     def seen_kinds(self) -> tuple[ParameterKind, ...]:
         """What the largest parameter of each of the controller's groups is."""
-        by_size = sorted(zip(self.sizes, self.seen, self.kinds, strict=False), key=lambda one: one[0])
+        by_size = sorted(
+            zip(self.sizes, self.seen, self.kinds, strict=False), key=lambda one: one[0]
+        )
         largest = {group: kind for _, group, kind in by_size}
         return tuple(largest[group] for group in sorted(largest))
 
@@ -79,4 +84,6 @@ class Layout:
 
     def norm(self, stds: Sequence[float]) -> float:
         """That noise of these deviations in each parameter's coordinates has."""
-        return math.sqrt(math.fsum(size * std**2 for size, std in zip(self.sizes, stds, strict=True)))
+        return math.sqrt(
+            math.fsum(size * std**2 for size, std in zip(self.sizes, stds, strict=True))
+        )

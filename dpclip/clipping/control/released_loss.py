@@ -17,7 +17,8 @@ _CENTRE_RATE = 0.3
 
 @dataclass
 class LossWindow:
-    """Losses are clipped to an interval about a running mean of the released ones, wide until it is known where to be.
+    """Losses are clipped to an interval about a running mean of the released ones, wide until it is
+    known where to be.
 
     Centring keeps the number of units in a batch out of what is released.
 
@@ -40,12 +41,15 @@ class LossWindow:
         return max([self.least, *FIRST_WIDTHS[self.seen : self.seen + 1]])
 
     def query(self, share: float) -> SideQuery:
-        """The sum of the clipped losses, for a part of the step's budget; losses that are not finite count as the
-        middle."""
+        """The sum of the clipped losses, for a part of the step's budget; losses that are not
+        finite count as the middle.
+        """
         width, centre = self.width, self.centre
 
         def centred(losses: Tensor) -> Tensor:
-            return torch.where(losses.isfinite(), (losses - centre).clamp(-width, width), torch.zeros_like(losses))
+            return torch.where(
+                losses.isfinite(), (losses - centre).clamp(-width, width), torch.zeros_like(losses)
+            )
 
         return SideQuery("loss", width, None, centred, share=share, reads="losses")
 
@@ -59,14 +63,16 @@ class LossWindow:
 class LossAccount:
     """Where the loss is and where it began; single releases are noisy.
 
-    The window that losses are clipped to is not in place yet in the first step, so what that released is forgotten as
-    soon as there is more.
+    The window that losses are clipped to is not in place yet in the first step, so what that
+    released is forgotten as soon as there is more.
 
     Attributes:
         state: sums and weights; JSON.
     """
 
-    state: dict[str, float] = field(default_factory=lambda: {"seen": 0, "sum": 0, "weight": 0, "first": 0, "firsts": 0})
+    state: dict[str, float] = field(
+        default_factory=lambda: {"seen": 0, "sum": 0, "weight": 0, "first": 0, "firsts": 0}
+    )
 
     def add(self, losses: Iterable[float]) -> None:
         """One released loss a step, in order."""
@@ -91,4 +97,6 @@ class LossAccount:
     @property
     def fall(self) -> float:
         """How much lower it is than the mean of the second to the fifth."""
-        return self.state["first"] / self.state["firsts"] - self.now if self.state["firsts"] else 0.0
+        return (
+            self.state["first"] / self.state["firsts"] - self.now if self.state["firsts"] else 0.0
+        )

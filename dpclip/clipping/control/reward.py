@@ -12,7 +12,9 @@ from dpclip.clipping.control.summary import _TINY, Summary
 
 @dataclass(frozen=True)
 class LossCourse:
-    """What is known of the released losses: which way they go, how far they have fallen, where their mean is."""
+    """What is known of the released losses: which way they go, how far they have fallen, where
+    their mean is.
+    """
 
     trend: float = 0.0
     fall: float = 0.0
@@ -23,9 +25,10 @@ class LossCourse:
 class Reward:
     """What a decision brought, between -1 and 1, from released values alone.
 
-    Progress is the fall of the running mean of the released losses, in units of its own usual size and never of less
-    than its noise. Signal is what successive steps agree on, over all groups, in units of what noise alone would
-    scatter it by, which does not depend on the gradient's scale: asinh of that over 5.
+    Progress is the fall of the running mean of the released losses, in units of its own usual size
+    and never of less than its noise. Signal is what successive steps agree on, over all groups, in
+    units of what noise alone would scatter it by, which does not depend on the gradient's scale:
+    asinh of that over 5.
 
     Args:
         kind: "loss", "signal" or "both", their mean; where no loss is released, signal alone.
@@ -40,7 +43,9 @@ class Reward:
     state: dict[str, float] = field(default_factory=dict)
 
     def of(self, steps: Sequence[Summary], change: float) -> float:
-        """The reward of the steps since the last decision, in which the action changed by `change` on average."""
+        """The reward of the steps since the last decision, in which the action changed by `change`
+        on average.
+        """
         parts = []
         if self.kind != "loss" or steps[0].loss is None:
             parts.append(_signal(steps))

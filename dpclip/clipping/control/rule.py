@@ -34,53 +34,62 @@ REWARDS = ("loss", "signal", "both")
 @RULES.register
 @dataclass
 class ControlledClipping(PerGroup):
-    """factor_ik = min(1, C_k / ||g_ik||), with C_k and each group's share of the noise budget set by a controller.
+    """factor_ik = min(1, C_k / ||g_ik||), with C_k and each group's share of the noise budget set
+    by a controller.
 
-    The analytic settings are the released quantile for C (of each group for C_k) and the minimum-variance allocation.
-    Every `interval` steps the controller, by default a soft actor-critic, chooses by how much to depart from them:
-    C_k = analytic C_k exp(reach u_k), share_k in proportion to analytic share_k exp(reach v_k), and the optimizer's
-    learning rate for the group is multiplied by exp(2 reach w_k); u, v and w in [-1, 1]. sigma_eff stays as planned
-    whatever it chooses, so the guarantee is that of any other rule. The optimizer gets the released gradient in units
-    of the thresholds at the start.
+    The analytic settings are the released quantile for C (of each group for C_k) and the
+    minimum-variance allocation. Every `interval` steps the controller, by default a soft
+    actor-critic, chooses by how much to depart from them: C_k = analytic C_k exp(reach u_k),
+    share_k in proportion to analytic share_k exp(reach v_k), and the optimizer's learning rate for
+    the group is multiplied by exp(2 reach w_k); u, v and w in [-1, 1]. sigma_eff stays as planned
+    whatever it chooses, so the guarantee is that of any other rule. The optimizer gets the released
+    gradient in units of the thresholds at the start.
 
     Args:
-        mode: what the controller sees. "A": released gradients only, thresholds start at C / sqrt(K) and have no
-            quantile to follow. "B": also the noisy share of units below each analytic threshold and the noisy mean of
-            the clipped losses, released with the gradient and paid for in sigma_eff. "C": as B, and the controller
-            chooses each step's noise, too, from 0.95 to 1.25 times the planned noise and within what a privacy filter
-            admits; the guarantee is then the filter's budget.
+        mode: what the controller sees. "A": released gradients only, thresholds start at C /
+            sqrt(K) and have no quantile to follow. "B": also the noisy share of units below each
+            analytic threshold and the noisy mean of the clipped losses, released with the gradient
+            and paid for in sigma_eff. "C": as B, and the controller chooses each step's noise, too,
+            from 0.95 to 1.25 times the planned noise and within what a privacy filter admits; the
+            guarantee is then the filter's budget.
         controller: "sac", or a control: "quantile", "constant", "random", "schedule".
-        groups: what is clipped together: "layer" (both halves of a LoRA adapter together), "block", "tensor", "model",
-            or "auto": layers with equal analytic thresholds where most of what is trained are adapters, else the model.
-        rate_groups: what the controller sees apart and gives a learning rate of its own, likewise; at least as fine as
-            `groups`.
+        groups: what is clipped together: "layer" (both halves of a LoRA adapter together), "block",
+            "tensor", "model", or "auto": layers with equal analytic thresholds where most of what
+            is trained are adapters, else the model.
+        rate_groups: what the controller sees apart and gives a learning rate of its own, likewise;
+            at least as fine as `groups`.
         interval: steps from one decision to the next.
-        warmup: part of the run before the first decision; 0 lets the controller decide once after the first release,
-            too.
+        warmup: part of the run before the first decision; 0 lets the controller decide once after
+            the first release, too.
         max_grad_norm: joint threshold at the start.
         reach: how far a decision may depart, in log; log 2 by default.
-        step_limit: largest change of a log threshold or log share from one decision to the next; a log rate may change
-            by 2 reach.
+        step_limit: largest change of a log threshold or log share from one decision to the next; a
+            log rate may change by 2 reach.
         quantile, rate, first_rate: of the analytic thresholds, as in `Quantile`.
-        count_share, loss_share: parts of each step's 1/sigma^2 that the counts and the loss take; together they make
-            the gradient's noise larger by (1 - count_share - loss_share)^(-1/2), 0.76 % by default.
-        loss_width: w; losses are clipped to w (at least 2.5 in the first two steps) on either side of a running mean of
-            the released ones, so that the number of units in a batch adds no noise.
+        count_share, loss_share: parts of each step's 1/sigma^2 that the counts and the loss take;
+            together they make the gradient's noise larger by (1 - count_share - loss_share)^(-1/2),
+            0.76 % by default.
+        loss_width: w; losses are clipped to w (at least 2.5 in the first two steps) on either side
+            of a running mean of the released ones, so that the number of units in a batch adds no
+            noise.
         reward: what the agent is rewarded for, "loss", "signal" or "both".
-        policy: networks that the agent begins with: a file; "public", those that ship with the package (modes A and B;
-            taught on language models under AdamW, one for runs of at most 36 steps and one for longer ones); "none": it
-            then departs by nothing on average; or "auto": "public" where that did well, for whole models with
-            embeddings and at most 240 steps, in modes A and B, else "none".
+        policy: networks that the agent begins with: a file; "public", those that ship with the
+            package (modes A and B; taught on language models under AdamW, one for runs of at most
+            36 steps and one for longer ones); "none": it then departs by nothing on average; or
+            "auto": "public" where that did well, for whole models with embeddings and at most 240
+            steps, in modes A and B, else "none".
         agent_seed: of the agent's own random numbers, which protect nothing.
         allocation: the analytic one, see `noise_shares`.
 
-    Guarantee: one sample moves group k's sum by at most C_k, the counts by at most sqrt(K)/2 in all and the loss by at
-    most w.
+    Guarantee: one sample moves group k's sum by at most C_k, the counts by at most sqrt(K)/2 in all
+    and the loss by at most w.
 
-    Edge cases: a loss that is not finite counts as the running mean, a gradient that is not finite not at all.
+    Edge cases: a loss that is not finite counts as the running mean, a gradient that is not finite
+    not at all.
 
-    Reference: Khadangi et al., "Efficient Differentially Private Fine-Tuning of LLMs via Reinforcement Learning", 2025
-    (a controller for thresholds); analytic parts and observation are derived here, see docs/explanation/control.md.
+    Reference: Khadangi et al., "Efficient Differentially Private Fine-Tuning of LLMs via
+    Reinforcement Learning", 2025 (a controller for thresholds); analytic parts and observation are
+    derived here, see docs/explanation/control.md.
     """
 
     max_grad_norm: float = 0.1
@@ -112,7 +121,9 @@ class ControlledClipping(PerGroup):
         self.group_of = GROUPINGS[resolve_grouping(self.groups)]
         super().__post_init__()
         self._check()
-        settings = ControllerSettings(self.agent_seed, policy_file(self.policy, self.mode), self.reward)
+        settings = ControllerSettings(
+            self.agent_seed, policy_file(self.policy, self.mode), self.reward
+        )
         self.agent = make_controller(self.controller, settings)
         self.sampling = "filtered" if self.mode == "C" else "poisson"
         self._columns = 4 if self.mode == "C" else 3
@@ -131,10 +142,12 @@ class ControlledClipping(PerGroup):
             raise InputError(f"warmup = {self.warmup}: a part of the run, from 0 to below 1")
         for setting in ("reach", "step_limit", "loss_width"):
             check_threshold(setting, getattr(self, setting))
-        if not (self.count_share > 0 and self.loss_share > 0 and self.count_share + self.loss_share < 1):
+        if not (
+            self.count_share > 0 and self.loss_share > 0 and self.count_share + self.loss_share < 1
+        ):
             raise InputError(
-                f"count_share = {self.count_share}, loss_share = {self.loss_share}: positive parts of the step's "
-                "budget, below 1 together"
+                f"count_share = {self.count_share}, loss_share = {self.loss_share}: positive parts "
+                "of the step's budget, below 1 together"
             )
 
     def set_run(self, shape: RunShape) -> None:
@@ -168,7 +181,7 @@ class ControlledClipping(PerGroup):
         self.agent.start(len(parents), self._columns)
         self._first_bounds = self.bounds()
 
-    # --- what is clipped and how the noise is shared --------------------------------------------------------------
+    # --- what is clipped and how the noise is shared ----------------------------------------------
 
     def bounds(self) -> list[float]:
         analytic = self._analytic.bounds()
@@ -177,11 +190,16 @@ class ControlledClipping(PerGroup):
         return [bound * by for bound, by in zip(analytic, self._departures(THRESHOLD), strict=True)]
 
     def _departures(self, column: int) -> list[float]:
-        """Factors by clipping group: where the controller sees parts of one apart, their mean in log."""
+        """Factors by clipping group: where the controller sees parts of one apart, their mean in
+        log.
+        """
         return (self.reach * self._layout.means(self._action[:, column])).exp().tolist()
 
     def shares(self) -> list[float]:
-        weights = [share * by for share, by in zip(super().shares(), self._departures(ALLOCATION), strict=True)]
+        weights = [
+            share * by
+            for share, by in zip(super().shares(), self._departures(ALLOCATION), strict=True)
+        ]
         return [weight / math.fsum(weights) for weight in weights]
 
     def noise_preference(self) -> float:
@@ -195,13 +213,16 @@ class ControlledClipping(PerGroup):
         return (2 * self.reach * self._action[:, RATE].double()).exp().tolist()
 
     def inverted(self, step: StepRelease) -> StepRelease:
-        """In units of the thresholds at the start: what optimizers average over steps has one scale, wherever the
-        thresholds go. Post-processing."""
+        """In units of the thresholds at the start: what optimizers average over steps has one
+        scale, wherever the thresholds go. Post-processing.
+        """
         scales = [first / now for first, now in zip(self._first_bounds, self.bounds(), strict=True)]
         each = [scales[owner] for owner in self._layout.owners]
         torch._foreach_mul_(step.gradient, each)
         stds = tuple(std * scale for std, scale in zip(step.stds, scales, strict=True))
-        coordinates = tuple(std * scale for std, scale in zip(step.coordinate_stds, each, strict=True))
+        coordinates = tuple(
+            std * scale for std, scale in zip(step.coordinate_stds, each, strict=True)
+        )
         return replace(step, stds=stds, coordinate_stds=coordinates)
 
     def side_queries(self) -> Sequence[SideQuery]:
@@ -209,7 +230,7 @@ class ControlledClipping(PerGroup):
             return ()
         return [self._analytic.counts(self.count_share), self._window.query(self.loss_share)]
 
-    # --- what is learned, from released values only ---------------------------------------------------------------
+    # --- what is learned, from released values only -----------------------------------------------
 
     def observe(self, released: Released[StepRelease]) -> None:
         seen = released.map(self._with_history)
@@ -220,7 +241,9 @@ class ControlledClipping(PerGroup):
         if (loss := seen.value[-1].loss) is not None:
             self._window.observe(loss)
         at_first = self._steps == 1 and self.warmup == 0
-        if at_first or (self._steps > self.warmup * self._planned and self._steps % self.interval == 0):
+        if at_first or (
+            self._steps > self.warmup * self._planned and self._steps % self.interval == 0
+        ):
             self._decide(seen, self._noise_level(released.value.coordinate_stds))
 
     def updated(self, moves: Released[Sequence[float]]) -> None:
@@ -231,15 +254,24 @@ class ControlledClipping(PerGroup):
         return (*self._history, latest)[-self.interval :]
 
     def _noise_level(self, stds: Sequence[float]) -> float:
-        """Norm that noise of these deviations in each parameter's coordinates has, over the joint threshold."""
+        """Norm that noise of these deviations in each parameter's coordinates has, over the joint
+        threshold.
+        """
         return self._layout.norm(stds) / math.sqrt(math.fsum(c**2 for c in self._first_bounds))
 
     def _decide(self, seen: Released[tuple[Summary, ...]], noise_level: float) -> None:
         in_force, left = self._action.clone(), seen.receipt.budget_left
         context = Context(
-            self._steps, self._planned, left, self._layout.seen_sizes(), in_force, self.interval, noise_level,
-            self._layout.seen_kinds(), self._moved,
-        )  # fmt: skip
+            self._steps,
+            self._planned,
+            left,
+            self._layout.seen_sizes(),
+            in_force,
+            self.interval,
+            noise_level,
+            self._layout.seen_kinds(),
+            self._moved,
+        )
         wanted = self.agent.act(seen, context).clamp(-1, 1)
         limit = torch.full((self._columns,), self.step_limit / self.reach)
         limit[RATE] = 1.0
@@ -247,27 +279,35 @@ class ControlledClipping(PerGroup):
         self.agent.executed(self._action)
         self._history = ()
 
-    # --- state ----------------------------------------------------------------------------------------------------
+    # --- state ------------------------------------------------------------------------------------
 
     def metrics(self) -> dict[str, float]:
         bounds, shares, rates = self.bounds(), self.shares(), self._group_rates()
         found = {
-            "threshold": math.sqrt(sum(c**2 for c in bounds)), "departure": float(self._action.abs().mean()),
+            "threshold": math.sqrt(sum(c**2 for c in bounds)),
+            "departure": float(self._action.abs().mean()),
             "rate_multiplier": math.exp(math.fsum(map(math.log, rates)) / len(rates)),
-        }  # fmt: skip
+        }
         for group in range(0, len(bounds), math.ceil(len(bounds) / _MOST_CURVES)):
-            found |= {f"group_threshold_{group}": bounds[group], f"noise_share_{group}": shares[group]}
+            found |= {
+                f"group_threshold_{group}": bounds[group],
+                f"noise_share_{group}": shares[group],
+            }
         for group in range(0, len(rates), math.ceil(len(rates) / _MOST_CURVES)):
             found[f"group_rate_{group}"] = rates[group]
         return {**found, **self.agent.metrics(), **self._latest}
 
     def public_state(self) -> dict[str, Any]:
         return {
-            "steps": self._steps, "action": self._action.tolist(), "analytic": self._analytic.public_state(),
-            "history": [asdict(summary) for summary in self._history], "latest": self._latest,
-            "agent": self.agent.public_state(), "moved": list(self._moved),
+            "steps": self._steps,
+            "action": self._action.tolist(),
+            "analytic": self._analytic.public_state(),
+            "history": [asdict(summary) for summary in self._history],
+            "latest": self._latest,
+            "agent": self.agent.public_state(),
+            "moved": list(self._moved),
             "window": [self._window.seen, self._window.centre],
-        }  # fmt: skip
+        }
 
     def load_public_state(self, state: Mapping[str, Any]) -> None:
         self._steps, self._latest = state["steps"], dict(state["latest"])
@@ -280,15 +320,22 @@ class ControlledClipping(PerGroup):
 
     def tensor_state(self) -> dict[str, Tensor]:
         parts = {"summary": self._summariser.tensor_state(), "agent": self.agent.tensor_state()}
-        return {f"{part}.{name}": value for part, state in parts.items() for name, value in state.items()}
+        return {
+            f"{part}.{name}": value
+            for part, state in parts.items()
+            for name, value in state.items()
+        }
 
     def load_tensor_state(self, state: Mapping[str, Tensor]) -> None:
-        aligned = {name: value.clone() for name, value in state.items()}  # inner products depend on it, in the last bit
+        # inner products depend on it, in the last bit
+        aligned = {name: value.clone() for name, value in state.items()}
         self._summariser.load_tensor_state(state_below(aligned, "summary"))
         self.agent.load_tensor_state(state_below(aligned, "agent"))
 
     def describe(self) -> dict[str, Any]:
-        observed = [] if self.mode == "A" else ["share below each analytic threshold", "mean clipped loss"]
+        observed = (
+            [] if self.mode == "A" else ["share below each analytic threshold", "mean clipped loss"]
+        )
         price = 0.0 if self.mode == "A" else (1 - self.count_share - self.loss_share) ** -0.5 - 1
         own = {
             "mode": self.mode, "interval": self.interval, "reach": self.reach, "observed": observed,

@@ -1,11 +1,14 @@
-"""A soft actor-critic for sets: one small network looks at each group, whatever their number and order.
+"""A soft actor-critic for sets: one small network looks at each group, whatever their number and
+order.
 
-An observation is [K, F], an action [K, A]. The actor is applied to each group; a critic embeds each group's observation
-and action, averages over the groups and reads the value off the mean, so that neither depends on the order of the
-groups, and a policy learned with few groups runs with many. With one group this is the usual algorithm.
-Log-probabilities are averaged over the groups, not summed, so that the temperature means the same for any K.
+An observation is [K, F], an action [K, A]. The actor is applied to each group; a critic embeds each
+group's observation and action, averages over the groups and reads the value off the mean, so that
+neither depends on the order of the groups, and a policy learned with few groups runs with many.
+With one group this is the usual algorithm. Log-probabilities are averaged over the groups, not
+summed, so that the temperature means the same for any K.
 
-References: Haarnoja et al., "Soft Actor-Critic Algorithms and Applications", 2018; Zaheer et al., "Deep Sets", 2017.
+References: Haarnoja et al., "Soft Actor-Critic Algorithms and Applications", 2018; Zaheer et al.,
+"Deep Sets", 2017.
 """
 
 from __future__ import annotations
@@ -34,8 +37,8 @@ class SacSettings:
         temperature: initial weight of the entropy.
         initial_log_std: of the untrained actor, whose mean is 0.
         largest_gradient: cap on each network's gradient norm.
-        anchor: what the square of an action's distance from the mean action that the agent began with costs, so that it
-            departs only where the critics say that it pays.
+        anchor: what the square of an action's distance from the mean action that the agent began
+            with costs, so that it departs only where the critics say that it pays.
     """
 
     hidden: int = 64
@@ -82,7 +85,9 @@ class Actor(nn.Module):
     def __init__(self, features: int, actions: int, settings: SacSettings) -> None:
         super().__init__()
         width = settings.hidden
-        self.body = nn.Sequential(nn.Linear(features, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU())
+        self.body = nn.Sequential(
+            nn.Linear(features, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU()
+        )
         self.mean, self.log_std = nn.Linear(width, actions), nn.Linear(width, actions)
         for layer, start in ((self.mean, 0.0), (self.log_std, settings.initial_log_std)):
             nn.init.zeros_(layer.weight)
@@ -94,11 +99,14 @@ class Actor(nn.Module):
         return self.mean(inner), self.log_std(inner).clamp(LOWEST, HIGHEST).exp()
 
     def act(self, observations: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-        """Actions [..., K, A] for standard normal noise of that shape, and their log-probabilities [...]."""
+        """Actions [..., K, A] for standard normal noise of that shape, and their log-probabilities
+        [...].
+        """
         mean, std = self(observations)
         inner = mean + std * noise
         gaussian = -0.5 * noise.square() - std.log() - 0.5 * math.log(2 * math.pi)
-        squash = 2 * (math.log(2) - inner - functional.softplus(-2 * inner))  # log(1 - tanh(inner)^2), without loss
+        # log(1 - tanh(inner)^2), without loss
+        squash = 2 * (math.log(2) - inner - functional.softplus(-2 * inner))
         return torch.tanh(inner), (gaussian - squash).sum(-1).mean(-1)
 
 
@@ -117,7 +125,8 @@ class Critic(nn.Module):
 
 
 class SoftActorCritic:
-    """Twin critics with slow targets, a tanh-Gaussian actor, a learned temperature, and a random stream of its own.
+    """Twin critics with slow targets, a tanh-Gaussian actor, a learned temperature, and a random
+    stream of its own.
 
     Args:
         features: F.
@@ -145,7 +154,11 @@ class SoftActorCritic:
 
     def act(self, observation: Tensor, *, explore: bool = True) -> Tensor:
         """An action [K, A] for an observation [K, F]."""
-        noise = self.noise((len(observation), self.actions)) if explore else torch.zeros(len(observation), self.actions)
+        noise = (
+            self.noise((len(observation), self.actions))
+            if explore
+            else torch.zeros(len(observation), self.actions)
+        )
         with torch.no_grad():
             return self.actor.act(observation, noise)[0]
 
@@ -153,28 +166,40 @@ class SoftActorCritic:
         """Standard normal noise from the agent's stream: exploration, which protects nothing."""
         return torch.randn(shape, generator=self.generator)
 
-    def update(self, batch: Transitions, noise: Tensor | None = None, next_noise: Tensor | None = None) -> Losses:
+    def update(
+        self, batch: Transitions, noise: Tensor | None = None, next_noise: Tensor | None = None
+    ) -> Losses:
         """One step of each optimizer: temperature, critics, actor; then the targets follow.
 
         Args:
             batch: transitions.
-            noise: [n, K, A] for the actions at the observations; from the agent's own stream unless given.
+            noise: [n, K, A] for the actions at the observations; from the agent's own stream unless
+                given.
             next_noise: the same at the next observations.
         """
         shape = tuple(batch.actions.shape)
-        actions, log_probability = self.actor.act(batch.observations, self.noise(shape) if noise is None else noise)
+        actions, log_probability = self.actor.act(
+            batch.observations, self.noise(shape) if noise is None else noise
+        )
         temperature = self.log_temperature.exp().detach()
-        excess = log_probability.detach().mean() - self.actions  # the target entropy is minus the number of actions
+        # the target entropy is minus the number of actions
+        excess = log_probability.detach().mean() - self.actions
         temperature_loss = -self.log_temperature * excess
         self._step("temperature", temperature_loss, [self.log_temperature])
 
-        goal = self._goal(batch, temperature, self.noise(shape) if next_noise is None else next_noise)
+        goal = self._goal(
+            batch, temperature, self.noise(shape) if next_noise is None else next_noise
+        )
         values = [critic(batch.observations, batch.actions) for critic in self.critics]
-        critic_loss = sum((functional.mse_loss(value, goal) for value in values), torch.zeros(())) / 2
+        critic_loss = (
+            sum((functional.mse_loss(value, goal) for value in values), torch.zeros(())) / 2
+        )
         self._step("critics", critic_loss, self.critics.parameters())
 
         worst = torch.minimum(*(critic(batch.observations, actions) for critic in self.critics))
-        actor_loss = (temperature * log_probability - worst).mean() + self._departure(batch.observations, actions)
+        actor_loss = (temperature * log_probability - worst).mean() + self._departure(
+            batch.observations, actions
+        )
         self._step("actor", actor_loss, self.actor.parameters())
         self._follow()
         return Losses(critic_loss.item(), actor_loss.item(), temperature_loss.item())
@@ -182,8 +207,12 @@ class SoftActorCritic:
     def _goal(self, batch: Transitions, temperature: Tensor, noise: Tensor) -> Tensor:
         with torch.no_grad():
             actions, log_probability = self.actor.act(batch.next_observations, noise)
-            worst = torch.minimum(*(target(batch.next_observations, actions) for target in self.targets))
-            return batch.rewards + self.settings.gamma * (1 - batch.done) * (worst - temperature * log_probability)
+            worst = torch.minimum(
+                *(target(batch.next_observations, actions) for target in self.targets)
+            )
+            return batch.rewards + self.settings.gamma * (1 - batch.done) * (
+                worst - temperature * log_probability
+            )
 
     def _departure(self, observations: Tensor, actions: Tensor) -> Tensor:
         if self.settings.anchor == 0:
@@ -192,7 +221,9 @@ class SoftActorCritic:
             begun = torch.tanh(self.begun(observations)[0])
         return self.settings.anchor * (actions - begun).square().sum(-1).mean()
 
-    def _step(self, name: str, loss: Tensor, parameters: Iterator[nn.Parameter] | list[nn.Parameter]) -> None:
+    def _step(
+        self, name: str, loss: Tensor, parameters: Iterator[nn.Parameter] | list[nn.Parameter]
+    ) -> None:
         optimizer, held = self.optimizers[name], list(parameters)
         optimizer.zero_grad()
         loss.backward(inputs=held)
@@ -201,15 +232,19 @@ class SoftActorCritic:
 
     def _follow(self) -> None:
         with torch.no_grad():
-            for slow, fast in zip(self.targets.parameters(), self.critics.parameters(), strict=True):
+            for slow, fast in zip(
+                self.targets.parameters(), self.critics.parameters(), strict=True
+            ):
                 slow.lerp_(fast, self.settings.tau)
 
-    # --- state ----------------------------------------------------------------------------------------------------
+    # --- state ------------------------------------------------------------------------------------
 
     def policy(self) -> dict[str, Tensor]:
         """All networks and the temperature: what a later run can begin with."""
         parts = {"actor": self.actor, "critics": self.critics, "targets": self.targets}
-        found = {f"{part}.{key}": t for part, net in parts.items() for key, t in net.state_dict().items()}
+        found = {
+            f"{part}.{key}": t for part, net in parts.items() for key, t in net.state_dict().items()
+        }
         return {**found, "log_temperature": self.log_temperature.detach()}
 
     def load_policy(self, state: Mapping[str, Tensor]) -> None:
@@ -218,7 +253,11 @@ class SoftActorCritic:
         Raises:
             RuntimeError: other layers than ours.
         """
-        for part, net in {"actor": self.actor, "critics": self.critics, "targets": self.targets}.items():
+        for part, net in {
+            "actor": self.actor,
+            "critics": self.critics,
+            "targets": self.targets,
+        }.items():
             net.load_state_dict(state_below(state, part))
         self.begun.load_state_dict(self.actor.state_dict())
         with torch.no_grad():
@@ -251,4 +290,6 @@ class SoftActorCritic:
 
 def state_below(state: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
     """The entries `name.…`, without that."""
-    return {key[len(name) + 1 :]: value for key, value in state.items() if key.startswith(f"{name}.")}
+    return {
+        key[len(name) + 1 :]: value for key, value in state.items() if key.startswith(f"{name}.")
+    }

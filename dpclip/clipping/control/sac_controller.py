@@ -23,36 +23,44 @@ from dpclip.errors import InputError
 from dpclip.released import Released
 
 MOST_TRANSITIONS, LARGEST_BATCH, FIRST_BATCH, UPDATES = 2000, 32, 8, 4
-MOST_GROUPS = 24  # that an update looks at: of more, so many at random, which bounds what learning costs
+# that an update looks at: of more, so many at random, which bounds what learning costs
+MOST_GROUPS = 24
 CAREFUL = SacSettings(temperature=0.002, initial_log_std=math.log(0.05), anchor=3.0)
 """For runs that count: departures cost, and few of them are made to explore."""
 _HERE = Path(__file__).parent
 PUBLIC = {36: _HERE / "public-short.safetensors", 240: _HERE / "public-long.safetensors"}
-"""By the steps of the longest runs they were taught on (experiments/rl_control). The first is better in short runs; in
-one of 120 steps it more than doubled the perplexity."""
+"""By the steps of the longest runs they were taught on (experiments/rl_control). The first is
+better in short runs; in one of 120 steps it more than doubled the perplexity.
+"""
 _PARTS = ("observations", "actions", "rewards", "next_observations", "done")
 
 
 class SacController(Controller):
     """A soft actor-critic that departs from the analytic controller where that pays.
 
-    It begins with departures of mean 0 and, from 8 transitions on, makes 4 updates a decision on up to 32 of the last
-    2,000. What it remembers are the actions that were executed.
+    It begins with departures of mean 0 and, from 8 transitions on, makes 4 updates a decision on up
+    to 32 of the last 2,000. What it remembers are the actions that were executed.
 
     Args:
         seed: of its networks and its exploration.
-        policy: a file of networks to begin with (`SoftActorCritic.policy`), made from public or synthetic runs.
+        policy: a file of networks to begin with (`SoftActorCritic.policy`), made from public or
+            synthetic runs.
         reward: "loss", "signal" or "both", see `Reward`.
         settings: of the algorithm; `CAREFUL` unless given.
 
-    Reference: Khadangi et al., "Efficient Differentially Private Fine-Tuning of LLMs via Reinforcement Learning", 2025
-    (the idea; that agent reads un-noised statistics, this one released values only).
+    Reference: Khadangi et al., "Efficient Differentially Private Fine-Tuning of LLMs via
+    Reinforcement Learning", 2025 (the idea; that agent reads un-noised statistics, this one
+    released values only).
     """
 
     name: ClassVar[str] = "sac"
 
     def __init__(
-        self, seed: int = 0, policy: Path | None = None, reward: str = "both", settings: SacSettings | None = None
+        self,
+        seed: int = 0,
+        policy: Path | None = None,
+        reward: str = "both",
+        settings: SacSettings | None = None,
     ) -> None:
         self._seed, self._settings, self._kind = seed, settings or CAREFUL, reward
         self._policy: Path | None = None
@@ -69,7 +77,8 @@ class SacController(Controller):
             _begin_with(self._agent, self._policy)
         self._reward = Reward(self._kind)
         self._memory: dict[str, list[Tensor]] = {part: [] for part in _PARTS}
-        self._before: Tensor | None = None  # the observation of the last decision, and what was done about it
+        # the observation of the last decision, and what was done about it
+        self._before: Tensor | None = None
         self._done: Tensor | None = None
         self._change, self._last, self._left = 0.0, 0.0, 1.0
 
@@ -83,15 +92,23 @@ class SacController(Controller):
         return self._agent.act(observation)
 
     def _overspent(self, context: Context) -> float:
-        """What the decision took of the budget beyond its even share, where the noise is the agent's to choose."""
+        """What the decision took of the budget beyond its even share, where the noise is the
+        agent's to choose.
+        """
         spent, self._left = self._left - context.budget_left, context.budget_left
-        return spent - context.interval / context.steps if self._actions > NOISE and context.steps else 0.0
+        return (
+            spent - context.interval / context.steps
+            if self._actions > NOISE and context.steps
+            else 0.0
+        )
 
     @property
     def _agent(self) -> SoftActorCritic:
         """Built when it is first needed."""
         if self._built is None:
-            self._built = SoftActorCritic(width(self._actions), self._actions, self._settings, self._seed)
+            self._built = SoftActorCritic(
+                width(self._actions), self._actions, self._settings, self._seed
+            )
         return self._built
 
     def executed(self, action: Tensor) -> None:
@@ -109,22 +126,33 @@ class SacController(Controller):
             return
         whole = {part: torch.stack(values) for part, values in self._memory.items()}
         for _ in range(UPDATES):
-            picked, groups = self._some(size, LARGEST_BATCH), self._some(len(whole["actions"][0]), MOST_GROUPS)
+            picked, groups = (
+                self._some(size, LARGEST_BATCH),
+                self._some(len(whole["actions"][0]), MOST_GROUPS),
+            )
             batch = {part: values[picked] for part, values in whole.items()}
-            batch |= {part: batch[part][:, groups] for part in ("observations", "actions", "next_observations")}
+            batch |= {
+                part: batch[part][:, groups]
+                for part in ("observations", "actions", "next_observations")
+            }
             self._agent.update(Transitions(**batch))
 
     def _some(self, count: int, most: int) -> Tensor:
         """Of so many, at most so many, at random."""
         return torch.randperm(count, generator=self._agent.generator)[:most]
 
-    # --- state ----------------------------------------------------------------------------------------------------
+    # --- state ------------------------------------------------------------------------------------
 
     def metrics(self) -> dict[str, float]:
         return {"reward": self._last, "transitions": float(len(self._memory["rewards"]))}
 
     def public_state(self) -> dict[str, Any]:
-        return {"reward": self._reward.public_state(), "change": self._change, "last": self._last, "left": self._left}
+        return {
+            "reward": self._reward.public_state(),
+            "change": self._change,
+            "last": self._last,
+            "left": self._left,
+        }
 
     def load_public_state(self, state: Mapping[str, Any]) -> None:
         self._reward.load_public_state(state["reward"])
@@ -132,10 +160,16 @@ class SacController(Controller):
 
     def tensor_state(self) -> dict[str, Tensor]:
         kept = {"before": self._before, "done": self._done}
-        memory = {f"memory.{part}": torch.stack(values) for part, values in self._memory.items() if values}
+        memory = {
+            f"memory.{part}": torch.stack(values) for part, values in self._memory.items() if values
+        }
         networks = self._built.tensor_state() if self._built else {}
         agent = {f"agent.{name}": value for name, value in networks.items()}
-        return {**{name: value for name, value in kept.items() if value is not None}, **memory, **agent}
+        return {
+            **{name: value for name, value in kept.items() if value is not None},
+            **memory,
+            **agent,
+        }
 
     def load_tensor_state(self, state: Mapping[str, Tensor]) -> None:
         self._before, self._done = state.get("before"), state.get("done")
@@ -159,15 +193,20 @@ def policy_file(policy: str, mode: str) -> Path | None:
         InputError: those that ship have nothing to say about the noise of mode C.
     """
     if policy == "public" and mode == "C":
-        raise InputError("policy=public was taught without a say in the noise: choose mode A or B, or policy=none")
+        raise InputError(
+            "policy=public was taught without a say in the noise: choose mode A or B, or "
+            "policy=none"
+        )
     return None if policy in ("", "none", "auto", "public") else Path(policy)
 
 
-def public_policy(policy: str, mode: str, steps: int, kinds: Sequence[ParameterKind]) -> Path | None:
+def public_policy(
+    policy: str, mode: str, steps: int, kinds: Sequence[ParameterKind]
+) -> Path | None:
     """Which of those that ship a run begins with.
 
-    With "public" always one, with "auto" where that did well: in runs of whole models with embeddings that are not
-    longer than it was taught.
+    With "public" always one, with "auto" where that did well: in runs of whole models with
+    embeddings that are not longer than it was taught.
     """
     fitting = next((file for longest, file in PUBLIC.items() if 0 < steps <= longest), None)
     if policy == "public":
@@ -181,7 +220,9 @@ def _begin_with(agent: SoftActorCritic, policy: Path) -> None:
         agent.load_policy(load_file(policy))
     except (OSError, RuntimeError, KeyError, SafetensorError) as error:
         reason = str(error).splitlines()[0]
-        raise InputError(f"policy {policy} cannot be used: {reason}; give a file kept from a run of this mode") from error
+        raise InputError(
+            f"policy {policy} cannot be used: {reason}; give a file kept from a run of this mode"
+        ) from error
 
 
 @CONTROLLERS.named(SacController.name)

@@ -1,4 +1,6 @@
-"""What a controller is shown: numbers made of released values alone, a summary a step and features a decision."""
+"""What a controller is shown: numbers made of released values alone, a summary a step and features
+a decision.
+"""
 
 from __future__ import annotations
 
@@ -26,8 +28,10 @@ class Summary:
     Attributes:
         energy: squared norm of the released mean gradient.
         noise: what noise alone contributes to it: coordinates times variance.
-        agreement: inner product with the step before, whose noise is independent; its expectation has no noise in it.
-        within: released share of units below the rule's own threshold; empty where none is released.
+        agreement: inner product with the step before, whose noise is independent; its expectation
+            has no noise in it.
+        within: released share of units below the rule's own threshold; empty where none is
+            released.
         loss: released mean of the clipped losses, if there is one.
         loss_noise: its noise standard deviation.
         blur: standard deviation of each agreement if there were nothing but noise.
@@ -49,12 +53,15 @@ class Summary:
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> Summary:
         """The inverse of `dataclasses.asdict`, after JSON."""
-        values: dict[str, Any] = {k: tuple(v) if isinstance(v, Sequence) else v for k, v in fields.items()}
+        values: dict[str, Any] = {
+            k: tuple(v) if isinstance(v, Sequence) else v for k, v in fields.items()
+        }
         return cls(**values)
 
 
 class Summariser:
-    """Turns each step's release into a `Summary`; remembers the last released gradient for the next.
+    """Turns each step's release into a `Summary`; remembers the last released gradient for the
+    next.
 
     Args:
         owners: the group of each parameter.
@@ -75,7 +82,9 @@ class Summariser:
             step: what the step released.
             loss_offset: what was subtracted from each loss.
         """
-        kept = [every_nth(gradient.detach().reshape(-1), self._stride) for gradient in step.gradient]
+        kept = [
+            every_nth(gradient.detach().reshape(-1), self._stride) for gradient in step.gradient
+        ]
         energy, agreement = [0.0] * self._groups, [0.0] * self._groups
         noise, coordinates = [0.0] * self._groups, [0] * self._groups
         squares = _dots(kept, kept)
@@ -92,7 +101,9 @@ class Summariser:
         loss = float(sides["loss"][0]) / step.divisor + loss_offset if "loss" in sides else None
         loss_noise = stds.get("loss", 0.0) / step.divisor
         blur = tuple(n / math.sqrt(max(1, d)) for n, d in zip(noise, coordinates, strict=True))
-        return Summary(tuple(energy), tuple(noise), tuple(agreement), within, loss, loss_noise, blur)
+        return Summary(
+            tuple(energy), tuple(noise), tuple(agreement), within, loss, loss_noise, blur
+        )
 
     def tensor_state(self) -> dict[str, Tensor]:
         """The last released gradient, as far as it is kept."""
@@ -106,19 +117,3 @@ class Summariser:
 def _dots(left: Sequence[Tensor], right: Sequence[Tensor]) -> list[float]:
     """Inner products, pair by pair; a GPU is waited for once."""
     return torch.stack([torch.dot(a, b) for a, b in zip(left, right, strict=True)]).tolist()
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-

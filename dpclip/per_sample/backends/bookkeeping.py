@@ -1,7 +1,9 @@
-"""One backward pass: autograd computes no weight gradients, and each layer's weighted sum is one product at the end.
+"""One backward pass: autograd computes no weight gradients, and each layer's weighted sum is one
+product at the end.
 
-Book-keeping after Bu et al. 2023 (arXiv 2210.00038): the inputs and output gradients of every layer are kept in
-factored form; norms take the cheaper road for each layer; the clipped sum goes straight into the accumulated one.
+Book-keeping after Bu et al. 2023 (arXiv 2210.00038): the inputs and output gradients of every layer
+are kept in factored form; norms take the cheaper road for each layer; the clipped sum goes straight
+into the accumulated one.
 """
 
 from __future__ import annotations
@@ -46,21 +48,31 @@ class BookkeepingBackend(Watcher):
         for parameter in call.layer.parameters(recurse=False):
             if parameter in self.slots and parameter not in found:
                 raise BatchDimensionError(
-                    f"{self.recording.name(call.layer)} has a grad sampler that gives no gradient for its "
-                    f"{self.parameter_name(parameter)}: mend the sampler or freeze the parameter"
+                    f"{self.recording.name(call.layer)} has a grad sampler that gives no gradient "
+                    f"for its {self.parameter_name(parameter)}: mend the sampler or freeze the "
+                    "parameter"
                 )
         for parameter, use in found.items():
-            if isinstance(use, OuterProducts) and not use.prefers_gram and id(parameter) not in self._tables:
+            if (
+                isinstance(use, OuterProducts)
+                and not use.prefers_gram
+                and id(parameter) not in self._tables
+            ):
                 use = use.materialized()  # smaller than its factors, which can go
             self.recording.take(view, call, parameter, use)
 
 
-def factored(call: Call, grad: Tensor, trained: Container[nn.Parameter]) -> dict[nn.Parameter, Factored]:
-    """The gradients of one call in the cheapest form known: ours, or a registered grad sampler's."""
+def factored(
+    call: Call, grad: Tensor, trained: Container[nn.Parameter]
+) -> dict[nn.Parameter, Factored]:
+    """The gradients of one call in the cheapest form known: ours, or a registered grad
+    sampler's.
+    """
     factoring = factoring_for(call.kind, call.layer)
     if factoring is not None:
         return factoring(call.layer, call.tensors, grad)
-    with _trainable([p for p in call.layer.parameters() if p in trained]):  # samplers leave out what is frozen
+    # samplers leave out what is frozen
+    with _trainable([p for p in call.layer.parameters() if p in trained]):
         sampler = sampler_for(call.layer)
         assert sampler is not None
         found = sampler(call.layer, call.tensors, grad)

@@ -1,8 +1,10 @@
-"""Ghost clipping (Li et al. 2022, arXiv 2110.05679): one backward pass for the norms, a second for the clipped sum.
+"""Ghost clipping (Li et al. 2022, arXiv 2110.05679): one backward pass for the norms, a second for
+the clipped sum.
 
-The model's output is cut from the loss: the loss's gradient by it is kept, sent through the model once while layers
-are watched, and a second time with each row scaled by its factor. It costs a backward pass more than book-keeping and
-keeps no layer's factors; it is there as an independent road to the same sums.
+The model's output is cut from the loss: the loss's gradient by it is kept, sent through the model
+once while layers are watched, and a second time with each row scaled by its factor. It costs a
+backward pass more than book-keeping and keeps no layer's factors; it is there as an independent
+road to the same sums.
 """
 
 from __future__ import annotations
@@ -21,7 +23,8 @@ from dpclip.per_sample.backends.bookkeeping import BookkeepingBackend
 from dpclip.per_sample.view import BACKENDS, FactoredView, Sums
 from dpclip.precision import accumulation_dtype
 
-_MOST_PASSES = 4  # each group of a weighted sum is a backward pass; with more groups the factors are kept
+# each group of a weighted sum is a backward pass; with more groups the factors are kept
+_MOST_PASSES = 4
 
 
 @BACKENDS.named("ghost")
@@ -35,8 +38,9 @@ class GhostBackend(BookkeepingBackend):
         narrow = {str(p.dtype) for p in self.parameters if p.dtype != accumulation_dtype(p.dtype)}
         if narrow:
             raise InputError(
-                f"gradient mode ghost sums in the parameters' dtype, and {', '.join(sorted(narrow))} is too narrow for "
-                "a sum: choose bookkeeping, or keep the parameters in float32"
+                "gradient mode ghost sums in the parameters' dtype, and "
+                f"{', '.join(sorted(narrow))} is too narrow for a sum: choose bookkeeping, or keep "
+                "the parameters in float32"
             )
         self._cuts: list[tuple[Tensor, Tensor]] = []
 
@@ -44,16 +48,28 @@ class GhostBackend(BookkeepingBackend):
         super().add_hooks(**kwargs)
         self.autograd_grad_sample_hooks.append(self._module.register_forward_hook(self._cut))
 
-    def new_view(self, units: int, rows_each: int, scale: float, present: Tensor | None) -> FactoredView:
+    def new_view(
+        self, units: int, rows_each: int, scale: float, present: Tensor | None
+    ) -> FactoredView:
         self._cuts = []
-        hidden = {self.slots[p] for m in self.substitutions.modules for p in m.parameters() if p in self.slots}
+        hidden = {
+            self.slots[p]
+            for m in self.substitutions.modules
+            for p in m.parameters()
+            if p in self.slots
+        }
         view = GhostView(self.groups, units, rows_each, scale, self.evidence, present)
-        view.attach(self.parameters, hidden, self.recording.muted, keep=self.materialized or len(set(self.groups)) > _MOST_PASSES)
+        view.attach(
+            self.parameters,
+            hidden,
+            self.recording.muted,
+            keep=self.materialized or len(set(self.groups)) > _MOST_PASSES,
+        )
         return view
 
     def _cut(self, module: nn.Module, args: Any, output: Any) -> Any:
         """Let the loss's gradient stop at the model's output."""
-        if not self.active:
+        if not self.recording.active:
             return None
 
         def leaf(tensor: Tensor) -> Tensor:
@@ -61,8 +77,9 @@ class GhostBackend(BookkeepingBackend):
                 return tensor
             if tensor.dim() == 0 or len(tensor) != self.recording.rows:
                 raise BatchDimensionError(
-                    f"the model returns a tensor of shape {tuple(tensor.shape)} for {self.recording.rows} rows; gradient mode "
-                    "ghost needs one row a sample: compute the loss outside the model, or choose bookkeeping"
+                    f"the model returns a tensor of shape {tuple(tensor.shape)} for "
+                    f"{self.recording.rows} rows; gradient mode ghost needs one row a sample: "
+                    "compute the loss outside the model, or choose bookkeeping"
                 )
             self._cuts.append((tensor, tensor.detach().requires_grad_()))
             return self._cuts[-1][1]
@@ -75,10 +92,12 @@ class GhostBackend(BookkeepingBackend):
         view.cuts = [(out, end.grad) for out, end in self._cuts if end.grad is not None]
         if not view.cuts:
             raise BatchDimensionError(
-                "gradient mode ghost saw no output of the model that the loss depends on: call the model itself, "
-                "not a part of it, and let it return tensors"
+                "gradient mode ghost saw no output of the model that the loss depends on: call the "
+                "model itself, not a part of it, and let it return tensors"
             )
-        torch.autograd.backward([out for out, _ in view.cuts], [g for _, g in view.cuts], retain_graph=True)
+        torch.autograd.backward(
+            [out for out, _ in view.cuts], [g for _, g in view.cuts], retain_graph=True
+        )
 
 
 class GhostView(FactoredView):
@@ -101,10 +120,17 @@ class GhostView(FactoredView):
             keep: sums are to be made from the layers' factors, as in book-keeping.
         """
         self.cuts: list[tuple[Tensor, Tensor]] = []
-        self._parameters, self._hidden, self._muted, self._keep = list(parameters), hidden, muted, keep
+        self._parameters, self._hidden, self._muted, self._keep = (
+            list(parameters),
+            hidden,
+            muted,
+            keep,
+        )
 
     def settle(self) -> None:
-        """Forget the layers' factors, unless a sample is not finite: a backward pass could not leave it unread."""
+        """Forget the layers' factors, unless a sample is not finite: a backward pass could not
+        leave it unread.
+        """
         if not self._keep and bool(self.squared_norms().isfinite().all()):
             self.forget(self._hidden)
 
@@ -112,7 +138,9 @@ class GhostView(FactoredView):
         if not self.forgotten:
             return super().weighted_sum(factors, into)
         if not isinstance(into, GradientSum):
-            raise TypeError("a backward pass adds rows up by itself: ghost needs a sum in floating point")
+            raise TypeError(
+                "a backward pass adds rows up by itself: ghost needs a sum in floating point"
+            )
         self.add_slots([slot for slot in self._hidden if self.saw(slot)], factors, into)
         for group in sorted(set(self.groups)):
             slots = [i for i, k in enumerate(self.groups) if k == group and i not in self._hidden]

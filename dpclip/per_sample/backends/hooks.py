@@ -1,4 +1,6 @@
-"""Per-sample gradients written out layer by layer during the backward pass, by Opacus' grad samplers or torch.func."""
+"""Per-sample gradients written out layer by layer during the backward pass, by Opacus' grad
+samplers or torch.func.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,9 @@ from dpclip.per_sample.watching.watcher import Watcher
 
 @BACKENDS.named("hooks")
 class HooksBackend(Watcher):
-    """Materialises every per-sample gradient; autograd computes the batch's own gradient beside them."""
+    """Materialises every per-sample gradient; autograd computes the batch's own gradient beside
+    them.
+    """
 
     def record(self, view: FactoredView, call: Call, grad: Tensor) -> None:
         sampler = sampler_for(call.layer)

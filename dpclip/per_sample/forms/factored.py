@@ -1,8 +1,10 @@
-"""Per-sample gradients of one parameter, in a form that can be measured and summed without being written out.
+"""Per-sample gradients of one parameter, in a form that can be measured and summed without being
+written out.
 
-`Dense` is the gradient itself; `forms.py` has what is cheaper. A form is measured by an upper bound on the norm of what
-it adds to a sum, rounding included (docs/explanation/arithmetic.md), and is summed in one of two ways: as a product
-over all units (`add_weighted`), or unit by unit (`contributions`), each unit's own gradient before it meets another's.
+`Dense` is the gradient itself; `forms.py` has what is cheaper. A form is measured by an upper bound
+on the norm of what it adds to a sum, rounding included (docs/explanation/arithmetic.md), and is
+summed in one of two ways: as a product over all units (`add_weighted`), or unit by unit
+(`contributions`), each unit's own gradient before it meets another's.
 """
 
 from __future__ import annotations
@@ -17,19 +19,25 @@ from torch import Tensor
 
 from dpclip.precision import accumulation_dtype
 
-BLOCK = 98_304  # elements of a gradient that are computed, rounded and added while they are in the cache
-_PIECE = 128  # float32 sums of squares are taken over pieces this long, and those are added in float64
+# elements of a gradient that are computed, rounded and added while they are in the cache
+BLOCK = 98_304
+# float32 sums of squares are taken over pieces this long, and those are added in float64
+_PIECE = 128
 _FEW = 4_096  # elements of a gradient below which all units are rounded at once
 
 
 def gamma(terms: float, dtype: torch.dtype) -> float:
-    """Bound on the relative error of a sum of so many products in any order (Higham 2002, section 3.1)."""
+    """Bound on the relative error of a sum of so many products in any order (Higham 2002, section
+    3.1).
+    """
     rounding = torch.finfo(dtype).eps / 2
     return terms * rounding / (1 - terms * rounding)
 
 
 class Sink(Protocol):
-    """Takes single units' gradients, already multiplied by their factors and in units of its grid."""
+    """Takes single units' gradients, already multiplied by their factors and in units of
+    its grid.
+    """
 
     def scratch(self, *shape: int) -> Tensor:
         """Space for a block of one unit's gradient, valid until the next call."""
@@ -44,7 +52,9 @@ class Sink(Protocol):
         ...
 
     def add_rows(self, ids: Tensor, values: Tensor) -> None:
-        """Round rows of the parameter, [n, width], each all that one unit has there, and add them to rows ids [n]."""
+        """Round rows of the parameter, [n, width], each all that one unit has there, and add them
+        to rows ids [n].
+        """
         ...
 
 
@@ -53,7 +63,8 @@ class Factored(ABC):
 
     shape: torch.Size
     few_positions = False
-    """Whether a unit's gradient has so few terms that forming each unit's by itself would cost more than everything
+    """Whether a unit's gradient has so few terms that forming each unit's by itself would cost more
+    than everything
     else: its sum is then taken in float64."""
 
     @property
@@ -74,9 +85,11 @@ class Factored(ABC):
 
     @abstractmethod
     def squared_norms(self) -> Tensor:
-        """Upper bounds on the squared L2 norms of what each sample adds to a sum with factor 1, float64, shape [rows].
+        """Upper bounds on the squared L2 norms of what each sample adds to a sum with factor 1,
+        float64, shape [rows].
 
-        Rounding of the measurement and of the sample's own product is included; not finite where the gradient is not.
+        Rounding of the measurement and of the sample's own product is included; not finite where
+        the gradient is not.
         """
 
     @abstractmethod
@@ -109,7 +122,9 @@ class Factored(ABC):
 
     @abstractmethod
     def by_unit(self, units: int) -> Factored:
-        """The gradients of units that own equally many consecutive samples each: sums over those."""
+        """The gradients of units that own equally many consecutive samples each: sums over
+        those.
+        """
 
 
 @dataclass
@@ -151,7 +166,10 @@ class Dense(Factored):
         for unit in units:
             for start in range(0, length, BLOCK):
                 part = flat[unit, start : start + BLOCK]
-                sink.add(start, torch.mul(part.to(scales.dtype), scales[unit], out=sink.scratch(len(part))))
+                sink.add(
+                    start,
+                    torch.mul(part.to(scales.dtype), scales[unit], out=sink.scratch(len(part))),
+                )
 
     def materialized(self) -> Dense:
         return self
@@ -165,7 +183,9 @@ class Dense(Factored):
 
 
 def sums_of_squares(rows: Tensor) -> Tensor:
-    """Upper bounds on the sum of squares of each row of [n, m], float64, high by a few units in the sixth place."""
+    """Upper bounds on the sum of squares of each row of [n, m], float64, high by a few units in the
+    sixth place.
+    """
     dtype = accumulation_dtype(rows.dtype)
     rows = rows.to(dtype)
     length = rows.shape[1]
@@ -174,9 +194,17 @@ def sums_of_squares(rows: Tensor) -> Tensor:
     if whole:
         pieces = torch.linalg.vector_norm(rows[:, :whole].unflatten(1, (-1, _PIECE)), dim=2)
         squares = squares + pieces.double().square().sum(1)
-    return squares * (1 + gamma(_PIECE + 8, dtype) + 2.0**-40) if dtype == torch.float32 else squares
+    return (
+        squares * (1 + gamma(_PIECE + 8, dtype) + 2.0**-40) if dtype == torch.float32 else squares
+    )
 
 
 def cleared(keep: Tensor | None, values: Tensor) -> Tensor:
-    """The samples that are not kept replaced by zeros: products keep their shape, and with it their kernel."""
-    return values if keep is None else values.masked_fill(~keep.view(-1, *[1] * (values.dim() - 1)), 0.0)
+    """The samples that are not kept replaced by zeros: products keep their shape, and with it their
+    kernel.
+    """
+    return (
+        values
+        if keep is None
+        else values.masked_fill(~keep.view(-1, *[1] * (values.dim() - 1)), 0.0)
+    )

@@ -1,9 +1,11 @@
-"""Norms of sums of outer products from Gram matrices, with a bound on their rounding: never read low.
+"""Norms of sums of outer products from Gram matrices, with a bound on their rounding: never read
+low.
 
-For g = sum_t l_t (x) r_t the squared norm is sum_{s, t} <l_s, l_t> <r_s, r_t>. Each inner product in floating point is
-wrong by at most gamma times the product of its vectors' lengths, in any order of summation (Higham 2002, section 3.1),
-so the whole is wrong by at most E S^2 with S = sum_t |l_t| |r_t|: much more than itself where the terms cancel. In
-float32 inner products are taken over blocks of 256 coordinates, which keeps E near 3e-5 whatever the width.
+For g = sum_t l_t (x) r_t the squared norm is sum_{s, t} <l_s, l_t> <r_s, r_t>. Each inner product
+in floating point is wrong by at most gamma times the product of its vectors' lengths, in any order
+of summation (Higham 2002, section 3.1), so the whole is wrong by at most E S^2 with S = sum_t |l_t|
+|r_t|: much more than itself where the terms cancel. In float32 inner products are taken over blocks
+of 256 coordinates, which keeps E near 3e-5 whatever the width.
 """
 
 from __future__ import annotations
@@ -51,13 +53,18 @@ def gram_sums(left: Tensor, right: Tensor) -> Grams:
     length = left.shape[1]
     if length <= _LEAF:
         by_left, by_right = _gram(left, left), _gram(right, right)
-        ours, theirs = _diagonal_lengths(by_left, left.dtype), _diagonal_lengths(by_right, left.dtype)
+        ours, theirs = (
+            _diagonal_lengths(by_left, left.dtype),
+            _diagonal_lengths(by_right, left.dtype),
+        )
         total = by_left.mul_(by_right).sum((1, 2), dtype=torch.float64)
         return Grams(total, (ours * theirs).sum(1), ours.sum(1), theirs.sum(1))
     (l1, l2), (r1, r2) = left.tensor_split(2, 1), right.tensor_split(2, 1)
     outer = _gram(l1, l2).mul_(_gram(r1, r2)).sum((1, 2), dtype=torch.float64)
     a, b = gram_sums(l1, r1), gram_sums(l2, r2)
-    return Grams(a.total + b.total + 2 * outer, a.lengths + b.lengths, a.left + b.left, a.right + b.right)
+    return Grams(
+        a.total + b.total + 2 * outer, a.lengths + b.lengths, a.left + b.left, a.right + b.right
+    )
 
 
 def _gram(one: Tensor, other: Tensor) -> Tensor:
@@ -67,7 +74,8 @@ def _gram(one: Tensor, other: Tensor) -> Tensor:
     found = torch.bmm(one[:, :, :_BLOCK], other[:, :, :_BLOCK].transpose(1, 2))
     for start in range(_BLOCK, one.shape[2], _BLOCK):
         part = slice(start, start + _BLOCK)
-        found += torch.bmm(one[:, :, part], other[:, :, part].transpose(1, 2))  # not within one sum of all blocks
+        # not within one sum of all blocks
+        found += torch.bmm(one[:, :, part], other[:, :, part].transpose(1, 2))
     return found
 
 
@@ -77,8 +85,11 @@ def _diagonal_lengths(gram: Tensor, dtype: torch.dtype) -> Tensor:
     return (squares * (1 + 2 * gamma(2 * _BLOCK, dtype))).sqrt()
 
 
-def certified(grams: Grams, width: int, terms: int, dtype: torch.dtype, blocks: bool = True) -> Tensor:
-    """Upper bounds on the squared norms of the samples as a product of this dtype adds them up, float64, [n].
+def certified(
+    grams: Grams, width: int, terms: int, dtype: torch.dtype, blocks: bool = True
+) -> Tensor:
+    """Upper bounds on the squared norms of the samples as a product of this dtype adds them up,
+    float64, [n].
 
     Args:
         grams: from `gram_sums`.
@@ -91,8 +102,10 @@ def certified(grams: Grams, width: int, terms: int, dtype: torch.dtype, blocks: 
     if dtype == torch.float64:
         added += terms**2  # the sum over pairs of positions is no wider than the products
     doubt = gamma(added + 8, dtype) * grams.lengths.square() + grams.doubt
-    doubt = doubt + width * torch.finfo(dtype).tiny * (grams.left.square() + grams.right.square())  # underflow
-    total = grams.total.masked_fill(grams.total.isinf(), torch.inf)  # -inf: a product overflowed, and hides the rest
+    # underflow
+    doubt = doubt + width * torch.finfo(dtype).tiny * (grams.left.square() + grams.right.square())
+    # -inf: a product overflowed, and hides the rest
+    total = grams.total.masked_fill(grams.total.isinf(), torch.inf)
     # The product's own rounding, and that of the factor and of scaling to the grid.
     norm = (total.clamp(min=0) + doubt).sqrt() + gamma(terms + 3, dtype) * grams.lengths
     return norm.square()

@@ -20,7 +20,9 @@ from dpclip.precision import accumulation_dtype
 
 @dataclass
 class Lookups(Factored):
-    """Row ids[i, t] of g_i gets values[i, t]; ids [rows, T], values [rows, T, d], a table of `count` rows."""
+    """Row ids[i, t] of g_i gets values[i, t]; ids [rows, T], values [rows, T, d], a table of
+    `count` rows.
+    """
 
     ids: Tensor
     values: Tensor
@@ -39,10 +41,14 @@ class Lookups(Factored):
         return self.values.device
 
     def table(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Each sample's rows of the table, equal ids added up: samples [n] ascending, ids [n], values [n, d]."""
+        """Each sample's rows of the table, equal ids added up: samples [n] ascending, ids [n],
+        values [n, d].
+        """
         if self._table is None:
             dtype, (rows, length) = accumulation_dtype(self.values.dtype), self.ids.shape
-            keys = (self.ids + torch.arange(rows, device=self.ids.device).unsqueeze(1) * self.count).reshape(-1)
+            keys = (
+                self.ids + torch.arange(rows, device=self.ids.device).unsqueeze(1) * self.count
+            ).reshape(-1)
             found, position = keys.unique(return_inverse=True)
             summed = self.values.new_zeros(len(found), self.shape[1], dtype=dtype)
             summed.index_add_(0, position, self.values.reshape(rows * length, -1).to(dtype))
@@ -57,7 +63,9 @@ class Lookups(Factored):
     def lengths(self) -> Tensor:
         """sum_t |values[i, t]|, float64, shape [rows]."""
         rows, length = self.ids.shape
-        return sums_of_squares(self.values.reshape(rows * length, -1)).sqrt().view(rows, length).sum(1)
+        return (
+            sums_of_squares(self.values.reshape(rows * length, -1)).sqrt().view(rows, length).sum(1)
+        )
 
     def vanishing(self) -> Tensor:
         return (self.values == 0).flatten(1).all(1)
@@ -80,4 +88,6 @@ class Lookups(Factored):
         return Dense(table.scatter_add_(1, where, self.values.to(dtype)))
 
     def by_unit(self, units: int) -> Lookups:
-        return Lookups(self.ids.reshape(units, -1), self.values.reshape(units, -1, self.shape[1]), self.count)
+        return Lookups(
+            self.ids.reshape(units, -1), self.values.reshape(units, -1, self.shape[1]), self.count
+        )

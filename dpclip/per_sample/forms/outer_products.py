@@ -1,16 +1,19 @@
 """The cheap forms of per-sample gradients, and how several uses of one parameter add up.
 
-A linear layer's gradient for sample i is a sum of outer products over positions, an embedding's is a few rows of a
-table; neither needs to be written out to know its norm or to be added up with weights:
+A linear layer's gradient for sample i is a sum of outer products over positions, an embedding's is
+a few rows of a table; neither needs to be written out to know its norm or to be added up with
+weights:
 
-- `OuterProducts`: g_i = sum_t left[i, t] (x) right[i, t]. Its squared norm is the sum over position pairs of the
-  product of two Gram matrices (the ghost norm of Li et al. 2022), or the sum of squares of the gradient itself where
-  that is not much larger than its factors (mixed, as in Bu et al. 2022; the rule is our own).
+- `OuterProducts`: g_i = sum_t left[i, t] (x) right[i, t]. Its squared norm is the sum over position
+  pairs of the product of two Gram matrices (the ghost norm of Li et al. 2022), or the sum of
+  squares of the gradient itself where that is not much larger than its factors (mixed, as in Bu et
+  al. 2022; the rule is our own).
 - `Lookups`: row ids[i, t] of g_i gets values[i, t].
 - `Tied`: both at once.
 
-Outer products may cancel, in a Gram matrix's sum and in the gradient itself, down to their rounding. What rounding can
-amount to is bounded (`grams.py`) and added to the norm: no gradient that a sum takes in is longer than it is read.
+Outer products may cancel, in a Gram matrix's sum and in the gradient itself, down to their
+rounding. What rounding can amount to is bounded (`grams.py`) and added to the norm: no gradient
+that a sum takes in is longer than it is read.
 """
 
 from __future__ import annotations
@@ -35,7 +38,8 @@ from dpclip.per_sample.forms.lookups import Lookups
 from dpclip.precision import accumulation_dtype
 
 _LARGER = 1.75  # how much larger than its factors a gradient may be written out
-_POSITIONS = 24  # from so many on, forming each unit's gradient by itself is cheaper than a product in float64
+# from so many on, forming each unit's gradient by itself is cheaper than a product in float64
+_POSITIONS = 24
 _ROWS = 8  # of a gradient, at least, that are computed at once
 
 
@@ -65,14 +69,16 @@ class OuterProducts(Factored):
     @property
     def few_positions(self) -> bool:  # type: ignore[override]
         length = self.left.shape[1]
-        return length == 1 or (length < _POSITIONS and self.dtype == torch.float32)  # whose norms cap cancelling
+        # whose norms cap cancelling
+        return length == 1 or (length < _POSITIONS and self.dtype == torch.float32)
 
     @property
     def prefers_gram(self) -> bool:
         """Whether the gradient itself would be too large beside its factors.
 
-        Gram matrices come on top of the weighted sum; a gradient written out replaces it, so it takes less arithmetic
-        (about the batch's own weight gradient) whatever the shapes, and is preferred while memory allows.
+        Gram matrices come on top of the weighted sum; a gradient written out replaces it, so it
+        takes less arithmetic (about the batch's own weight gradient) whatever the shapes, and is
+        preferred while memory allows.
         """
         return _LARGER * self._gram_cost < self.shape.numel()
 
@@ -84,7 +90,10 @@ class OuterProducts(Factored):
         length = self.left.shape[1]
         if length == 1:  # squares that underflow lose little, but it may be multiplied by 2^128
             lost = torch.finfo(self.dtype).tiny
-            p, d = (sums_of_squares(side[:, 0]) + side.shape[2] * lost for side in (self.left, self.right))
+            p, d = (
+                sums_of_squares(side[:, 0]) + side.shape[2] * lost
+                for side in (self.left, self.right)
+            )
             return p * d
         step = max(1, GRAM_ELEMENTS // length**2)
         found = []
@@ -92,7 +101,9 @@ class OuterProducts(Factored):
             here = slice(start, start + step)
             grams = gram_sums(self.left[here].to(self.dtype), self.right[here].to(self.dtype))
             found.append(certified(grams, sum(self.shape), length, self.dtype))
-        return torch.cat(found) if found else torch.zeros(0, dtype=torch.float64, device=self.device)
+        return (
+            torch.cat(found) if found else torch.zeros(0, dtype=torch.float64, device=self.device)
+        )
 
     def vanishing(self) -> Tensor:
         return ((self.left == 0).all(2) | (self.right == 0).all(2)).all(1)
@@ -100,7 +111,10 @@ class OuterProducts(Factored):
     def add_weighted(self, factors: Tensor, into: Tensor, keep: Tensor | None = None) -> None:
         scale = factors.to(into.dtype).view(-1, 1, 1)
         p, d = self.shape
-        left, right = cleared(keep, self.left).to(into.dtype), cleared(keep, self.right).to(into.dtype)
+        left, right = (
+            cleared(keep, self.left).to(into.dtype),
+            cleared(keep, self.right).to(into.dtype),
+        )
         if p <= d:  # scale whichever side is narrower
             left = left * scale
         else:
@@ -118,7 +132,11 @@ class OuterProducts(Factored):
 
     def scaled(self, scales: Tensor) -> tuple[Tensor, Tensor]:
         """Both factors, the narrower one multiplied by the units' scales."""
-        left, right, each = self.left.to(scales.dtype), self.right.to(scales.dtype), scales.view(-1, 1, 1)
+        left, right, each = (
+            self.left.to(scales.dtype),
+            self.right.to(scales.dtype),
+            scales.view(-1, 1, 1),
+        )
         return (left * each, right) if self.shape[0] <= self.shape[1] else (left, right * each)
 
     def materialized(self) -> Dense:
@@ -127,8 +145,6 @@ class OuterProducts(Factored):
     def by_unit(self, units: int) -> OuterProducts:
         p, d = self.shape
         return OuterProducts(self.left.reshape(units, -1, p), self.right.reshape(units, -1, d))
-
-
 
 
 @dataclass
@@ -160,9 +176,13 @@ class Tied(Factored):
         cross = torch.bmm(right, self.lookups.values.to(dtype).transpose(1, 2))
         where = self.lookups.ids.unsqueeze(1).expand(-1, left.shape[1], -1)
         total = (cross * left.gather(2, where)).sum((1, 2), dtype=torch.float64) * 2 + looked_up
-        # The cross term's rounding, and that the table's rows are sums of values, come on top of the Gram matrices'.
+        # The cross term's rounding, and that the table's rows are sums of values, come on top of
+        # the Gram matrices'.
         positions = self.lookups.ids.shape[1]
-        doubt = 2 * gamma(width + 4, dtype) * grams.lengths * reach + gamma(_LOOKUP_TERMS, dtype) * looked_up
+        doubt = (
+            2 * gamma(width + 4, dtype) * grams.lengths * reach
+            + gamma(_LOOKUP_TERMS, dtype) * looked_up
+        )
         squares = certified(grams.plus(total, doubt), sum(self.shape), left.shape[1], dtype)
         return (squares.sqrt() + 3 * gamma(positions + 3, dtype) * reach).square()
 
@@ -178,7 +198,9 @@ class Tied(Factored):
         left, right = self.outer.scaled(scales)
         samples, ids, values = self.lookups.table()
         values = values.to(scales.dtype) * scales[samples].unsqueeze(1)
-        first = torch.searchsorted(samples, torch.arange(self.rows + 1, device=samples.device)).tolist()
+        first = torch.searchsorted(
+            samples, torch.arange(self.rows + 1, device=samples.device)
+        ).tolist()
         for rows in row_blocks(self.shape):
             out = sink.scratch(rows.stop - rows.start, d)
             for unit in units:
@@ -218,9 +240,17 @@ def joined(uses: Sequence[Factored]) -> Factored:
         for use in uses[1:]:
             total = total + use.materialized().samples
         return Dense(total)
-    products = [OuterProducts(_chain(u.left for u in outers), _chain(u.right for u in outers))] if outers else []
+    products = (
+        [OuterProducts(_chain(u.left for u in outers), _chain(u.right for u in outers))]
+        if outers
+        else []
+    )
     tables = (
-        [Lookups(_chain(u.ids for u in lookups), _chain(u.values for u in lookups), lookups[0].count)]
+        [
+            Lookups(
+                _chain(u.ids for u in lookups), _chain(u.values for u in lookups), lookups[0].count
+            )
+        ]
         if lookups
         else []
     )

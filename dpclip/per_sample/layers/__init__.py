@@ -1,7 +1,8 @@
 """Layers whose per-sample gradients have a factored form: one function a layer type, one line here.
 
-A factoring has the signature of an Opacus grad sampler, (layer, activations, backprops), and returns
-{parameter: Factored}. Layers without one go through their registered grad sampler, then through torch.func.
+A factoring has the signature of an Opacus grad sampler, (layer, activations, backprops), and
+returns {parameter: Factored}. Layers without one go through their registered grad sampler, then
+through torch.func.
 """
 
 from __future__ import annotations

@@ -1,4 +1,6 @@
-"""nn.MultiheadAttention, computed here so that its packed projections can be seen: it never calls them as modules."""
+"""nn.MultiheadAttention, computed here so that its packed projections can be seen: it never calls
+them as modules.
+"""
 
 from __future__ import annotations
 
@@ -17,14 +19,17 @@ from dpclip.precision import accumulation_dtype
 
 Record = Callable[[nn.Parameter, Factored], None]
 Weights = Sequence[tuple[Tensor, Tensor | None]]
-Arrived = Callable[[Sequence[Tensor], Sequence[Tensor]], None]  # inputs [B, T, I] and gradients [B, T, O] of linears
+# inputs [B, T, I] and gradients [B, T, O] of linears
+Arrived = Callable[[Sequence[Tensor], Sequence[Tensor]], None]
 
 
 class _Linears(torch.autograd.Function):
     """x_j W_j^T + b_j for each input; tells `arrived` what the weights' gradients are made of."""
 
     @staticmethod
-    def forward(ctx: Any, anchor: Tensor, weights: Weights, arrived: Arrived, *inputs: Tensor) -> tuple[Tensor, ...]:
+    def forward(
+        ctx: Any, anchor: Tensor, weights: Weights, arrived: Arrived, *inputs: Tensor
+    ) -> tuple[Tensor, ...]:
         ctx.weights, ctx.arrived = weights, arrived
         ctx.save_for_backward(*inputs)
         return tuple(F.linear(x, w, b) for x, (w, b) in zip(inputs, weights, strict=True))
@@ -45,7 +50,9 @@ class _Repeated(torch.autograd.Function):
     """A parameter [1, 1, E] for each row, [B, 1, E]."""
 
     @staticmethod
-    def forward(ctx: Any, anchor: Tensor, parameter: nn.Parameter, rows: int, record: Record) -> Tensor:
+    def forward(
+        ctx: Any, anchor: Tensor, parameter: nn.Parameter, rows: int, record: Record
+    ) -> Tensor:
         ctx.parameter, ctx.record = parameter, record
         return parameter.detach().expand(rows, 1, -1).clone()
 
@@ -69,7 +76,9 @@ def attention(layer: nn.MultiheadAttention, recorder: Any) -> Callable[..., Any]
         is_causal: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
         if is_causal and attn_mask is None:
-            raise RuntimeError("nn.MultiheadAttention needs attn_mask where is_causal is set, which is a hint only")
+            raise RuntimeError(
+                "nn.MultiheadAttention needs attn_mask where is_causal is set, which is a hint only"
+            )
         inputs = [_rows_first(layer, x, recorder.rows) for x in _distinct(query, key, value)]
         q, k, v = _projections(layer, recorder, inputs)
         k, v, extra = _extended(layer, recorder, k, v)
@@ -96,21 +105,30 @@ def _distinct(query: Tensor, key: Tensor, value: Tensor) -> list[Tensor]:
 def _rows_first(layer: nn.MultiheadAttention, x: Tensor, rows: int) -> Tensor:
     if x.dim() != 3:
         raise BatchDimensionError(
-            f"MultiheadAttention was given a tensor of shape {tuple(x.shape)}: it needs a batch dimension"
+            f"MultiheadAttention was given a tensor of shape {tuple(x.shape)}: it needs a batch "
+            "dimension"
         )
     x = x if layer.batch_first else x.transpose(0, 1)
     if len(x) != rows:
-        raise BatchDimensionError(f"MultiheadAttention sees {len(x)} sequences in a batch of {rows} rows")
+        raise BatchDimensionError(
+            f"MultiheadAttention sees {len(x)} sequences in a batch of {rows} rows"
+        )
     return x
 
 
-def _projections(layer: nn.MultiheadAttention, recorder: Any, inputs: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+def _projections(
+    layer: nn.MultiheadAttention, recorder: Any, inputs: list[Tensor]
+) -> tuple[Tensor, Tensor, Tensor]:
     """q, k and v, [B, T, E] each."""
     width = layer.embed_dim
     if layer.in_proj_weight is None:  # key and value have widths of their own
         sources = [inputs[0], inputs[min(1, len(inputs) - 1)], inputs[-1]]
         parameters = [layer.q_proj_weight, layer.k_proj_weight, layer.v_proj_weight]
-        biases = [None] * 3 if layer.in_proj_bias is None else list(layer.in_proj_bias.detach().split(width))
+        biases = (
+            [None] * 3
+            if layer.in_proj_bias is None
+            else list(layer.in_proj_bias.detach().split(width))
+        )
         weights = [(w.detach(), b) for w, b in zip(parameters, biases, strict=True)]
 
         def separate(xs: Sequence[Tensor], ds: Sequence[Tensor]) -> None:
@@ -122,12 +140,18 @@ def _projections(layer: nn.MultiheadAttention, recorder: Any, inputs: list[Tenso
         return q, k, v
     sizes = {1: [3 * width], 2: [width, 2 * width], 3: [width] * 3}[len(inputs)]
     slices = layer.in_proj_weight.detach().split(sizes)
-    biases = [None] * len(sizes) if layer.in_proj_bias is None else list(layer.in_proj_bias.detach().split(sizes))
+    biases = (
+        [None] * len(sizes)
+        if layer.in_proj_bias is None
+        else list(layer.in_proj_bias.detach().split(sizes))
+    )
 
     def packed(xs: Sequence[Tensor], ds: Sequence[Tensor]) -> None:
         # Blocks of one weight: each input meets its own block of columns, and zeros in the others.
         starts = [sum(sizes[:j]) for j in range(len(sizes))]
-        left = [F.pad(d, (at, 3 * width - at - d.shape[2])) for at, d in zip(starts, ds, strict=True)]
+        left = [
+            F.pad(d, (at, 3 * width - at - d.shape[2])) for at, d in zip(starts, ds, strict=True)
+        ]
         recorder(layer.in_proj_weight, _products(torch.cat(left, 1), torch.cat(list(xs), 1)))
         _record_bias(layer.in_proj_bias, ds, recorder)
 
@@ -147,27 +171,47 @@ def _products(left: Tensor, right: Tensor) -> Factored:
 
 def _record_bias(bias: nn.Parameter | None, ds: Sequence[Tensor], recorder: Any) -> None:
     if bias is not None:
-        recorder(bias, Dense(torch.cat([d.sum(1, dtype=accumulation_dtype(d.dtype)) for d in ds], 1)))
+        recorder(
+            bias, Dense(torch.cat([d.sum(1, dtype=accumulation_dtype(d.dtype)) for d in ds], 1))
+        )
 
 
-def _extended(layer: nn.MultiheadAttention, recorder: Any, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, int]:
-    """Keys and values with the learned pair and the zeros that the layer adds, and how many those are."""
+def _extended(
+    layer: nn.MultiheadAttention, recorder: Any, k: Tensor, v: Tensor
+) -> tuple[Tensor, Tensor, int]:
+    """Keys and values with the learned pair and the zeros that the layer adds, and how many those
+    are.
+    """
     extra = 0
     if layer.bias_k is not None and layer.bias_v is not None:
-        shared = [_Repeated.apply(recorder.anchor, p, len(k), recorder) for p in (layer.bias_k, layer.bias_v)]
-        k, v, extra = torch.cat([k, shared[0].to(k.dtype)], 1), torch.cat([v, shared[1].to(v.dtype)], 1), extra + 1
+        shared = [
+            _Repeated.apply(recorder.anchor, p, len(k), recorder)
+            for p in (layer.bias_k, layer.bias_v)
+        ]
+        k, v, extra = (
+            torch.cat([k, shared[0].to(k.dtype)], 1),
+            torch.cat([v, shared[1].to(v.dtype)], 1),
+            extra + 1,
+        )
     if layer.add_zero_attn:
         k, v, extra = F.pad(k, (0, 0, 0, 1)), F.pad(v, (0, 0, 0, 1)), extra + 1
     return k, v, extra
 
 
 def _mask(
-    attention: Tensor | None, padding: Tensor | None, rows: int, heads: int, extra: int, dtype: torch.dtype
+    attention: Tensor | None,
+    padding: Tensor | None,
+    rows: int,
+    heads: int,
+    extra: int,
+    dtype: torch.dtype,
 ) -> Tensor | None:
     """What is added to the scores, broadcast to [B, H, Tq, Tk]; None for nothing."""
     parts = []
     if attention is not None:
-        shaped = attention.unflatten(0, (rows, heads)) if attention.dim() == 3 else attention[None, None]
+        shaped = (
+            attention.unflatten(0, (rows, heads)) if attention.dim() == 3 else attention[None, None]
+        )
         parts.append(_additive(shaped, dtype))
     if padding is not None:
         parts.append(_additive(padding[:, None, None], dtype))

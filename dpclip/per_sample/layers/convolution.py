@@ -1,9 +1,10 @@
 """Convolutions in one, two and three dimensions.
 
-Writing per-sample weight gradients out takes the same arithmetic as the batch's own weight gradient: one call a sample
-keeps the vendor's convolution kernels in use, where unfolded patches take k^n times the memory. Late layers, with few
-positions and many channels, are measured through Gram matrices instead. Patches need not be unfolded for that: the
-Gram matrix of the patches of an image is a sum of shifted blocks of the Gram matrix of its pixels (derived here).
+Writing per-sample weight gradients out takes the same arithmetic as the batch's own weight
+gradient: one call a sample keeps the vendor's convolution kernels in use, where unfolded patches
+take k^n times the memory. Late layers, with few positions and many channels, are measured through
+Gram matrices instead. Patches need not be unfolded for that: the Gram matrix of the patches of an
+image is a sum of shifted blocks of the Gram matrix of its pixels (derived here).
 """
 
 from __future__ import annotations
@@ -23,10 +24,13 @@ from dpclip.per_sample.forms.factored import Dense, Factored, Sink, cleared
 from dpclip.per_sample.forms.grams import GRAM_ELEMENTS, Grams, certified
 from dpclip.precision import accumulation_dtype
 
-_GRAM_ADVANTAGE = 3  # how much less arithmetic Gram matrices must take: they come on top of the weighted sum
+# how much less arithmetic Gram matrices must take: they come on top of the weighted sum
+_GRAM_ADVANTAGE = 3
 
 
-def convolution(layer: _ConvNd, activations: list[Tensor], backprops: Tensor) -> dict[nn.Parameter, Factored]:
+def convolution(
+    layer: _ConvNd, activations: list[Tensor], backprops: Tensor
+) -> dict[nn.Parameter, Factored]:
     """Conv1d, Conv2d and Conv3d with any stride, padding, dilation and groups."""
     weight, bias = cast(nn.Parameter, layer.weight), layer.bias
     dtype = accumulation_dtype(torch.promote_types(activations[0].dtype, backprops.dtype))
@@ -36,7 +40,11 @@ def convolution(layer: _ConvNd, activations: list[Tensor], backprops: Tensor) ->
         inputs = F.pad(inputs, layer._reversed_padding_repeated_twice, mode=mode)
         padding = (0,) * (inputs.dim() - 2)
     geometry = Geometry(
-        tuple(weight.shape[2:]), tuple(layer.stride), tuple(padding), tuple(layer.dilation), layer.groups
+        tuple(weight.shape[2:]),
+        tuple(layer.stride),
+        tuple(padding),
+        tuple(layer.dilation),
+        layer.groups,
     )
     use = Convolved(inputs, backprops.to(dtype), geometry)
     found: dict[nn.Parameter, Factored] = {weight: use if use.prefers_gram else use.materialized()}
@@ -58,7 +66,9 @@ class Geometry:
 
 @dataclass
 class Convolved(Factored):
-    """The weight's gradients from inputs [B, C_in, *size] and output gradients [B, C_out, *positions]."""
+    """The weight's gradients from inputs [B, C_in, *size] and output gradients [B, C_out,
+    *positions].
+    """
 
     inputs: Tensor
     grads: Tensor
@@ -78,7 +88,9 @@ class Convolved(Factored):
 
     @property
     def prefers_gram(self) -> bool:
-        """Whether Gram matrices are so much cheaper that they may come on top of the weighted sum."""
+        """Whether Gram matrices are so much cheaper that they may come on top of the
+        weighted sum.
+        """
         if self.geometry.groups > 1:
             return False
         pixels, positions = self._pixels, math.prod(self.grads.shape[2:])
@@ -88,14 +100,18 @@ class Convolved(Factored):
 
     @property
     def _pixels(self) -> int:
-        return math.prod(n + 2 * p for n, p in zip(self.inputs.shape[2:], self.geometry.padding, strict=True))
+        return math.prod(
+            n + 2 * p for n, p in zip(self.inputs.shape[2:], self.geometry.padding, strict=True)
+        )
 
     def squared_norms(self) -> Tensor:
         if not self.prefers_gram:
             return self.materialized().squared_norms()
         step = max(1, GRAM_ELEMENTS // self._pixels**2)
         pieces = [slice(i, i + step) for i in range(0, self.rows, step)]
-        return torch.cat([self._gram_norms(self.inputs[piece], self.grads[piece]) for piece in pieces])
+        return torch.cat(
+            [self._gram_norms(self.inputs[piece], self.grads[piece]) for piece in pieces]
+        )
 
     def _gram_norms(self, inputs: Tensor, grads: Tensor) -> Tensor:
         geometry, positions = self.geometry, grads.shape[2:]
@@ -120,8 +136,13 @@ class Convolved(Factored):
         return (self.grads == 0).flatten(1).all(1) | (self.inputs == 0).flatten(1).all(1)
 
     def add_weighted(self, factors: Tensor, into: Tensor, keep: Tensor | None = None) -> None:
-        inputs, grads = cleared(keep, self.inputs).to(into.dtype), cleared(keep, self.grads).to(into.dtype)
-        into += self._weight_gradient(inputs, grads * factors.to(into.dtype).view(-1, *[1] * (grads.dim() - 1)))
+        inputs, grads = (
+            cleared(keep, self.inputs).to(into.dtype),
+            cleared(keep, self.grads).to(into.dtype),
+        )
+        into += self._weight_gradient(
+            inputs, grads * factors.to(into.dtype).view(-1, *[1] * (grads.dim() - 1))
+        )
 
     def contributions(self, scales: Tensor, units: Sequence[int], sink: Sink) -> None:
         for unit in units:
@@ -133,7 +154,9 @@ class Convolved(Factored):
             return Dense(self._by_groups())
         samples = self.inputs.new_empty(self.rows, *self.shape)
         for row in range(self.rows):
-            samples[row] = self._weight_gradient(self.inputs[row : row + 1], self.grads[row : row + 1])
+            samples[row] = self._weight_gradient(
+                self.inputs[row : row + 1], self.grads[row : row + 1]
+            )
         return Dense(samples)
 
     def by_unit(self, units: int) -> Dense:
@@ -147,7 +170,17 @@ class Convolved(Factored):
         no_shift: list[Any] = [0] * len(g.kernel)
         wanted = [False, True, False]
         result: Tensor = torch.ops.aten.convolution_backward(
-            grads, inputs, like, None, g.stride, g.padding, g.dilation, False, no_shift, groups, wanted
+            grads,
+            inputs,
+            like,
+            None,
+            g.stride,
+            g.padding,
+            g.dilation,
+            False,
+            no_shift,
+            groups,
+            wanted,
         )[1]
         return result
 

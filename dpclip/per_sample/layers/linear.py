@@ -14,7 +14,9 @@ from dpclip.per_sample.forms.outer_products import OuterProducts
 from dpclip.precision import accumulation_dtype
 
 
-def linear(layer: nn.Linear, activations: list[Tensor], backprops: Tensor) -> dict[nn.Parameter, Factored]:
+def linear(
+    layer: nn.Linear, activations: list[Tensor], backprops: Tensor
+) -> dict[nn.Parameter, Factored]:
     """y = x W^T + b: the weight's gradient is the sum over positions of backprop (x) input."""
     grads = _positions(backprops)
     found: dict[nn.Parameter, Factored] = {
@@ -25,13 +27,20 @@ def linear(layer: nn.Linear, activations: list[Tensor], backprops: Tensor) -> di
     return found
 
 
-def conv1d(layer: Conv1D, activations: list[Tensor], backprops: Tensor) -> dict[nn.Parameter, Factored]:
+def conv1d(
+    layer: Conv1D, activations: list[Tensor], backprops: Tensor
+) -> dict[nn.Parameter, Factored]:
     """GPT-2's projection y = x W + b, with W of shape [in, out]."""
     grads = _positions(backprops)
-    return {layer.weight: OuterProducts(_positions(activations[0]), grads), layer.bias: _bias(grads)}
+    return {
+        layer.weight: OuterProducts(_positions(activations[0]), grads),
+        layer.bias: _bias(grads),
+    }
 
 
-def embedding(layer: nn.Embedding, activations: list[Tensor], backprops: Tensor) -> dict[nn.Parameter, Factored]:
+def embedding(
+    layer: nn.Embedding, activations: list[Tensor], backprops: Tensor
+) -> dict[nn.Parameter, Factored]:
     """Rows of the table; the padding row gets no gradient, as in autograd."""
     values = _positions(backprops)
     ids = activations[0].reshape(len(backprops), -1)
@@ -40,8 +49,12 @@ def embedding(layer: nn.Embedding, activations: list[Tensor], backprops: Tensor)
     return {cast(nn.Parameter, layer.weight): Lookups(ids, values, layer.num_embeddings)}
 
 
-def embedding_bag(layer: nn.EmbeddingBag, activations: list[Tensor], backprops: Tensor) -> dict[nn.Parameter, Factored]:
-    """Sums or means of rows of the table, for ids [B, T], or flat ids with the offset of each bag."""
+def embedding_bag(
+    layer: nn.EmbeddingBag, activations: list[Tensor], backprops: Tensor
+) -> dict[nn.Parameter, Factored]:
+    """Sums or means of rows of the table, for ids [B, T], or flat ids with the offset of
+    each bag.
+    """
     ids, rest = activations[0], activations[1:]
     held = torch.ones_like(ids, dtype=backprops.dtype)
     if ids.dim() == 1:
@@ -66,7 +79,9 @@ def _bags(ids: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def sums_bags(layer: nn.Module) -> bool:
-    """Whether this is an EmbeddingBag that `embedding_bag` knows; the maximum is left to torch.func."""
+    """Whether this is an EmbeddingBag that `embedding_bag` knows; the maximum is left to
+    torch.func.
+    """
     return isinstance(layer, nn.EmbeddingBag) and layer.mode in ("sum", "mean")
 
 
@@ -76,4 +91,6 @@ def _positions(tensor: Tensor) -> Tensor:
 
 
 def _bias(grads: Tensor) -> Dense:
-    return Dense(grads[:, 0] if grads.shape[1] == 1 else grads.sum(1, dtype=accumulation_dtype(grads.dtype)))
+    return Dense(
+        grads[:, 0] if grads.shape[1] == 1 else grads.sum(1, dtype=accumulation_dtype(grads.dtype))
+    )

@@ -35,22 +35,32 @@ def group_norm(layer: nn.GroupNorm, activations: list[Tensor], backprops: Tensor
     return _channels(layer, F.group_norm(inputs, layer.num_groups, eps=layer.eps), backprops)
 
 
-def instance_norm(layer: nn.modules.instancenorm._InstanceNorm, activations: list[Tensor], backprops: Tensor) -> Found:
+def instance_norm(
+    layer: nn.modules.instancenorm._InstanceNorm, activations: list[Tensor], backprops: Tensor
+) -> Found:
     """y = n(x) w + b with statistics of each channel of each sample."""
-    return _channels(layer, F.instance_norm(activations[0].to(backprops.dtype), eps=layer.eps), backprops)
+    return _channels(
+        layer, F.instance_norm(activations[0].to(backprops.dtype), eps=layer.eps), backprops
+    )
 
 
 def scales_its_output(layer: nn.Module) -> bool:
-    """Whether this is one of the many RMS norms of transformers: one vector, y = n(x) w or n(x) (1 + w)."""
+    """Whether this is one of the many RMS norms of transformers: one vector, y = n(x) w or n(x) (1
+    + w).
+    """
     named = dict(layer.named_parameters())
     name = type(layer).__name__
     return (
-        (name.endswith("RMSNorm") or name == "T5LayerNorm") and set(named) == {"weight"} and named["weight"].dim() == 1
+        (name.endswith("RMSNorm") or name == "T5LayerNorm")
+        and set(named) == {"weight"}
+        and named["weight"].dim() == 1
     )
 
 
 def scaled(layer: nn.Module, activations: list[Tensor], backprops: Tensor) -> Found:
-    """y = n(x) (a + w), whatever n is: what w multiplies is the output at w = 1 less the output at w = 0."""
+    """y = n(x) (a + w), whatever n is: what w multiplies is the output at w = 1 less the output at
+    w = 0.
+    """
     weight = cast(nn.Parameter, layer.weight)
     with torch.no_grad():
         at_one = functional_call(layer, {"weight": torch.ones_like(weight)}, (activations[0],))
@@ -58,7 +68,9 @@ def scaled(layer: nn.Module, activations: list[Tensor], backprops: Tensor) -> Fo
     return _trailing(weight, None, (at_one - at_zero).to(backprops.dtype), backprops)
 
 
-def _trailing(weight: Tensor | None, bias: Tensor | None, normed: Tensor, backprops: Tensor) -> Found:
+def _trailing(
+    weight: Tensor | None, bias: Tensor | None, normed: Tensor, backprops: Tensor
+) -> Found:
     found: Found = {}
     for parameter, product in ((weight, lambda: normed * backprops), (bias, lambda: backprops)):
         if parameter is not None:
@@ -78,5 +90,7 @@ def _channels(layer: nn.Module, normed: Tensor, backprops: Tensor) -> Found:
         parameter = getattr(layer, name)
         if parameter is not None:
             product = backprops if factor is None else backprops * factor
-            found[parameter] = Dense(product.flatten(2).sum(2, dtype=accumulation_dtype(product.dtype)))
+            found[parameter] = Dense(
+                product.flatten(2).sum(2, dtype=accumulation_dtype(product.dtype))
+            )
     return found

@@ -1,8 +1,10 @@
-"""torch's recurrent layers (RNN, GRU, LSTM), computed step by step so that the gradients of their gates can be seen.
+"""torch's recurrent layers (RNN, GRU, LSTM), computed step by step so that the gradients of their
+gates can be seen.
 
-A gate's gradient d_t gives the weights' gradients as outer products, sum_t d_t (x) x_t and sum_t d_t (x) h_{t-1}, so a
-per-sample norm needs no gradient of a weight's size for each sample. All input projections are one product, and what
-does not depend on the recursion is computed for all steps at once.
+A gate's gradient d_t gives the weights' gradients as outer products, sum_t d_t (x) x_t and sum_t
+d_t (x) h_{t-1}, so a per-sample norm needs no gradient of a weight's size for each sample. All
+input projections are one product, and what does not depend on the recursion is computed for all
+steps at once.
 """
 
 from __future__ import annotations
@@ -47,13 +49,20 @@ class _Direction:
 
 
 class _Scan(torch.autograd.Function):
-    """One layer in one direction: x [B, T, I], states [B, .] -> outputs [B, T, P] and last states."""
+    """One layer in one direction: x [B, T, I], states [B, .] -> outputs [B, T, P] and last
+    states.
+    """
 
     @staticmethod
-    def forward(ctx: Any, anchor: Tensor, x: Tensor, h: Tensor, c: Tensor, d: _Direction, record: Record) -> Any:
+    def forward(
+        ctx: Any, anchor: Tensor, x: Tensor, h: Tensor, c: Tensor, d: _Direction, record: Record
+    ) -> Any:
         rows, length = x.shape[:2]
         gates = F.linear(x, d.ih, d.bias_ih)
-        before, outputs = h.new_zeros(rows, length, h.shape[1]), h.new_zeros(rows, length, h.shape[1])
+        before, outputs = (
+            h.new_zeros(rows, length, h.shape[1]),
+            h.new_zeros(rows, length, h.shape[1]),
+        )
         h, c = h.clone(), c.clone()
         memory = d.cell.memory(gates, c)
         for t, n in d.steps:
@@ -125,7 +134,9 @@ def recurrent(layer: nn.RNNBase, recorder: Any) -> Callable[..., Any]:
             for reverse in range(2 if layer.bidirectional else 1):
                 at = len(last_h)
                 direction = _direction(layer, level, bool(reverse), sizes, order)
-                out, one_h, one_c = _Scan.apply(recorder.anchor, x, h[at], c[at], direction, recorder)
+                out, one_h, one_c = _Scan.apply(
+                    recorder.anchor, x, h[at], c[at], direction, recorder
+                )
                 outs.append(out)
                 last_h.append(one_h)
                 last_c.append(one_c)
@@ -137,7 +148,9 @@ def recurrent(layer: nn.RNNBase, recorder: Any) -> Callable[..., Any]:
     return forward
 
 
-def _padded(layer: nn.RNNBase, inputs: Tensor | PackedSequence, rows: int) -> tuple[Tensor, list[int]]:
+def _padded(
+    layer: nn.RNNBase, inputs: Tensor | PackedSequence, rows: int
+) -> tuple[Tensor, list[int]]:
     """Inputs [B, T, I], and how many samples are long enough for each step."""
     if isinstance(inputs, PackedSequence):
         sorted_only = PackedSequence(inputs.data, inputs.batch_sizes)
@@ -146,16 +159,21 @@ def _padded(layer: nn.RNNBase, inputs: Tensor | PackedSequence, rows: int) -> tu
     else:
         if inputs.dim() != 3:
             raise BatchDimensionError(
-                f"{type(layer).__name__} was given a tensor of shape {tuple(inputs.shape)}: it needs a batch dimension"
+                f"{type(layer).__name__} was given a tensor of shape {tuple(inputs.shape)}: it "
+                "needs a batch dimension"
             )
         x = inputs if layer.batch_first else inputs.transpose(0, 1)
         sizes = [len(x)] * x.shape[1]
     if len(x) != rows:
-        raise BatchDimensionError(f"{type(layer).__name__} sees {len(x)} sequences in a batch of {rows} rows")
+        raise BatchDimensionError(
+            f"{type(layer).__name__} sees {len(x)} sequences in a batch of {rows} rows"
+        )
     return x.to(next(layer.parameters()).dtype), sizes
 
 
-def _states(layer: nn.RNNBase, states: Any, x: Tensor, packed: PackedSequence | None) -> tuple[Tensor, Tensor]:
+def _states(
+    layer: nn.RNNBase, states: Any, x: Tensor, packed: PackedSequence | None
+) -> tuple[Tensor, Tensor]:
     count = layer.num_layers * (2 if layer.bidirectional else 1)
     width = layer.proj_size or layer.hidden_size
     given = states if isinstance(states, tuple) else (states, None)
@@ -169,7 +187,9 @@ def _states(layer: nn.RNNBase, states: Any, x: Tensor, packed: PackedSequence | 
     return found[0], found[1]
 
 
-def _direction(layer: nn.RNNBase, level: int, reverse: bool, sizes: list[int], order: Tensor | None) -> _Direction:
+def _direction(
+    layer: nn.RNNBase, level: int, reverse: bool, sizes: list[int], order: Tensor | None
+) -> _Direction:
     suffix = f"l{level}{'_reverse' if reverse else ''}"
 
     def named(name: str) -> nn.Parameter | None:
@@ -183,13 +203,17 @@ def _direction(layer: nn.RNNBase, level: int, reverse: bool, sizes: list[int], o
     return _Direction(ih, hh, *biases, named("weight_hr"), cell, sizes, reverse, order)
 
 
-def _results(layer: nn.RNNBase, x: Tensor, h: Tensor, c: Tensor, packed: PackedSequence | None) -> Any:
+def _results(
+    layer: nn.RNNBase, x: Tensor, h: Tensor, c: Tensor, packed: PackedSequence | None
+) -> Any:
     if packed is None:
         out: Any = x if layer.batch_first else x.transpose(0, 1)
     else:
         lengths = (packed.batch_sizes.unsqueeze(1) > torch.arange(len(x))).sum(0)
         data = pack_padded_sequence(x, lengths, batch_first=True).data
-        out = PackedSequence(data, packed.batch_sizes, packed.sorted_indices, packed.unsorted_indices)
+        out = PackedSequence(
+            data, packed.batch_sizes, packed.sorted_indices, packed.unsorted_indices
+        )
         if packed.unsorted_indices is not None:
             h, c = h[:, packed.unsorted_indices], c[:, packed.unsorted_indices]
     return out, ((h, c) if layer.mode == "LSTM" else h)

@@ -1,4 +1,6 @@
-"""The arithmetic of one step of torch's recurrent layers, forward and backward (formulas of torch's documentation)."""
+"""The arithmetic of one step of torch's recurrent layers, forward and backward (formulas of torch's
+documentation).
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,9 @@ from torch.nn import functional as F
 
 @dataclass
 class GateGradients:
-    """GateGradients by the pre-activations: what multiplies x_t, and what multiplies h_{t-1}, each [B, T, gates]."""
+    """GateGradients by the pre-activations: what multiplies x_t, and what multiplies h_{t-1}, each
+    [B, T, gates].
+    """
 
     input: Tensor
     hidden: Tensor
@@ -27,7 +31,9 @@ class RecurrentCell(ABC):
         """From the input projections [B, T, gates] and the first cell state."""
 
     @abstractmethod
-    def forward(self, m: Any, t: int, n: int, h: Tensor, c: Tensor, hh: Tensor, bias: Tensor | None) -> Tensor:
+    def forward(
+        self, m: Any, t: int, n: int, h: Tensor, c: Tensor, hh: Tensor, bias: Tensor | None
+    ) -> Tensor:
         """The next hidden state [n, H] of the first n samples; a cell state is updated in place."""
 
     @abstractmethod
@@ -35,8 +41,12 @@ class RecurrentCell(ABC):
         """Buffers for the gradients, and whatever can be computed for all steps at once."""
 
     @abstractmethod
-    def backward(self, m: Any, into: GateGradients, t: int, n: int, d_h: Tensor, d_c: Tensor, hh: Tensor) -> Tensor:
-        """Fill step t of `into`; returns the gradient by h_{t-1}, and updates that by the cell state in place."""
+    def backward(
+        self, m: Any, into: GateGradients, t: int, n: int, d_h: Tensor, d_c: Tensor, hh: Tensor
+    ) -> Tensor:
+        """Fill step t of `into`; returns the gradient by h_{t-1}, and updates that by the cell
+        state in place.
+        """
 
 
 @dataclass
@@ -61,7 +71,9 @@ class LSTM(RecurrentCell):
         space = gates.new_zeros(2, rows, length, c.shape[1])
         return _LSTMMemory(gates.view(rows, length, 4, -1), space[0], space[1])
 
-    def forward(self, m: _LSTMMemory, t: int, n: int, h: Tensor, c: Tensor, hh: Tensor, bias: Tensor | None) -> Tensor:
+    def forward(
+        self, m: _LSTMMemory, t: int, n: int, h: Tensor, c: Tensor, hh: Tensor, bias: Tensor | None
+    ) -> Tensor:
         gates = m.gates[:n, t]
         gates += F.linear(h, hh, bias).view_as(gates)
         gates[:, :2].sigmoid_()
@@ -80,7 +92,16 @@ class LSTM(RecurrentCell):
         both = m.gates.new_zeros(*m.gates.shape[:2], m.gates.shape[2] * m.gates.shape[3])
         return GateGradients(both, both)
 
-    def backward(self, m: _LSTMMemory, into: GateGradients, t: int, n: int, d_h: Tensor, d_c: Tensor, hh: Tensor) -> Tensor:
+    def backward(
+        self,
+        m: _LSTMMemory,
+        into: GateGradients,
+        t: int,
+        n: int,
+        d_h: Tensor,
+        d_c: Tensor,
+        hh: Tensor,
+    ) -> Tensor:
         assert m.by_cell is not None
         assert m.by_output is not None
         assert m.leak is not None
@@ -108,7 +129,9 @@ class GRU(RecurrentCell):
         space = gates.new_zeros(2, rows, length, c.shape[1])
         return _GRUMemory(gates.view(rows, length, 3, -1), space[0], space[1])
 
-    def forward(self, m: _GRUMemory, t: int, n: int, h: Tensor, c: Tensor, hh: Tensor, bias: Tensor | None) -> Tensor:
+    def forward(
+        self, m: _GRUMemory, t: int, n: int, h: Tensor, c: Tensor, hh: Tensor, bias: Tensor | None
+    ) -> Tensor:
         gates, hidden = m.gates[:n, t], F.linear(h, hh, bias).view(n, 3, -1)
         m.hidden[:n, t], m.before[:n, t] = hidden[:, 2], h
         gates[:, :2] += hidden[:, :2]
@@ -120,7 +143,16 @@ class GRU(RecurrentCell):
         shape = (*m.gates.shape[:2], m.gates.shape[2] * m.gates.shape[3])
         return GateGradients(m.gates.new_zeros(shape), m.gates.new_zeros(shape))
 
-    def backward(self, m: _GRUMemory, into: GateGradients, t: int, n: int, d_h: Tensor, d_c: Tensor, hh: Tensor) -> Tensor:
+    def backward(
+        self,
+        m: _GRUMemory,
+        into: GateGradients,
+        t: int,
+        n: int,
+        d_h: Tensor,
+        d_c: Tensor,
+        hh: Tensor,
+    ) -> Tensor:
         r, z, new = m.gates[:n, t].unbind(1)
         row, hidden = into.input[:n, t].view(n, 3, -1), into.hidden[:n, t].view(n, 3, -1)
         d_new = d_h * (1 - z) * (1 - new * new)
@@ -141,7 +173,9 @@ class RNN(RecurrentCell):
     def memory(self, gates: Tensor, c: Tensor) -> Tensor:
         return gates
 
-    def forward(self, m: Tensor, t: int, n: int, h: Tensor, c: Tensor, hh: Tensor, bias: Tensor | None) -> Tensor:
+    def forward(
+        self, m: Tensor, t: int, n: int, h: Tensor, c: Tensor, hh: Tensor, bias: Tensor | None
+    ) -> Tensor:
         gates = m[:n, t]
         gates += F.linear(h, hh, bias)
         return (gates.relu_() if self.relu else gates.tanh_()).clone()
@@ -150,11 +184,18 @@ class RNN(RecurrentCell):
         both = torch.zeros_like(m)
         return GateGradients(both, both)
 
-    def backward(self, m: Tensor, into: GateGradients, t: int, n: int, d_h: Tensor, d_c: Tensor, hh: Tensor) -> Tensor:
+    def backward(
+        self, m: Tensor, into: GateGradients, t: int, n: int, d_h: Tensor, d_c: Tensor, hh: Tensor
+    ) -> Tensor:
         active = m[:n, t]
         slope = (active > 0).to(active.dtype) if self.relu else 1 - active * active
         into.input[:n, t] = d_h * slope
         return into.input[:n, t] @ hh
 
 
-CELLS: dict[str, Any] = {"LSTM": LSTM, "GRU": GRU, "RNN_TANH": RNN, "RNN_RELU": lambda: RNN(relu=True)}
+CELLS: dict[str, Any] = {
+    "LSTM": LSTM,
+    "GRU": GRU,
+    "RNN_TANH": RNN,
+    "RNN_RELU": lambda: RNN(relu=True),
+}

@@ -14,8 +14,12 @@ from transformers.pytorch_utils import Conv1D
 GradSampler = Callable[[nn.Module, list[Tensor], Tensor], dict[nn.Parameter, Tensor]]
 
 
-def conv1d(layer: Conv1D, activations: list[Tensor], backprops: Tensor) -> dict[nn.Parameter, Tensor]:
-    """GPT-2's projection y = x W + b with W of shape [in, out]; Opacus falls back to functorch here."""
+def conv1d(
+    layer: Conv1D, activations: list[Tensor], backprops: Tensor
+) -> dict[nn.Parameter, Tensor]:
+    """GPT-2's projection y = x W + b with W of shape [in, out]; Opacus falls back to functorch
+    here.
+    """
     inputs = activations[0].to(backprops.dtype)
     found: dict[nn.Parameter, Tensor] = {}
     if layer.weight.requires_grad:
@@ -25,8 +29,12 @@ def conv1d(layer: Conv1D, activations: list[Tensor], backprops: Tensor) -> dict[
     return found
 
 
-def embedding(layer: nn.Embedding, activations: list[Tensor], backprops: Tensor) -> dict[nn.Parameter, Tensor]:
-    """Scatter the output gradients to their rows; the padding row gets none, as in autograd (Opacus gives it some)."""
+def embedding(
+    layer: nn.Embedding, activations: list[Tensor], backprops: Tensor
+) -> dict[nn.Parameter, Tensor]:
+    """Scatter the output gradients to their rows; the padding row gets none, as in autograd (Opacus
+    gives it some).
+    """
     ids = activations[0]
     rows, dim = len(ids), layer.embedding_dim
     gradients = backprops.reshape(rows, -1, dim)
@@ -38,11 +46,16 @@ def embedding(layer: nn.Embedding, activations: list[Tensor], backprops: Tensor)
     return {cast(nn.Parameter, layer.weight): found}
 
 
-_OWN: dict[type[nn.Module], Callable[..., dict[nn.Parameter, Tensor]]] = {Conv1D: conv1d, nn.Embedding: embedding}
+_OWN: dict[type[nn.Module], Callable[..., dict[nn.Parameter, Tensor]]] = {
+    Conv1D: conv1d,
+    nn.Embedding: embedding,
+}
 
 
 def sampler_for(layer: nn.Module) -> GradSampler | None:
-    """The sampler registered for exactly this type, ours before Opacus'; None leaves it to functorch."""
+    """The sampler registered for exactly this type, ours before Opacus'; None leaves it to
+    functorch.
+    """
     kind = type(layer)
     if kind is nn.LayerNorm and (layer.bias is None or layer.weight is None):
         return None  # Opacus' sampler reads `layer.bias.requires_grad`
@@ -52,6 +65,7 @@ def sampler_for(layer: nn.Module) -> GradSampler | None:
         return None  # Opacus' sampler pads with zeros whatever the mode
     if kind is nn.Embedding and (layer.max_norm is not None or layer.scale_grad_by_freq):
         raise ValueError(
-            "an Embedding with max_norm or scale_grad_by_freq couples the rows of a batch: switch them off"
+            "an Embedding with max_norm or scale_grad_by_freq couples the rows of a batch: switch "
+            "them off"
         )
     return _OWN.get(kind) or GradSampleHooks.GRAD_SAMPLERS.get(kind)

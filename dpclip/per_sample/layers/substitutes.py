@@ -1,7 +1,9 @@
-"""Layers whose forward pass hides the products that per-sample gradients are made of: recurrent nets, attention.
+"""Layers whose forward pass hides the products that per-sample gradients are made of: recurrent
+nets, attention.
 
-While a pass is watched their `forward` is replaced, on the module object only, by one that computes the same output
-and tells a recorder each parameter's gradients in the backward pass. One function a layer type, one line here.
+While a pass is watched their `forward` is replaced, on the module object only, by one that computes
+the same output and tells a recorder each parameter's gradients in the backward pass. One function a
+layer type, one line here.
 """
 
 from __future__ import annotations
@@ -26,7 +28,9 @@ class Recorder(Protocol):
 
     @property
     def anchor(self) -> Tensor:
-        """A zero that requires a gradient: an output computed with it is reached by the backward pass."""
+        """A zero that requires a gradient: an output computed with it is reached by the backward
+        pass.
+        """
         ...
 
     def __call__(self, parameter: nn.Parameter, use: Factored) -> None:

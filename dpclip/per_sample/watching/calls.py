@@ -1,4 +1,6 @@
-"""One call of a watched layer: what it was given, and how that is kept until its gradient arrives."""
+"""One call of a watched layer: what it was given, and how that is kept until its gradient
+arrives.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,8 @@ class Call:
 
     Attributes:
         layer: the module.
-        kind: the layer type whose arithmetic it was: the module's own, or the one that it refines (`operations.py`).
+        kind: the layer type whose arithmetic it was: the module's own, or the one that it refines
+            (`operations.py`).
         args, kwargs: what it was called with; tensors have one row a sample.
     """
 
@@ -35,7 +38,9 @@ class Call:
 
 
 def uncompiled(hook: Callable[..., Any]) -> Callable[..., Any]:
-    """The same hook, left out of what torch.compile traces: compiled code breaks at watched layers, and stays right."""
+    """The same hook, left out of what torch.compile traces: compiled code breaks at watched layers,
+    and stays right.
+    """
 
     def plain(*args: Any) -> Any:  # torch marks functions, not bound methods
         return hook(*args)
@@ -44,7 +49,9 @@ def uncompiled(hook: Callable[..., Any]) -> Callable[..., Any]:
     return wrapped
 
 
-def keep(anchor: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Callable[[Callable[[Tensor], Tensor]], Any]:
+def keep(
+    anchor: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Callable[[Callable[[Tensor], Tensor]], Any]:
     """Keep a call's inputs as autograd keeps its own.
 
     Args:
@@ -61,15 +68,20 @@ def keep(anchor: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Calla
     constants = [None if place else leaf for place, leaf in zip(places, leaves, strict=True)]
 
     def back(change: Callable[[Tensor], Tensor]) -> Any:
-        saved = iter(token.grad_fn.saved_tensors)  # before torch 2.13, a node forgets them when its output is gone
-        again = [change(next(saved)) if place else c for place, c in zip(places, constants, strict=True)]
+        # before torch 2.13, a node forgets them when its output is gone
+        saved = iter(token.grad_fn.saved_tensors)
+        again = [
+            change(next(saved)) if place else c for place, c in zip(places, constants, strict=True)
+        ]
         return pytree.tree_unflatten(again, spec)
 
     return back
 
 
 class _Keep(torch.autograd.Function):
-    """Keeps tensors as autograd does: version-checked, offloaded or recomputed where checkpointing says so."""
+    """Keeps tensors as autograd does: version-checked, offloaded or recomputed where checkpointing
+    says so.
+    """
 
     @staticmethod
     def forward(ctx: Any, anchor: Tensor, *tensors: Tensor) -> Tensor:
@@ -82,7 +94,9 @@ class _Keep(torch.autograd.Function):
 
 
 def batch_inputs(module: nn.Module, tensors: list[Tensor]) -> list[Tensor]:
-    """The input whose first dimension is the batch: the first, but for bags of flat ids, whose offsets are."""
+    """The input whose first dimension is the batch: the first, but for bags of flat ids, whose
+    offsets are.
+    """
     bags = isinstance(module, nn.EmbeddingBag) and len(tensors) > 1 and tensors[0].dim() == 1
     return tensors[1:2] if bags else tensors[:1]
 

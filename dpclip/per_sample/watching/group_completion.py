@@ -1,9 +1,10 @@
 """Tells, while a backward pass is under way, which groups of parameters have all their gradients.
 
-A rule that clips each group by that group's norm alone can then add the group to the step's sum at once, and nothing
-of it is kept. A group is complete when every use of its parameters has arrived: as many as the forward pass announced,
-and as many as any pass before had (re-entrant checkpointing announces nothing, a recurrent cell may be called more
-often today). A use that arrives after its group was clipped is refused, and the group waits for the end from then on.
+A rule that clips each group by that group's norm alone can then add the group to the step's sum at
+once, and nothing of it is kept. A group is complete when every use of its parameters has arrived:
+as many as the forward pass announced, and as many as any pass before had (re-entrant checkpointing
+announces nothing, a recurrent cell may be called more often today). A use that arrives after its
+group was clipped is refused, and the group waits for the end from then on.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ class Completion:
     def __init__(self, groups: Sequence[int]) -> None:
         self._groups = list(groups)
         self._most = [0] * len(self._groups)  # uses of each parameter in any pass so far
-        self._surprising: set[int] = set()  # groups that were once taken to be complete, and were not
+        # groups that were once taken to be complete, and were not
+        self._surprising: set[int] = set()
         self._count = max(self._groups, default=-1) + 1
         self.begin()
 
@@ -35,7 +37,9 @@ class Completion:
         self._clipped: set[int] = set()
 
     def announce(self, slots: Iterable[int]) -> None:
-        """These parameters were used in the forward pass; recomputations in the backward pass announce nothing."""
+        """These parameters were used in the forward pass; recomputations in the backward pass
+        announce nothing.
+        """
         if self._missing is None:
             for slot in slots:
                 self._announced[slot] += 1
@@ -59,8 +63,9 @@ class Completion:
         if group in self._clipped:
             self._surprising.add(group)
             raise LateGradient(
-                f"{name} was used more often than in any pass before, after its group had been clipped; nothing that "
-                "was computed with it has been released: begin again, the model is now known"
+                f"{name} was used more often than in any pass before, after its group had been "
+                "clipped; nothing that was computed with it has been released: begin again, the "
+                "model is now known"
             )
         if self._seen[slot] <= self._expected(slot):
             missing[group] -= 1

@@ -1,6 +1,8 @@
-"""Watches the one operation inside a layer that refines a known one: embeddings that scale or shift (Gemma, OPT), say.
+"""Watches the one operation inside a layer that refines a known one: embeddings that scale or shift
+(Gemma, OPT), say.
 
-Whatever the layer does around the operation is left to autograd, so no per-sample gradient needs to be written out.
+Whatever the layer does around the operation is left to autograd, so no per-sample gradient needs to
+be written out.
 """
 
 from __future__ import annotations
@@ -16,7 +18,10 @@ from torch.utils.hooks import RemovableHandle
 
 from dpclip.per_sample.watching.recording import Recording
 
-OPERATIONS: dict[type[nn.Module], Callable[..., Tensor]] = {nn.Embedding: F.embedding, nn.Linear: F.linear}
+OPERATIONS: dict[type[nn.Module], Callable[..., Tensor]] = {
+    nn.Embedding: F.embedding,
+    nn.Linear: F.linear,
+}
 
 
 class Operations:
@@ -53,7 +58,11 @@ class _Watch(TorchFunctionMode):
         self._recording, self._kind, self._operation = recording, kind, OPERATIONS[kind]
 
     def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
         if func is not self._operation or len(args) < 2 or args[1] is not self.module.weight:

@@ -1,9 +1,11 @@
-"""Layers whose arithmetic is not known, and parameters used where there is no batch: torch.func repeats the call.
+"""Layers whose arithmetic is not known, and parameters used where there is no batch: torch.func
+repeats the call.
 
-A module is repeated, a row at a time under vmap, for the parameters that are its own (a class token, a learned scale)
-and for those of layers below it that were called without one row a sample (a table of relative positions): the
-nearest module around them that does have rows stands for them. Its outputs are passed on as they are; the random
-numbers of the forward pass are drawn again, so dropout is the same.
+A module is repeated, a row at a time under vmap, for the parameters that are its own (a class
+token, a learned scale) and for those of layers below it that were called without one row a sample
+(a table of relative positions): the nearest module around them that does have rows stands for them.
+Its outputs are passed on as they are; the random numbers of the forward pass are drawn again, so
+dropout is the same.
 """
 
 from __future__ import annotations
@@ -32,7 +34,9 @@ class Recomputation:
         self._random: list[Tensor] = []
 
     def attach(self, module: nn.Module, own: list[nn.Parameter]) -> list[RemovableHandle]:
-        """Hook a module for its own parameters, and for what layers below it cannot do themselves."""
+        """Hook a module for its own parameters, and for what layers below it cannot do
+        themselves.
+        """
 
         def enter(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             if not self._recording.active:
@@ -44,14 +48,19 @@ class Recomputation:
             if not self._recording.active:
                 return None
             state = self._random.pop()
-            below = [m for m in self._recording.postponed if m is not module and any(m is child for child in module.modules())]
+            below = [
+                m
+                for m in self._recording.postponed
+                if m is not module and any(m is child for child in module.modules())
+            ]
             wanted = own + [p for m in below for p in self._recording.postponed[m]]
             if not wanted:
                 return None
             first = _first(args, kwargs)
             judged = [*_floats(output), *first] if first else []
             if not self._recording.per_row(
-                module, [t for t in judged if self._recording.rows == 1 or t.dim() == 0 or len(t) != 1]
+                module,
+                [t for t in judged if self._recording.rows == 1 or t.dim() == 0 or len(t) != 1],
             ):
                 self._recording.postpone(module, own)
                 return None
@@ -72,9 +81,10 @@ class Recomputation:
         """
         for module in self._recording.postponed:
             raise BatchDimensionError(
-                f"{self._recording.name(module)} sees no tensor with one row a sample in a batch of {self._recording.rows} "
-                "rows, and neither does a module around it: freeze it, or give it inputs with a batch dimension "
-                "(position ids of shape [batch, length], say)"
+                f"{self._recording.name(module)} sees no tensor with one row a sample in a batch "
+                f"of {self._recording.rows} rows, and neither does a module around it: freeze it, "
+                "or give it inputs with a batch dimension (position ids of shape [batch, length], "
+                "say)"
             )
 
     def clear(self) -> None:
@@ -95,13 +105,21 @@ class Recomputation:
         recording, rows = self._recording, self._recording.rows
         args, kwargs = _without_caches(args, kwargs)
         leaves, spec = pytree.tree_flatten(output)
-        places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
+        places = [
+            i
+            for i, leaf in enumerate(leaves)
+            if isinstance(leaf, Tensor) and leaf.is_floating_point()
+        ]
         if not places:
             raise BatchDimensionError(
-                f"{recording.name(module)} returns {type(output).__name__} without a tensor, and owns parameters of its "
-                "own: freeze them or move them into a layer that returns a tensor"
+                f"{recording.name(module)} returns {type(output).__name__} without a tensor, and "
+                "owns parameters of its own: freeze them or move them into a layer that returns a "
+                "tensor"
             )
-        outs = [leaves[i].expand(rows, *leaves[i].shape[1:]) if len(leaves[i]) == 1 else leaves[i] for i in places]
+        outs = [
+            leaves[i].expand(rows, *leaves[i].shape[1:]) if len(leaves[i]) == 1 else leaves[i]
+            for i in places
+        ]
 
         recording.announce(wanted)
         for out in outs:
@@ -120,7 +138,9 @@ class Recomputation:
             with torch.random.fork_rng(devices=[]), recording.unwatched(), exact_products():
                 torch.set_rng_state(state)
                 try:
-                    found = functorch.per_sample_gradients(module, inputs, named, by_row, left, has_rows)
+                    found = functorch.per_sample_gradients(
+                        module, inputs, named, by_row, left, has_rows
+                    )
                 except RuntimeError as error:
                     reason = str(error).splitlines()[0][:200]
                     raise BatchDimensionError(
@@ -141,7 +161,9 @@ class _Join(torch.autograd.Function):
     """The identity on several outputs; keeps the inputs of the call that made them."""
 
     @staticmethod
-    def forward(ctx: Any, anchor: Tensor, arrived: Any, count: int, *tensors: Tensor) -> tuple[Tensor, ...]:
+    def forward(
+        ctx: Any, anchor: Tensor, arrived: Any, count: int, *tensors: Tensor
+    ) -> tuple[Tensor, ...]:
         ctx.arrived, ctx.total = arrived, len(tensors)
         ctx.save_for_backward(*tensors[count:])
         return tuple(out.clone() for out in tensors[:count])
@@ -155,7 +177,9 @@ class _Join(torch.autograd.Function):
 def _without_caches(args: Any, kwargs: Any) -> Any:
     """Key-value caches already hold this call's keys; a whole text needs none."""
     return pytree.tree_map(
-        lambda leaf: None if isinstance(leaf, Cache) else leaf, (args, kwargs), is_leaf=lambda x: isinstance(x, Cache)
+        lambda leaf: None if isinstance(leaf, Cache) else leaf,
+        (args, kwargs),
+        is_leaf=lambda x: isinstance(x, Cache),
     )
 
 
@@ -164,4 +188,8 @@ def _first(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
 
 
 def _floats(output: Any) -> list[Tensor]:
-    return [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
+    return [
+        leaf
+        for leaf in pytree.tree_leaves(output)
+        if isinstance(leaf, Tensor) and leaf.is_floating_point()
+    ]

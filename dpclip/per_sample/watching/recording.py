@@ -1,7 +1,8 @@
-"""The pass that is being watched: what is known of it so far, and what is taken in as its gradients arrive.
+"""The pass that is being watched: what is known of it so far, and what is taken in as its gradients
+arrive.
 
-The watcher attaches hooks and opens passes; the hooks, and the helpers that know unusual layers, work on
-the recording alone.
+The watcher attaches hooks and opens passes; the hooks, and the helpers that know unusual layers,
+work on the recording alone.
 """
 
 from __future__ import annotations
@@ -55,10 +56,11 @@ class Recording:
         self.expects = True  # whether gradients are welcome
         self.frozen, self.lifted = set[int](), set[nn.Module]()
         self.postponed: dict[nn.Module, list[nn.Parameter]] = {}
+        self.observer: Callable[[Call, nn.Parameter, Factored], None] | None = None
         self._muted = self._paused = False
         self._clip_part: ClipPart | None = None
 
-    # --- a pass ------------------------------------------------------------------------------------
+    # --- a pass -----------------------------------------------------------------------------------
 
     def begin(self, view: FactoredView, units: int, clip_part: ClipPart | None) -> None:
         """Open a pass.
@@ -97,7 +99,9 @@ class Recording:
 
     @contextmanager
     def muted(self, view: FactoredView) -> Iterator[None]:
-        """For a further backward pass: recomputed layers are watched as before, and nothing is recorded."""
+        """For a further backward pass: recomputed layers are watched as before, and nothing is
+        recorded.
+        """
         self.view, self._muted = view, True
         try:
             yield
@@ -121,34 +125,51 @@ class Recording:
         """
         if not self.expects:
             raise PrivacyError(
-                "a backward pass was started by something other than private.backward(losses), so what it is the "
-                "gradient of is not known; nothing was released: hand over one loss a row, shape [rows], in place of a "
-                "mean over the batch (dpclip.losses has the usual ones), and take no gradients inside a loss"
+                "a backward pass was started by something other than private.backward(losses), so "
+                "what it is the gradient of is not known; nothing was released: hand over one loss "
+                "a row, shape [rows], in place of a mean over the batch (dpclip.losses has the "
+                "usual ones), and take no gradients inside a loss"
             )
 
-    # --- forward -----------------------------------------------------------------------------------
+    # --- forward ----------------------------------------------------------------------------------
 
-    def expand(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any] | None:
-        """Forward pre-hook: an input shared by all rows becomes one copy a row: its gradient stays per-sample."""
+    def expand(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[Any, Any] | None:
+        """Forward pre-hook: an input shared by all rows becomes one copy a row: its gradient stays
+        per-sample.
+        """
         if not self.active or self.rows == 1:
             return None
         if not self.evidence.broadcasts(self.name(module), self.rows, tensors_of(args, kwargs)):
             return None
-        return pytree.tree_map_only(Tensor, lambda t: t.expand(self.rows, *t.shape[1:]).contiguous(), (args, kwargs))
+        return pytree.tree_map_only(
+            Tensor, lambda t: t.expand(self.rows, *t.shape[1:]).contiguous(), (args, kwargs)
+        )
 
-    def watch(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
-        """Forward hook: keep what the layer was called with, and record the call when its gradient arrives."""
+    def watch(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
+    ) -> Any:
+        """Forward hook: keep what the layer was called with, and record the call when its gradient
+        arrives.
+        """
         return self.watch_as(type(module), module, args, kwargs, output) if self.active else None
 
     def watch_as(
-        self, kind: type[nn.Module], module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor
+        self,
+        kind: type[nn.Module],
+        module: nn.Module,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        output: Tensor,
     ) -> Tensor | None:
         """`watch`, for a call that is the arithmetic of another layer type."""
         out = output
         if not self.per_row(module, [*batch_inputs(module, tensors_of(args, kwargs)), out]):
             self.postpone(module, [p for p in module.parameters(recurse=False) if p in self.slots])
             return None
-        if not out.requires_grad:  # no trainable layer below and no gradient for this layer's own weights
+        # no trainable layer below and no gradient for this layer's own weights
+        if not out.requires_grad:
             out = out + self.anchor.to(out)
         self.note_dtype(out)
         self.announce(module.parameters(recurse=False))
@@ -157,8 +178,11 @@ class Recording:
         def caught(grad: Tensor) -> None:
             if self.listening and module not in self.lifted:
                 if not kept:
-                    raise RuntimeError("two backward passes went through one forward pass: a step takes one")
-                inputs, named = kept.pop()(self.rows_first)  # nothing is held longer than its gradient needs it
+                    raise RuntimeError(
+                        "two backward passes went through one forward pass: a step takes one"
+                    )
+                # nothing is held longer than its gradient needs it
+                inputs, named = kept.pop()(self.rows_first)
                 self._recorded(Call(module, kind, inputs, named), self.rows_first(grad.detach()))
 
         out.register_hook(caught)
@@ -174,12 +198,14 @@ class Recording:
         self._completion.announce(self.slots[p] for p in parameters if p in self.slots)
 
     def postpone(self, module: nn.Module, parameters: list[nn.Parameter]) -> None:
-        """Leave the parameters of a layer to a module around it: all its calls, those before too."""
+        """Leave the parameters of a layer to a module around it: all its calls, those
+        before too.
+        """
         if parameters:
             self.lifted.add(module)
             self.postponed.setdefault(module, []).extend(parameters)
 
-    # --- backward ----------------------------------------------------------------------------------
+    # --- backward ---------------------------------------------------------------------------------
 
     def _recorded(self, call: Call, grad: Tensor) -> None:
         assert self.view is not None
@@ -199,9 +225,12 @@ class Recording:
             return
         if use.rows != self.rows or use.shape != parameter.shape:
             raise BatchDimensionError(
-                f"{self.name(call.layer)} gave {use.rows} per-sample gradients of shape {tuple(use.shape)} for "
-                f"{self.rows} rows and a parameter of shape {tuple(parameter.shape)}"
+                f"{self.name(call.layer)} gave {use.rows} per-sample gradients of shape "
+                f"{tuple(use.shape)} for {self.rows} rows and a parameter of shape "
+                f"{tuple(parameter.shape)}"
             )
+        if self.observer is not None:
+            self.observer(call, parameter, use)
         complete = self._completion.arrived(slot, self.name(call.layer))
         view.add(slot, use)
         if complete is not None and self._clip_part is not None:
@@ -220,7 +249,7 @@ class Recording:
             return tensor.reshape(self.rows, -1, *tensor.shape[1:])
         return tensor
 
-    # --- checks ------------------------------------------------------------------------------------
+    # --- checks -----------------------------------------------------------------------------------
 
     def per_row(self, module: nn.Module, tensors: list[Tensor]) -> bool:
         """Whether this call of a layer has one row a sample.
@@ -231,15 +260,18 @@ class Recording:
         return self._judged(self.name(module), tensors)
 
     def input_per_row(self, module: nn.Module, place: int, tensor: Tensor) -> bool:
-        """`per_row` for one input of a module that is repeated: a mask of shape [L, L] is shared, whatever L is."""
+        """`per_row` for one input of a module that is repeated: a mask of shape [L, L] is shared,
+        whatever L is.
+        """
         return self._judged(f"input {place} of {self.name(module)}", [tensor])
 
     def _judged(self, name: str, tensors: list[Tensor]) -> bool:
         judged = self.evidence.per_row(name, self.rows, tensors)
         if self.evidence.misjudged(name):
             raise MisjudgedRows(
-                f"{name} was taken to have one row a sample in a batch of another size, and has not: begin again; the "
-                "model is now known, and nothing that was computed with it has been released"
+                f"{name} was taken to have one row a sample in a batch of another size, and has "
+                "not: begin again; the model is now known, and nothing that was computed with it "
+                "has been released"
             )
         return judged
 

@@ -1,4 +1,6 @@
-"""Replaces the forward pass of layers that hide their products, for as long as a pass is watched."""
+"""Replaces the forward pass of layers that hide their products, for as long as a pass is
+watched.
+"""
 
 from __future__ import annotations
 

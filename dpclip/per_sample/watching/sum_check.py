@@ -1,7 +1,9 @@
-"""Checks that the per-sample gradients of a pass add up to what autograd computes, without keeping both in memory.
+"""Checks that the per-sample gradients of a pass add up to what autograd computes, without keeping
+both in memory.
 
-A parameter used outside its layer, or through a hook of another library, has a gradient that no watched layer knows.
-Both sums are compared through a few random projections; autograd's gradients are projected and freed one at a time.
+A parameter used outside its layer, or through a hook of another library, has a gradient that no
+watched layer knows. Both sums are compared through a few random projections; autograd's gradients
+are projected and freed one at a time.
 """
 
 from __future__ import annotations
@@ -55,7 +57,9 @@ class SumCheck:
         """
         sizes = [view.size_of(slot) for slot in range(len(self._parameters))]
         whole = sum(size**2 for size in sizes) ** 0.5
-        for slot, (parameter, probes, size) in enumerate(zip(self._parameters, self._probes, sizes, strict=True)):
+        for slot, (parameter, probes, size) in enumerate(
+            zip(self._parameters, self._probes, sizes, strict=True)
+        ):
             if probes is None or not bool(probes.isfinite().all()):
                 continue
             if not view.saw(slot):
@@ -63,31 +67,37 @@ class SumCheck:
             found = _project(view.sum_of(slot, parameter))
             gap = float((found - view.scale * probes).square().mean().sqrt())
             tolerance = 5e-2 if view.narrow else 1e-3
-            # Some gradients are zero but for rounding (a key's bias, say): they are held to the whole gradient's scale.
+            # Some gradients are zero but for rounding (a key's bias, say): they are held to the
+            # whole gradient's scale.
             if gap > tolerance * size + tolerance * 1e-2 * whole:
                 raise BatchDimensionError(
-                    f"the per-sample gradients of {name(parameter)} do not add up to autograd's gradient: "
-                    "it is also used outside its layer, or a hook of another library interferes; freeze it or untie it"
+                    f"the per-sample gradients of {name(parameter)} do not add up to autograd's "
+                    "gradient: it is also used outside its layer, or a hook of another library "
+                    "interferes; freeze it or untie it"
                 )
 
 
 def unseen(name: str) -> BatchDimensionError:
     """The error for a parameter with a gradient that no layer recorded."""
     return BatchDimensionError(
-        f"{name} got a gradient outside every watched layer (used directly in a forward function?): "
-        "freeze it or wrap its use in a module"
+        f"{name} got a gradient outside every watched layer (used directly in a forward "
+        "function?): freeze it or wrap its use in a module"
     )
 
 
 def _project(gradient: Tensor) -> Tensor:
-    """Products with fixed random rank-one patterns, shape [probes], float64; their mean square is about |g|^2."""
+    """Products with fixed random rank-one patterns, shape [probes], float64; their mean square is
+    about |g|^2.
+    """
     flat = gradient.detach().to(accumulation_dtype(gradient.dtype)).reshape(-1)
     generator = torch.Generator().manual_seed(len(flat))
     columns = _uniform(_WIDTH, generator).to(flat)
     count = -(-len(flat) // _WIDTH)
     rows = _uniform(count, generator).to(flat)
     whole = len(flat) // _WIDTH
-    found = (flat[: whole * _WIDTH].view(whole, _WIDTH) @ columns * rows[:whole]).sum(0, dtype=torch.float64)
+    found = (flat[: whole * _WIDTH].view(whole, _WIDTH) @ columns * rows[:whole]).sum(
+        0, dtype=torch.float64
+    )
     rest = flat[whole * _WIDTH :]
     if len(rest):
         found += (rest @ columns[: len(rest)] * rows[-1]).to(torch.float64)

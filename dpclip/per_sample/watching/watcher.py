@@ -1,11 +1,13 @@
-"""Watches every layer with trainable parameters through one forward and backward pass, without wrapping the model.
+"""Watches every layer with trainable parameters through one forward and backward pass, without
+wrapping the model.
 
-Built on Opacus' hooks. Differences, each of which decides whether a model runs, or runs rightly: inputs are bound by
-signature, so keyword and non-tensor inputs are welcome; an input of batch 1 (GPT-2's and BERT's position ids) is
-expanded ahead of the layer, so that its gradient stays per-sample; the batch size is given, not guessed, and every
-layer is held to it; gradients are caught on the output tensor, so layers called several times and tied weights match
-each call with its own inputs; inputs are kept as autograd keeps them, so activation checkpointing still frees them;
-layers that are given [batch * length, features] (OPT) get their batch dimension back.
+Built on Opacus' hooks. Differences, each of which decides whether a model runs, or runs rightly:
+inputs are bound by signature, so keyword and non-tensor inputs are welcome; an input of batch 1
+(GPT-2's and BERT's position ids) is expanded ahead of the layer, so that its gradient stays
+per-sample; the batch size is given, not guessed, and every layer is held to it; gradients are
+caught on the output tensor, so layers called several times and tied weights match each call with
+its own inputs; inputs are kept as autograd keeps them, so activation checkpointing still frees
+them; layers that are given [batch * length, features] (OPT) get their batch dimension back.
 """
 
 from __future__ import annotations
@@ -39,8 +41,10 @@ class Watcher(GradSampleHooks):
         parameters: the trainable parameters, in order.
         groups: the group of each parameter.
         loss_reduction: how the loss was reduced over the units of a micro-batch, "mean" or "sum".
-        force_functorch: recompute every layer under torch.func instead of using registered samplers.
-        materialized: the gradients themselves will be asked for, so nothing may be forgotten but for the norms.
+        force_functorch: recompute every layer under torch.func instead of using registered
+            samplers.
+        materialized: the gradients themselves will be asked for, so nothing may be forgotten but
+            for the norms.
     """
 
     freezes = False  # whether autograd is kept from computing the parameters' own gradients
@@ -67,7 +71,9 @@ class Watcher(GradSampleHooks):
         self._recomputation = Recomputation(self.recording)
         self.substitutions = Substitutions(self.recording)
         self.prepare(model)
-        super().__init__(model, loss_reduction=loss_reduction, strict=False, force_functorch=force_functorch)
+        super().__init__(
+            model, loss_reduction=loss_reduction, strict=False, force_functorch=force_functorch
+        )
 
     def prepare(self, model: nn.Module) -> None:
         """Called before the hooks are attached."""
@@ -75,9 +81,13 @@ class Watcher(GradSampleHooks):
 
     @abstractmethod
     def record(self, view: FactoredView, call: Call, grad: Tensor) -> None:
-        """Take in one call: `grad` is the gradient of the user's loss by the call's output, one row a sample."""
+        """Take in one call: `grad` is the gradient of the user's loss by the call's output, one row
+        a sample.
+        """
 
-    def new_view(self, units: int, rows_each: int, scale: float, present: Tensor | None) -> FactoredView:
+    def new_view(
+        self, units: int, rows_each: int, scale: float, present: Tensor | None
+    ) -> FactoredView:
         """An empty view of a micro-batch."""
         return FactoredView(self.groups, units, rows_each, scale, self.evidence, present)
 
@@ -93,7 +103,9 @@ class Watcher(GradSampleHooks):
         present: Tensor | None = None,
         clip_part: ClipPart | None = None,
     ) -> Iterator[FactoredView]:
-        """Watch one forward and backward pass of `units` privacy units; the view is complete on exit."""
+        """Watch one forward and backward pass of `units` privacy units; the view is complete on
+        exit.
+        """
         scale = units if self.loss_reduction == "mean" else 1
         view = self.new_view(units, rows_each, scale, present)
         check = None if self._checked else SumCheck(self.parameters)
@@ -120,7 +132,9 @@ class Watcher(GradSampleHooks):
 
     @contextmanager
     def _gradients_of_parameters(self, wanted: bool) -> Iterator[None]:
-        """Keep autograd from computing what nobody needs, and leave no gradient of the batch behind."""
+        """Keep autograd from computing what nobody needs, and leave no gradient of the batch
+        behind.
+        """
         trained = [parameter for parameter in self.parameters if parameter.requires_grad]
         for parameter in trained:
             parameter.grad = None
@@ -134,7 +148,9 @@ class Watcher(GradSampleHooks):
 
     @contextmanager
     def expected(self) -> Iterator[None]:
-        """While gradients are welcome, for loops that hand one loss a row over (`open_door` is then False)."""
+        """While gradients are welcome, for loops that hand one loss a row over (`open_door` is then
+        False).
+        """
         before, self.recording.expects = self.recording.expects, True
         try:
             yield
@@ -146,11 +162,15 @@ class Watcher(GradSampleHooks):
         self.recording.expects = False
 
     def knows(self, module: nn.Module) -> bool:
-        """Whether `record` has arithmetic for this type, so that it need not be repeated by torch.func."""
+        """Whether `record` has arithmetic for this type, so that it need not be repeated by
+        torch.func.
+        """
         return sampler_for(module) is not None and not self.force_functorch
 
     def refines(self, module: nn.Module) -> type[nn.Module] | None:
-        """The layer type that a module's type refines, if the operation inside is to be watched instead of the call."""
+        """The layer type that a module's type refines, if the operation inside is to be watched
+        instead of the call.
+        """
         return None
 
     @property
@@ -168,7 +188,7 @@ class Watcher(GradSampleHooks):
         names = [name for name, p in self._module.named_parameters() if p is parameter]
         return f"parameter {names[0] if names else '?'!r}"
 
-    # --- Opacus' extension points -------------------------------------------------------------------------------
+    # --- Opacus' extension points -----------------------------------------------------------------
 
     def add_hooks(self, **_: Any) -> None:
         handles: list[RemovableHandle] = []
@@ -184,15 +204,22 @@ class Watcher(GradSampleHooks):
             return
         if self.substitutions.cover(module):
             return
-        if isinstance(module, nn.MultiheadAttention):  # refined: never calls its output projection as a module
+        # refined: never calls its output projection as a module
+        if isinstance(module, nn.MultiheadAttention):
             whole = [p for p in module.parameters() if p in self.slots]
             handles += self._recomputation.attach(module, whole)
             return
         if own and refined is not None:
             handles += self._operations.attach(module, refined)
         elif own and self.knows(module):
-            handles.append(module.register_forward_pre_hook(uncompiled(self.recording.expand), with_kwargs=True))
-            handles.append(module.register_forward_hook(uncompiled(self.recording.watch), with_kwargs=True))
+            handles.append(
+                module.register_forward_pre_hook(
+                    uncompiled(self.recording.expand), with_kwargs=True
+                )
+            )
+            handles.append(
+                module.register_forward_hook(uncompiled(self.recording.watch), with_kwargs=True)
+            )
         elif type(module) not in (DPRNN, DPLSTM, DPGRU):  # their RNNLinear children carry the hooks
             handles += self._recomputation.attach(module, own)
         for child in module.children():

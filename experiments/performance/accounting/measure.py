@@ -2,9 +2,9 @@
 
 usage: python measure.py [SECONDS] | python measure.py --table
 
-Every call starts cold (our caches are cleared). A call that takes longer than SECONDS (default 25) or more than
-12 GiB is abandoned and recorded with the reason. Writes results.json beside this file; --table prints it as Markdown.
-Needs dp-accounting.
+Every call starts cold (our caches are cleared). A call that takes longer than SECONDS (default 25)
+or more than 12 GiB is abandoned and recorded with the reason. Writes results.json beside this file;
+--table prints it as Markdown. Needs dp-accounting.
 """
 
 import csv
@@ -51,7 +51,14 @@ def _row(record: dict[str, str]) -> Row:
     text = record["epsilon"]
     digits = len(text.split(".")[1]) if "." in text else 0
     numbers = [float(record[key]) for key in ("sample_rate", "noise_multiplier")]
-    return Row(record["name"], *numbers, int(record["steps"]), float(record["delta"]), float(text), 0.5 * 10.0**-digits)
+    return Row(
+        record["name"],
+        *numbers,
+        int(record["steps"]),
+        float(record["delta"]),
+        float(text),
+        0.5 * 10.0**-digits,
+    )
 
 
 def ours(name: str) -> Callable[[Row], float]:
@@ -97,9 +104,13 @@ def dp_accounting_tool(kind: str, grid: float = 0.0) -> Callable[[Row], float]:
     def run(row: Row) -> float:
         relation = dp_accounting.NeighboringRelation.ADD_OR_REMOVE_ONE
         accountant: Any = (
-            pld.PLDAccountant(relation, value_discretization_interval=grid) if kind == "pld" else rdp.RdpAccountant()
+            pld.PLDAccountant(relation, value_discretization_interval=grid)
+            if kind == "pld"
+            else rdp.RdpAccountant()
         )
-        event = dp_accounting.PoissonSampledDpEvent(row.rate, dp_accounting.GaussianDpEvent(row.sigma))
+        event = dp_accounting.PoissonSampledDpEvent(
+            row.rate, dp_accounting.GaussianDpEvent(row.sigma)
+        )
         accountant.compose(event, row.steps)
         return float(accountant.get_epsilon(row.delta))
 
@@ -131,7 +142,9 @@ def tools() -> dict[str, Callable[[Row], float]]:
     }
 
 
-def attempt(tool: Callable[[Row], float], row: Row, seconds: int) -> tuple[float | None, float, str]:
+def attempt(
+    tool: Callable[[Row], float], row: Row, seconds: int
+) -> tuple[float | None, float, str]:
     """(epsilon, wall seconds, what went wrong)."""
 
     def stop(*_: object) -> None:
@@ -154,10 +167,13 @@ def judged(epsilon: float | None, row: Row) -> str:
     """Whether an answer is a bound, and a close one."""
     if epsilon is None or epsilon == float("inf"):
         return "no answer"
-    # Held against the reference to the digits it has only; two inversions of the same closed form differ in 1e-9.
+    # Held against the reference to the digits it has only; two inversions of the same closed form
+    # differ in 1e-9.
     if epsilon < row.truth - row.half_a_unit - 1e-9 * row.truth:
         return "WRONG"
-    return "right" if epsilon <= row.truth + max(1e-3 * row.truth, 1e-4) + row.half_a_unit else "loose"
+    return (
+        "right" if epsilon <= row.truth + max(1e-3 * row.truth, 1e-4) + row.half_a_unit else "loose"
+    )
 
 
 def measure(seconds: int) -> dict[str, Any]:
@@ -178,17 +194,28 @@ def measure(seconds: int) -> dict[str, Any]:
                     continue
                 epsilon, spent, failure = attempt(tool, row, seconds)
                 known.append(spent)
-                results[name] |= {"epsilon": epsilon, "failure": failure, "verdict": judged(epsilon, row)}
+                results[name] |= {
+                    "epsilon": epsilon,
+                    "failure": failure,
+                    "verdict": judged(epsilon, row),
+                }
         for result in results.values():
             result["rounds"] = len(result["seconds"])
             result["seconds"] = round(statistics.median(result["seconds"]), 4)
         found[row.name] = results
-        print(row.name, {name: (r["epsilon"], r["seconds"], r["verdict"]) for name, r in results.items()}, flush=True)
+        print(
+            row.name,
+            {name: (r["epsilon"], r["seconds"], r["verdict"]) for name, r in results.items()},
+            flush=True,
+        )
     return {
         "command": "python experiments/performance/accounting/measure.py",
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
         "threads": os.environ.get("OMP_NUM_THREADS", "default"),
-        "versions": {name: version(name) for name in ("dp-accounting", "numpy", "opacus", "prv-accountant", "scipy")},
+        "versions": {
+            name: version(name)
+            for name in ("dp-accounting", "numpy", "opacus", "prv-accountant", "scipy")
+        },
         "rows": found,
     }
 
@@ -196,7 +223,8 @@ def measure(seconds: int) -> dict[str, Any]:
 def table(results: dict[str, Any]) -> str:
     """Row by row: ours, the fastest other tool that is right, and who is wrong."""
     lines = [
-        "| row | reference ε | ours: error, ms | fastest other that is right: ms | other / ours | wrong | no answer |",
+        "| row | reference ε | ours: error, ms | fastest other that is right: ms | other / ours | "
+        "wrong | no answer |",
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     for row in rows():
@@ -208,11 +236,16 @@ def table(results: dict[str, Any]) -> str:
         error = (mine["epsilon"] - row.truth) / row.truth if row.truth else mine["epsilon"]
         fastest = f"{best}: {1e3 * right[best]['seconds']:.0f}" if best else "none"
         ratio = f"{right[best]['seconds'] / mine['seconds']:.1f}" if best else "—"
-        wrong = ", ".join(name for name, entry in others.items() if entry["verdict"] == "WRONG") or "—"
-        silent = ", ".join(name for name, entry in others.items() if entry["verdict"] == "no answer") or "—"
+        wrong = (
+            ", ".join(name for name, entry in others.items() if entry["verdict"] == "WRONG") or "—"
+        )
+        silent = (
+            ", ".join(name for name, entry in others.items() if entry["verdict"] == "no answer")
+            or "—"
+        )
         lines.append(
-            f"| {row.name} | {row.truth:g} | {mine['verdict']}, {error:+.1e}, {1e3 * mine['seconds']:.0f} | {fastest} "
-            f"| {ratio} | {wrong} | {silent} |"
+            f"| {row.name} | {row.truth:g} | {mine['verdict']}, {error:+.1e}, "
+            f"{1e3 * mine['seconds']:.0f} | {fastest} | {ratio} | {wrong} | {silent} |"
         )
     return "\n".join(lines)
 

@@ -1,8 +1,10 @@
-"""One arm of a comparison: a process that takes a logical step whenever it is told to, and says how long it took.
+"""One arm of a comparison: a process that takes a logical step whenever it is told to, and says how
+long it took.
 
 usage: arm.py CASE plain|exact|fast|before
 
-Lines on standard input are commands; each is answered by one line of JSON. Works with this version of the package and
+Lines on standard input are commands; each is answered by one line of JSON. Works with this version
+of the package and
 with the one before losses were handed over a row at a time, whichever PYTHONPATH finds.
 """
 
@@ -75,10 +77,18 @@ def private_steps(job: Job, arm: str) -> Iterator[None]:
     if arm == "before" and job.cost is not None:
         extra["row_cost"] = lambda row: job.cost(job.rows[row])  # type: ignore[misc]
     private = dpclip.make_private(
-        job.model, torch.optim.SGD(job.model.parameters(), lr=0.0), job.rows, target_epsilon=1e6, target_delta=1e-9,
-        steps=STEPS, expected_batch_size=len(job.rows), physical_batch_size=job.physical, collate_fn=job.collate,
-        accountant="rdp", **extra,
-    )  # fmt: skip
+        job.model,
+        torch.optim.SGD(job.model.parameters(), lr=0.0),
+        job.rows,
+        target_epsilon=1e6,
+        target_delta=1e-9,
+        steps=STEPS,
+        expected_batch_size=len(job.rows),
+        physical_batch_size=job.physical,
+        collate_fn=job.collate,
+        accountant="rdp",
+        **extra,
+    )
     for batch in private.batches():
         with private.microbatch(batch):
             losses = job.losses(job.model, batch)
@@ -114,7 +124,11 @@ def main() -> None:
         wall, cpu = time.perf_counter(), time.process_time()
         next(steps)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        line = {"wall": time.perf_counter() - wall, "cpu": time.process_time() - cpu, "peak_mib": round(peak)}
+        line = {
+            "wall": time.perf_counter() - wall,
+            "cpu": time.process_time() - cpu,
+            "peak_mib": round(peak),
+        }
         print(json.dumps(line), flush=True)
 
 

@@ -1,10 +1,12 @@
-"""What exact sums and noise cost: logical steps of four arms in alternating rounds, one process an arm, one thread.
+"""What exact sums and noise cost: logical steps of four arms in alternating rounds, one process an
+arm, one thread.
 
 usage: measure.py [--before CHECKOUT] [--rounds N] [--output FILE.json] [CASE …]
 
-Arms: plain (no privacy, the same rows and micro-batches), fast and exact (`arithmetic=`), and, with a checkout of an
-earlier version, before. A step is a whole logical one, noise and optimizer included; all units take part in each. CPU
-time; medians of rounds, and of each round's ratio to plain and of exact to fast.
+Arms: plain (no privacy, the same rows and micro-batches), fast and exact (`arithmetic=`), and, with
+a checkout of an earlier version, before. A step is a whole logical one, noise and optimizer
+included; all units take part in each. CPU time; medians of rounds, and of each round's ratio to
+plain and of exact to fast.
 """
 
 from __future__ import annotations
@@ -31,7 +33,11 @@ class Arm:
     """A process that takes steps."""
 
     def __init__(self, case: str, name: str, package: Path) -> None:
-        environment = os.environ | {"PYTHONPATH": str(package), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+        environment = os.environ | {
+            "PYTHONPATH": str(package),
+            "OMP_NUM_THREADS": "1",
+            "HF_HUB_OFFLINE": "1",
+        }
         command = [sys.executable, str(HERE / "arm.py"), case, name]
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
@@ -88,8 +94,13 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=HERE / "results.json")
     parser.add_argument("cases", nargs="*", default=list(SIZES))
     options = parser.parse_args()
-    result: dict[str, Any] = json.loads(options.output.read_text()) if options.output.exists() else {}
-    result["machine"] = {"processor": platform.processor() or platform.machine(), "torch": torch.__version__}
+    result: dict[str, Any] = (
+        json.loads(options.output.read_text()) if options.output.exists() else {}
+    )
+    result["machine"] = {
+        "processor": platform.processor() or platform.machine(),
+        "torch": torch.__version__,
+    }
     for case in options.cases:
         rounds = options.rounds or ROUNDS.get(case, 11)
         result[case] = measure(case, rounds, options.before)

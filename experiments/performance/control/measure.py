@@ -1,11 +1,13 @@
-"""What a learning controller adds to a step: whole intervals in alternating rounds of one process, one thread.
+"""What a learning controller adds to a step: whole intervals in alternating rounds of one process,
+one thread.
 
 usage: OMP_NUM_THREADS=1 python measure.py [ROUNDS [OUTPUT.json]]
 
-Without a GPU: CPU time, the built-in model and notes, expected batch 32. With one: time on the clock, a model of GPT-2
-124M's shapes, expected batch 64, records of up to 128 tokens. "rl" against "quantile", which clips the same and
-releases the same count. Each round takes 4 steps of each, one decision with 4 updates of the agent among them. Also the
-time of one `observe` without a decision, by the number of parameters.
+Without a GPU: CPU time, the built-in model and notes, expected batch 32. With one: time on the
+clock, a model of GPT-2 124M's shapes, expected batch 64, records of up to 128 tokens. "rl" against
+"quantile", which clips the same and releases the same count. Each round takes 4 steps of each, one
+decision with 4 updates of the agent among them. Also the time of one `observe` without a decision,
+by the number of parameters.
 """
 
 from __future__ import annotations
@@ -49,9 +51,16 @@ def training(rule: ClippingRule, steps: int) -> Iterator[None]:
     rows = task.encode(read_records("builtin", task="lm"))[: 20 * BATCH]
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
     private = dpclip.make_private(
-        model, optimizer, rows, target_epsilon=8, expected_batch_size=BATCH, steps=steps, clipping=rule,
-        collate_fn=task.collate, key=SecretKey.for_tests(1),
-    )  # fmt: skip
+        model,
+        optimizer,
+        rows,
+        target_epsilon=8,
+        expected_batch_size=BATCH,
+        steps=steps,
+        clipping=rule,
+        collate_fn=task.collate,
+        key=SecretKey.for_tests(1),
+    )
     for batch in private.batches():
         with private.microbatch(batch):
             private.backward(task.losses(model, batch))
@@ -97,7 +106,9 @@ def observe_seconds(parameters: int, groups: int, calls: int = 20) -> float:
     scale = scale_noise(1.0, rule.bounds(), rule.shares(), rule.side_queries())
     total = GradientSum.zeros([torch.zeros(size, device=DEVICE) for size in sizes], owners)
     sides = {q.name: torch.zeros(q.size, dtype=torch.float64) for q in rule.side_queries()}
-    released: Released[StepRelease] = release(total, sides, scale, Receipt(0, 0, 1.0, 0), SecretKey.for_tests(0), 32)
+    released: Released[StepRelease] = release(
+        total, sides, scale, Receipt(0, 0, 1.0, 0), SecretKey.for_tests(0), 32
+    )
     times = []
     for _ in range(calls):
         start = now()
@@ -125,15 +136,21 @@ def main(rounds: int, output: Path) -> None:
     ratios = [b / a for a, b in zip(plain, controlled, strict=True)]
     result = {
         "rounds": rounds,
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} thread",
+        "machine": (
+            f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} thread"
+        ),
         "device": torch.cuda.get_device_name() if GPU else "CPU",
         "torch": torch.__version__,
-        "ms_a_step": {name: round(1000 * statistics.median(t) / INTERVAL, 1) for name, t in times.items()},
+        "ms_a_step": {
+            name: round(1000 * statistics.median(t) / INTERVAL, 1) for name, t in times.items()
+        },
         "ratio_quartiles": [round(q, 4) for q in statistics.quantiles(ratios, n=4)],
         "share_of_the_step_spent_on_releases": {
             name: round(clock.seconds / sum(times[name]), 4) for name, clock in timed.items()
         },
-        "observe_ms": {f"{n:.0e}": round(1000 * observe_seconds(n, 48), 2) for n in (10**6, 10**7, 124 * 10**6)},
+        "observe_ms": {
+            f"{n:.0e}": round(1000 * observe_seconds(n, 48), 2) for n in (10**6, 10**7, 124 * 10**6)
+        },
     }
     print(result)
     output.write_text(json.dumps(result, indent=1) + "\n")
@@ -143,4 +160,7 @@ if __name__ == "__main__":
     warnings.filterwarnings("ignore")
     arguments = sys.argv[1:]
     rounds = int(arguments[0]) if arguments else 20
-    main(rounds, Path(arguments[1]) if len(arguments) > 1 else Path(__file__).with_name("results.json"))
+    main(
+        rounds,
+        Path(arguments[1]) if len(arguments) > 1 else Path(__file__).with_name("results.json"),
+    )

@@ -1,8 +1,10 @@
-"""What a private micro-batch costs beside the plain forward and backward pass, in one process, in alternating rounds.
+"""What a private micro-batch costs beside the plain forward and backward pass, in one process, in
+alternating rounds.
 
 usage: python measure.py [ROUNDS]
 
-Built-in model and notes, 32 rows, default threads. Prints medians in milliseconds a row and writes results.json.
+Built-in model and notes, 32 rows, default threads. Prints medians in milliseconds a row and writes
+results.json.
 """
 
 import json
@@ -67,7 +69,9 @@ def main(rounds: int) -> None:
         "threads": torch.get_num_threads(),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
         "torch": torch.__version__,
-        "ms_per_row": {name: round(1000 * statistics.median(t) / ROWS, 2) for name, t in times.items()},
+        "ms_per_row": {
+            name: round(1000 * statistics.median(t) / ROWS, 2) for name, t in times.items()
+        },
         "ratio_quartiles": [round(q, 2) for q in statistics.quantiles(ratios, n=4)],
     }
     print(result)

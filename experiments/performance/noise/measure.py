@@ -2,7 +2,8 @@
 
 usage: python measure.py [ROUNDS]
 
-Wall time in alternating rounds of one process, medians, with one thread and with two; writes results.json.
+Wall time in alternating rounds of one process, medians, with one thread and with two; writes
+results.json.
 """
 
 import json
@@ -62,15 +63,22 @@ def compare(size: int, rounds: int, key: SecretKey) -> dict[str, float]:
         tensor.zero_()
         integers.zero_()
         actions: dict[str, Callable[[], object]] = {
-            "released, float32": lambda stream=stream: released([(tensor, 1.0)], STD, stream, 0, 64.0),
-            "released, int32": lambda stream=stream: released([(integers, 2.0**-24)], STD, stream, 0, 64.0),
+            "released, float32": lambda stream=stream: released(
+                [(tensor, 1.0)], STD, stream, 0, 64.0
+            ),
+            "released, int32": lambda stream=stream: released(
+                [(integers, 2.0**-24)], STD, stream, 0, 64.0
+            ),
             "Box-Muller in float32": lambda stream=stream: box_muller(stream, size),
             "AES": lambda stream=stream: aes(stream, size),
             "normal_": tensor.normal_,
             "fingerprint": lambda: GradientSum([tensor], [0]).digest([], bytes(range(32))),
         }
         times.append({name: seconds(action) for name, action in actions.items()})
-    return {name: round(1e9 * statistics.median(row[name] for row in times[2:]) / size, 2) for name in times[0]}
+    return {
+        name: round(1e9 * statistics.median(row[name] for row in times[2:]) / size, 2)
+        for name in times[0]
+    }
 
 
 def refined(key: SecretKey) -> float:

@@ -66,7 +66,9 @@ class NonPrivate(Step):
 
 
 class Ours(Step):
-    """The engine of `dpclip train`, the ledger in memory; the mode may name a rule: "auto per-layer"."""
+    """The engine of `dpclip train`, the ledger in memory; the mode may name a rule: "auto
+    per-layer".
+    """
 
     def __init__(self, case: Case, mode: str, noise: float) -> None:
         super().__init__(case)
@@ -75,7 +77,9 @@ class Ours(Step):
         epsilon = 8.0 if noise else math.inf
         plan = Plan(100 * self.rows, self.rows, 1000, noise, 1e-5, epsilon)
         named_parameters = trainable_parameters(self.model)
-        groups = rule.partition(list(named_parameters), [p.numel() for p in named_parameters.values()])
+        groups = rule.partition(
+            list(named_parameters), [p.numel() for p in named_parameters.values()]
+        )
         self.backend = make_backend(mode, self.model, self.parameters, groups)
         key = SecretKey(bytes(range(32)))
         ledger = Ledger.create(None, plan)
@@ -85,13 +89,16 @@ class Ours(Step):
             optimizer=self.optimizer, guard=guard, sampler=PoissonSampler(plan, plan.units, key),
             ledger=ledger, key=key, noise=WhiteGaussian(),
         )  # fmt: skip
-        row = tuple(part[:1] for part in self.batch)  # a run begins with one row, to tell rows from positions
+        # a run begins with one row, to tell rows from positions
+        row = tuple(part[:1] for part in self.batch)
         with self.backend.capture(1):
             self.losses(self.model, row).mean().backward()
 
     def micro(self) -> None:
         """Forward, backward, clip, add to the sum."""
-        with self.backend.capture(self.rows, clip_part=self.engine.open_micro_batch(self.rows)) as view:
+        with self.backend.capture(
+            self.rows, clip_part=self.engine.open_micro_batch(self.rows)
+        ) as view:
             self.losses(self.model, self.batch).mean().backward()
         self.engine.absorb(view)
 
@@ -107,16 +114,21 @@ class Opacus(Step):
     def __init__(self, case: Case, mode: str, noise: float) -> None:
         super().__init__(case)
         self.ghost = mode in ("ghost", "fast gradient clipping")
-        options = {"max_grad_norm": 1.0, "use_ghost_clipping": mode == "ghost"} if self.ghost else {}
+        options = (
+            {"max_grad_norm": 1.0, "use_ghost_clipping": mode == "ghost"} if self.ghost else {}
+        )
         kind = "ghost" if self.ghost else mode
         self.wrapped = prepare_module(
             self.model, kind, batch_first=True, loss_reduction="mean", strict=False, **options
         )
         optimizer = DPOptimizerFastGradientClipping if self.ghost else DPOptimizer
         self.optimizer = optimizer(
-            self.optimizer, noise_multiplier=noise, max_grad_norm=1.0, expected_batch_size=self.rows,
+            self.optimizer,
+            noise_multiplier=noise,
+            max_grad_norm=1.0,
+            expected_batch_size=self.rows,
             loss_reduction="mean",
-        )  # fmt: skip
+        )
 
     def step(self) -> None:
         self.optimizer.zero_grad()
@@ -168,7 +180,9 @@ def linear_for_conv1d(model: nn.Module) -> None:
 
 
 def make(name: str, mode: str, noise: float, rows: int | None = None) -> Step:
-    """An engine by name: "non-private", "ours", "ours MODE", "Opacus MODE", "vmap"; "+linear" replaces Conv1D."""
+    """An engine by name: "non-private", "ours", "ours MODE", "Opacus MODE", "vmap"; "+linear"
+    replaces Conv1D.
+    """
     kind, _, rest = mode.partition(" ")
     case = build(name, rows, DPLSTM if kind == "Opacus" else nn.LSTM)
     if rest.endswith("+linear"):

@@ -1,12 +1,15 @@
-"""What a private step costs beside the plain one: engines in alternating rounds of one process, one thread.
+"""What a private step costs beside the plain one: engines in alternating rounds of one process, one
+thread.
 
-usage: python measure.py time [ROUNDS [MODEL ...]]   CPU time of whole steps, and of micro-batches and updates apart
-       python measure.py memory [MODEL ...]          growth of the peak, each engine in a fresh process
-       python measure.py layers [ROUNDS [MODEL ...]] a rule that clips each layer inside the backward pass
-       python measure.py --table                     the tables of docs/results.md
+usage: python measure.py time [ROUNDS [MODEL ...]]   CPU time of whole steps, and of micro-batches
+and updates apart
+       python measure.py memory [MODEL ...]          growth of the peak, each engine in a fresh
+       process python measure.py layers [ROUNDS [MODEL ...]] a rule that clips each layer inside the
+       backward pass python measure.py --table                     the tables of docs/results.md
        python measure.py --figure                    figure.svg
 
-Writes results.json beside this file. Freed memory is kept by the C library (`dpclip.record.environment.reuse_heap`) for all.
+Writes results.json beside this file. Freed memory is kept by the C library
+(`dpclip.record.environment.reuse_heap`) for all.
 """
 
 from __future__ import annotations
@@ -78,14 +81,22 @@ def time_model(name: str, rounds: int, engines: list[str]) -> dict[str, Any]:
     """Alternate the engines, each round beginning with another one."""
     steps, failures = build_all(name, engines)
     spent: dict[str, list[float]] = {mode: [] for mode in steps}
-    parts: dict[str, list[float]] = {"plain micro": [], "plain update": [], "our micro": [], "our update": []}
+    parts: dict[str, list[float]] = {
+        "plain micro": [],
+        "plain update": [],
+        "our micro": [],
+        "our update": [],
+    }
     for index in range(rounds):
         modes = list(steps)[index % len(steps) :] + list(steps)[: index % len(steps)]
         for mode in modes:
             spent[mode].append(cpu_seconds(steps[mode].step))
         if name == "GPT-2 124M" and LAYERS not in steps:
             measure_parts(steps, parts)
-    ratios = {mode: [a / b for a, b in zip(times, spent[PLAIN], strict=True)] for mode, times in spent.items()}
+    ratios = {
+        mode: [a / b for a, b in zip(times, spent[PLAIN], strict=True)]
+        for mode, times in spent.items()
+    }
     found: dict[str, Any] = {
         "rounds": rounds,
         "ms": {mode: round(1e3 * statistics.median(times), 1) for mode, times in spent.items()},
@@ -112,7 +123,10 @@ def logical(parts: dict[str, list[float]]) -> dict[str, Any]:
     """The ratio for a logical batch of LOGICAL rows in micro-batches of 2."""
     count = LOGICAL // 2
     rows = zip(*parts.values(), strict=True)
-    ratios = [(count * ours + ours_update) / (count * plain + update) for plain, update, ours, ours_update in rows]
+    ratios = [
+        (count * ours + ours_update) / (count * plain + update)
+        for plain, update, ours, ours_update in rows
+    ]
     medians = {key: round(1e3 * statistics.median(times), 1) for key, times in parts.items()}
     return {"rows": LOGICAL, "micro-batch": 2, "ratio": quartiles(ratios), "ms": medians}
 
@@ -165,7 +179,9 @@ def table(results: dict[str, Any]) -> str:
     lines += ["", "| model | non-private, MB | ours | others |", "| --- | --- | --- | --- |"]
     for name, row in results["memory"].items():
         rest = [f"{m} {v / row[PLAIN]:.2f}" for m, v in row.items() if m not in (PLAIN, OURS)]
-        lines.append(f"| {name} | {row[PLAIN]} | {row[OURS] / row[PLAIN]:.2f} | {'; '.join(rest)} |")
+        lines.append(
+            f"| {name} | {row[PLAIN]} | {row[OURS] / row[PLAIN]:.2f} | {'; '.join(rest)} |"
+        )
     return "\n".join(lines + layers_table(results.get("layers", {})))
 
 
@@ -204,7 +220,9 @@ def figure(results: dict[str, Any]) -> None:
         ]
         axis.scatter(*zip(*points, strict=True), label=kind, marker=marker, s=40)
     axis.set_xscale("log")
-    axis.set_xticks([1, 1.2, 1.5, 2, 3, 5, 10, 20, 50], ["1", "1.2", "1.5", "2", "3", "5", "10", "20", "50"])
+    axis.set_xticks(
+        [1, 1.2, 1.5, 2, 3, 5, 10, 20, 50], ["1", "1.2", "1.5", "2", "3", "5", "10", "20", "50"]
+    )
     axis.minorticks_off()
     axis.set_yticks(range(len(names)), names[::-1])
     axis.set_xlabel("CPU time of a step over the non-private step")
@@ -246,7 +264,9 @@ def main(arguments: list[str]) -> None:
         rounds = int(arguments[1]) if len(arguments) > 1 else 20
         for name in arguments[2:] or PEERS:
             three = [PLAIN, OURS, LAYERS]
-            found = time_model(name, rounds, three if key == "layers" else [PLAIN, OURS, QUIET, *PEERS[name]])
+            found = time_model(
+                name, rounds, three if key == "layers" else [PLAIN, OURS, QUIET, *PEERS[name]]
+            )
             if key == "layers":
                 found["memory"] = memory([name], {name: three})[name]
             print(name, found["ratio"], found["failures"], flush=True)

@@ -26,17 +26,26 @@ class Case:
 def gpt2(tied: bool = True, **shape: int) -> nn.Module:
     """GPT-2 without dropout, so that all engines compute the same thing."""
     config = GPT2Config(
-        resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, use_cache=False, tie_word_embeddings=tied, **shape
+        resid_pdrop=0.0,
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
+        use_cache=False,
+        tie_word_embeddings=tied,
+        **shape,
     )
     return GPT2LMHeadModel(config)
 
 
 def token_losses(model: nn.Module, batch: Batch) -> Tensor:
-    """Mean cross entropy of each row; position ids have a batch dimension because Opacus needs one."""
+    """Mean cross entropy of each row; position ids have a batch dimension because Opacus
+    needs one.
+    """
     ids, targets = batch
     positions = torch.arange(ids.shape[1]).repeat(len(ids), 1)
     logits = model(ids, position_ids=positions).logits
-    flat = F.cross_entropy(logits.reshape(-1, logits.shape[-1]), targets.reshape(-1), reduction="none")
+    flat = F.cross_entropy(
+        logits.reshape(-1, logits.shape[-1]), targets.reshape(-1), reduction="none"
+    )
     return flat.view(targets.shape).mean(1)
 
 
@@ -60,7 +69,9 @@ class Residual(nn.Module):
         self.conv1 = nn.Conv2d(channels_in, channels_out, 3, stride, 1, bias=False)
         self.conv2 = nn.Conv2d(channels_out, channels_out, 3, 1, 1, bias=False)
         changes = channels_in != channels_out or stride > 1
-        self.shortcut = nn.Conv2d(channels_in, channels_out, 1, stride, bias=False) if changes else None
+        self.shortcut = (
+            nn.Conv2d(channels_in, channels_out, 1, stride, bias=False) if changes else None
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         h = F.relu(self.norm1(x))
@@ -114,19 +125,35 @@ def build(name: str, rows: int | None = None, lstm: type[nn.Module] = nn.LSTM) -
     torch.manual_seed(0)
     rows = rows or ROWS[name]
     if name.startswith("small GPT-2"):
-        model = gpt2("untied" not in name, n_layer=4, n_embd=256, n_head=4, vocab_size=8192, n_positions=128)
+        model = gpt2(
+            "untied" not in name, n_layer=4, n_embd=256, n_head=4, vocab_size=8192, n_positions=128
+        )
         return Case(model, token_batch(rows, 8192), token_losses)
     if name.startswith("GPT-2 124M"):
         model = gpt2()
         if "LoRA" in name:
-            lora = LoraConfig(r=8, lora_alpha=16, lora_dropout=0.0, target_modules=["c_attn"], fan_in_fan_out=True)
+            lora = LoraConfig(
+                r=8, lora_alpha=16, lora_dropout=0.0, target_modules=["c_attn"], fan_in_fan_out=True
+            )
             model = get_peft_model(model, lora)
         return Case(model, token_batch(rows, 50257), token_losses)
     if name == "MLP":
-        layers = [nn.Linear(784, 1024), nn.ReLU(), nn.Linear(1024, 1024), nn.ReLU(), nn.Linear(1024, 10)]
-        return Case(nn.Sequential(*layers), (torch.randn(rows, 784), torch.randint(10, (rows,))), class_losses)
+        layers = [
+            nn.Linear(784, 1024),
+            nn.ReLU(),
+            nn.Linear(1024, 1024),
+            nn.ReLU(),
+            nn.Linear(1024, 10),
+        ]
+        return Case(
+            nn.Sequential(*layers),
+            (torch.randn(rows, 784), torch.randint(10, (rows,))),
+            class_losses,
+        )
     if name == "WRN-16-4":
-        return Case(WideResNet(), (torch.randn(rows, 3, 32, 32), torch.randint(10, (rows,))), class_losses)
+        return Case(
+            WideResNet(), (torch.randn(rows, 3, 32, 32), torch.randint(10, (rows,))), class_losses
+        )
     if name == "LSTM":
         ids = (torch.rand(rows, 64) ** 3 * 10_000).long()
         return Case(Recurrent(lstm), (ids, torch.randint(2, (rows,))), class_losses)

@@ -1,10 +1,12 @@
-"""dpclip's clippers and optimizers with `match_published=True`, step by step beside the published code.
+"""dpclip's clippers and optimizers with `match_published=True`, step by step beside the published
+code.
 
 usage: python fidelity.py REFERENCES
 
-REFERENCES is a folder with the published zclip.py, autoclip.py, spam.py and stablespam.py (autoclip's needs the package
-pytorch-ignite). 300 steps of a small net in float64, gradients ten to fifty times larger now and then; the largest
-difference of gradients (clippers) or weights (optimizers) at any step, relative to the tensor's largest element.
+REFERENCES is a folder with the published zclip.py, autoclip.py, spam.py and stablespam.py
+(autoclip's needs the package pytorch-ignite). 300 steps of a small net in float64, gradients ten to
+fifty times larger now and then; the largest difference of gradients (clippers) or weights
+(optimizers) at any step, relative to the tensor's largest element.
 """
 
 from __future__ import annotations
@@ -35,7 +37,11 @@ ZCLIP: tuple[dict[str, Any], ...] = (
     {"clip_option": "mean", "max_grad_norm": 5.0}, {"clip_factor": 0.7, "max_grad_norm": None},
     {"skip_update_on_spike": True, "max_grad_norm": None},
 )  # fmt: skip
-SPAM_NAMES = {"reset_interval": "DeltaT", "rewarmup_steps": "warmup_steps", "skip_steps": "grad_accu_steps"}
+SPAM_NAMES = {
+    "reset_interval": "DeltaT",
+    "rewarmup_steps": "warmup_steps",
+    "skip_steps": "grad_accu_steps",
+}
 SPAMS: tuple[dict[str, Any], ...] = (
     {"reset_interval": 50, "rewarmup_steps": 15, "skip_steps": 5},
     {"reset_interval": 50, "rewarmup_steps": 15, "skip_steps": 5, "threshold": 50.0},
@@ -65,11 +71,16 @@ def fill(model: nn.Module, step: int) -> None:
 
 def apart(mine: Iterable[Tensor], theirs: Iterable[Tensor]) -> float:
     """Largest relative difference."""
-    return max(float((a - b).abs().max() / b.abs().max()) for a, b in zip(mine, theirs, strict=True))
+    return max(
+        float((a - b).abs().max() / b.abs().max()) for a, b in zip(mine, theirs, strict=True)
+    )
 
 
-def compare(make: Callable[[nn.Module], Callable[[], Any]], other: Callable[[nn.Module], Callable[[], Any]],
-            read: Callable[[nn.Module], list[Tensor]]) -> float:  # fmt: skip
+def compare(
+    make: Callable[[nn.Module], Callable[[], Any]],
+    other: Callable[[nn.Module], Callable[[], Any]],
+    read: Callable[[nn.Module], list[Tensor]],
+) -> float:
     """Both on the same gradients."""
     one, two = net(), net()
     step_one, step_two, worst = make(one), other(two), 0.0
@@ -93,7 +104,9 @@ def weights(model: nn.Module) -> list[Tensor]:
     return [p.detach() for p in model.parameters()]
 
 
-def published_zclip(file: ModuleType, settings: dict[str, Any]) -> Callable[[nn.Module], Callable[[], Any]]:
+def published_zclip(
+    file: ModuleType, settings: dict[str, Any]
+) -> Callable[[nn.Module], Callable[[], Any]]:
     """Its `step(model)`."""
     clipper = file.ZClip(**settings)
     return lambda model: lambda: clipper.step(model)
@@ -101,14 +114,21 @@ def published_zclip(file: ModuleType, settings: dict[str, Any]) -> Callable[[nn.
 
 def main(folder: Path) -> None:
     """All of them, into fidelity.json."""
-    zclip, autoclip, spam, stable = (module(folder, name) for name in ("zclip", "autoclip", "spam", "stablespam"))
+    zclip, autoclip, spam, stable = (
+        module(folder, name) for name in ("zclip", "autoclip", "spam", "stablespam")
+    )
     found: dict[str, float] = {}
     for chosen in ZCLIP:
-        made = compare(lambda m, c=chosen: ZClip(m.named_parameters(), match_published=True, **c).step,  # type: ignore[misc]
-                       published_zclip(zclip, chosen), gradients)  # fmt: skip
+        made = compare(
+            lambda m, c=chosen: ZClip(m.named_parameters(), match_published=True, **c).step,  # type: ignore[misc]
+            published_zclip(zclip, chosen),
+            gradients,
+        )
         found[f"ZClip {chosen}"] = made
     for percentile in (10, 50, 90):
-        mine = lambda m, p=percentile: AutoClip(m.named_parameters(), percentile=p, match_published=True).step  # noqa: E731
+        mine = lambda m, p=percentile: (  # noqa: E731
+            AutoClip(m.named_parameters(), percentile=p, match_published=True).step
+        )
         theirs = lambda m, p=percentile: published.autoclip(autoclip, m, p)  # noqa: E731
         found[f"AutoClip {percentile}"] = compare(mine, theirs, gradients)
     quiet = {"no_deprecation_warning": True}
@@ -119,14 +139,19 @@ def main(folder: Path) -> None:
         for chosen in cases:
             renamed = {names.get(key, key): value for key, value in chosen.items()} | more
             found[f"{name} {chosen}"] = compare(
-                lambda m, k=kind, c=chosen: k(m.parameters(), lr=0.01, match_published=True, **c).step,  # type: ignore[misc]
+                lambda m, k=kind, c=chosen: (
+                    k(m.parameters(), lr=0.01, match_published=True, **c).step
+                ),  # type: ignore[misc]
                 lambda m, t=other, r=renamed: t(m.parameters(), lr=0.01, **r).step,  # type: ignore[misc]
                 weights,
             )
     result = {
-        "command": "python fidelity.py REFERENCES", "machine": f"{platform.machine()}, 1 thread", "steps": STEPS,
-        "versions": {"torch": version("torch")}, "largest relative difference": found,
-    }  # fmt: skip
+        "command": "python fidelity.py REFERENCES",
+        "machine": f"{platform.machine()}, 1 thread",
+        "steps": STEPS,
+        "versions": {"torch": version("torch")},
+        "largest relative difference": found,
+    }
     Path(__file__).with_name("fidelity.json").write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps(found, indent=1))
 

@@ -1,10 +1,12 @@
-"""What clipping a gradient costs, beside `torch.nn.utils.clip_grad_norm_` and beside the published implementations.
+"""What clipping a gradient costs, beside `torch.nn.utils.clip_grad_norm_` and beside the published
+implementations.
 
 usage: OMP_NUM_THREADS=1 python measure.py [ROUNDS [REFERENCES]]
 
-A model of GPT-2 124M's shapes. CPU time of one thread in alternating rounds of one process, quartiles of the ratio;
-gradients are filled anew, outside the times, with a spike now and then. REFERENCES is a folder with the published
-zclip.py, autoclip.py, spam.py and stablespam.py; AdaGC's is the package pytorch_optimizer's.
+A model of GPT-2 124M's shapes. CPU time of one thread in alternating rounds of one process,
+quartiles of the ratio; gradients are filled anew, outside the times, with a spike now and then.
+REFERENCES is a folder with the published zclip.py, autoclip.py, spam.py and stablespam.py; AdaGC's
+is the package pytorch_optimizer's.
 """
 
 from __future__ import annotations
@@ -31,9 +33,16 @@ from dpclip.postprocess import AdaGC, AutoClip, ZClip, make_postprocessors
 BLOCK = [(2304, 768), (2304,), (768, 768), (768,), (3072, 768), (3072,), (768, 3072), *[(768,)] * 5]
 SHAPES = [(50257, 768), (1024, 768), *BLOCK * 12, (768,), (768,)]
 TEXTS = (
-    "fixed", "normalized", "autoclip", "autoclip:scope=tensor,window=1000", "zclip", "adagc:warmup_steps=3",
-    "agc", "spam:skip_steps=1", "stable-spam",
-)  # fmt: skip
+    "fixed",
+    "normalized",
+    "autoclip",
+    "autoclip:scope=tensor,window=1000",
+    "zclip",
+    "adagc:warmup_steps=3",
+    "agc",
+    "spam:skip_steps=1",
+    "stable-spam",
+)
 
 
 class Model(nn.Module):
@@ -52,7 +61,9 @@ class Model(nn.Module):
             parameter.grad = torch.mul(values, scale, out=parameter.grad)
 
 
-def alternate(model: Model, ours: Callable[[], Any], other: Callable[[], Any], rounds: int) -> dict[str, Any]:
+def alternate(
+    model: Model, ours: Callable[[], Any], other: Callable[[], Any], rounds: int
+) -> dict[str, Any]:
     """Both in turn."""
     times: list[tuple[float, float]] = []
     for index in range(rounds + 3):
@@ -66,7 +77,11 @@ def alternate(model: Model, ours: Callable[[], Any], other: Callable[[], Any], r
     kept = times[3:]
     ratios = statistics.quantiles([mine / theirs for mine, theirs in kept], n=4)
     mine, theirs = (1e3 * statistics.median(column) for column in zip(*kept, strict=True))
-    return {"ms": round(mine, 1), "other_ms": round(theirs, 1), "ratio_quartiles": [round(r, 3) for r in ratios]}
+    return {
+        "ms": round(mine, 1),
+        "other_ms": round(theirs, 1),
+        "ratio_quartiles": [round(r, 3) for r in ratios],
+    }
 
 
 def against_torch(model: Model, rounds: int) -> dict[str, Any]:
@@ -99,14 +114,21 @@ def against_published(model: Model, folder: Path, rounds: int) -> dict[str, Any]
         adamw.step()
 
     cases: dict[str, Callable[[], tuple[Callable[[], Any], Callable[[], Any]]]] = {
-        "autoclip": lambda: (AutoClip(named).step, published.autoclip(module(folder, "autoclip"), model, 10)),
+        "autoclip": lambda: (
+            AutoClip(named).step,
+            published.autoclip(module(folder, "autoclip"), model, 10),
+        ),
         "zclip": lambda: (ZClip(named, warmup_steps=3).step, lambda: zclip.step(model)),
         "AdaGC with AdamW": lambda: (clipped_adamw, PublishedAdaGC(parameters, lr=1e-6).step),
-        "SPAM": lambda: (SPAM(parameters, lr=1e-6).step, module(folder, "spam").AdamW(parameters, lr=1e-6).step),
-        "Stable-SPAM": lambda: (
-            StableSPAM(parameters, lr=1e-6).step, module(folder, "stablespam").StableSPAM(parameters, lr=1e-6).step
+        "SPAM": lambda: (
+            SPAM(parameters, lr=1e-6).step,
+            module(folder, "spam").AdamW(parameters, lr=1e-6).step,
         ),
-    }  # fmt: skip
+        "Stable-SPAM": lambda: (
+            StableSPAM(parameters, lr=1e-6).step,
+            module(folder, "stablespam").StableSPAM(parameters, lr=1e-6).step,
+        ),
+    }
     found = {}
     for name, make in cases.items():
         found[name] = alternate(model, *make(), rounds)
@@ -128,9 +150,14 @@ def main(rounds: int, folder: Path | None) -> None:
         "over clip_grad_norm_": against_torch(model, rounds),
     }
     if folder is not None:
-        result["over the published implementation"] = against_published(model, folder, max(5, rounds // 3))
+        result["over the published implementation"] = against_published(
+            model, folder, max(5, rounds // 3)
+        )
     Path(__file__).with_name("results.json").write_text(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else 15, Path(sys.argv[2]) if len(sys.argv) > 2 else None)
+    main(
+        int(sys.argv[1]) if len(sys.argv) > 1 else 15,
+        Path(sys.argv[2]) if len(sys.argv) > 2 else None,
+    )

@@ -1,4 +1,6 @@
-"""Rules that learn their thresholds from released statistics: where they end up, and what the statistics cost."""
+"""Rules that learn their thresholds from released statistics: where they end up, and what the
+statistics cost.
+"""
 
 from __future__ import annotations
 
@@ -29,15 +31,21 @@ BATCH = 400
 KEY = SecretKey.for_tests(1)
 
 
-def step(rule: ClippingRule, norms: Tensor, index: int, sigma: float = 1.0) -> Released[StepRelease]:
+def step(
+    rule: ClippingRule, norms: Tensor, index: int, sigma: float = 1.0
+) -> Released[StepRelease]:
     """One release of the rule's side statistics over these norms [K, B], as the engine makes it."""
     scale = scale_noise(sigma, rule.bounds(), rule.shares(), rule.side_queries())
     sides = {side.name: side.per_sample(norms).sum(1).double() for side in rule.side_queries()}
-    total = GradientSum.zeros([torch.zeros(3) for _ in rule.bounds()], list(range(len(rule.bounds()))))
+    total = GradientSum.zeros(
+        [torch.zeros(3) for _ in rule.bounds()], list(range(len(rule.bounds())))
+    )
     return release(total, sides, scale, Receipt(index, 0, sigma, index), KEY, BATCH)
 
 
-def learn(rule: ClippingRule, draw: Callable[[torch.Generator], Tensor], steps: int = 150) -> list[list[float]]:
+def learn(
+    rule: ClippingRule, draw: Callable[[torch.Generator], Tensor], steps: int = 150
+) -> list[list[float]]:
     """The thresholds after each step."""
     generator, seen = torch.Generator().manual_seed(0), []
     for index in range(steps):
@@ -90,7 +98,9 @@ def test_counts_cost_what_the_paper_says(groups: int) -> None:
     rule = PerLayerQuantile(count_noise=5.0 * groups)
     rule.partition([f"{k}.weight" for k in range(groups)], [7] * groups)
     scale = scale_noise(1.0, rule.bounds(), rule.shares(), rule.side_queries())
-    gradient = 1 / math.sqrt(sum((c / s) ** 2 for c, s in zip(rule.bounds(), scale.stds, strict=True)))
+    gradient = 1 / math.sqrt(
+        sum((c / s) ** 2 for c, s in zip(rule.bounds(), scale.stds, strict=True))
+    )
     expected = (1 - groups * (2 * 5.0 * groups) ** -2) ** -0.5
     assert gradient == pytest.approx(expected, rel=2e-3)
     assert scale.side_stds["within"] == pytest.approx(5.0 * groups, rel=2e-3)

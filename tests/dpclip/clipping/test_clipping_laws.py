@@ -20,7 +20,9 @@ BOUNDED = [name for name in RULES.names() if name != "none"]
 @pytest.mark.parametrize("name", BOUNDED)
 @laws(max_examples=15, deadline=None, derandomize=True)
 @given(scale=st.floats(1e-6, 1e6), seed=st.integers(0, 99), threshold=st.floats(1e-3, 1e3))
-def test_registered_rule_keeps_the_laws(name: str, scale: float, seed: int, threshold: float) -> None:
+def test_registered_rule_keeps_the_laws(
+    name: str, scale: float, seed: int, threshold: float
+) -> None:
     check_rule(lambda: _rule(name, threshold), scale, seed)
 
 
@@ -32,8 +34,14 @@ def _rule(name: str, threshold: float) -> ClippingRule:
 
 _BFLOAT = torch.bfloat16
 _COMPUTED = [("bookkeeping", torch.float32), ("hooks", torch.float32), ("functorch", torch.float32)]
-_COMPUTED += [("bookkeeping", _BFLOAT), ("hooks", _BFLOAT)]  # torch.func repeats no layer whose weights are bfloat16
-_SHAPES = [(model, positions) for model in MODELS for positions in (1, 2, 3, 30) if model != "wide" or positions == 30]
+# torch.func repeats no layer whose weights are bfloat16
+_COMPUTED += [("bookkeeping", _BFLOAT), ("hooks", _BFLOAT)]
+_SHAPES = [
+    (model, positions)
+    for model in MODELS
+    for positions in (1, 2, 3, 30)
+    if model != "wide" or positions == 30
+]
 
 
 @pytest.mark.parametrize("name", BOUNDED)
@@ -58,7 +66,9 @@ def test_adding_a_unit_moves_the_exact_sum_by_at_most_its_limit(
     threshold: float,
 ) -> None:
     case = Case(*shape, rows_each, kind, magnitude, seed, computed[1])
-    adding_a_unit_moves_the_exact_sum_by_at_most_its_limit(_rule(name, threshold), computed[0], case)
+    adding_a_unit_moves_the_exact_sum_by_at_most_its_limit(
+        _rule(name, threshold), computed[0], case
+    )
 
 
 class _Loose(Flat):

@@ -34,7 +34,9 @@ from dpclip.clipping.control.features import width
 from dpclip.errors import InputError
 from dpclip.released import Released
 
-CASES = [f"rl:interval=1,mode={mode},controller={name}" for mode in "AB" for name in CONTROLLERS.names()]
+CASES = [
+    f"rl:interval=1,mode={mode},controller={name}" for mode in "AB" for name in CONTROLLERS.names()
+]
 
 
 @pytest.mark.parametrize(
@@ -51,7 +53,7 @@ def test_every_controller_in_every_mode_keeps_the_laws(text: str) -> None:
     clipper_laws.check_rule(lambda: make_rule(text), 1.0, 1)
 
 
-# --- the controllers -------------------------------------------------------------------------------------------------
+# --- the controllers ------------------------------------------------------------------------------
 
 
 def test_a_controller_that_departs_by_nothing_is_the_analytic_one() -> None:
@@ -92,7 +94,9 @@ def test_the_schedule_falls_from_the_highest_to_the_lowest_reach() -> None:
 
 
 def test_a_decision_changes_no_more_than_the_step_limit() -> None:
-    rule = ControlledClipping(controller="random", interval=1, mode="A", step_limit=0.1, groups="layer")
+    rule = ControlledClipping(
+        controller="random", interval=1, mode="A", step_limit=0.1, groups="layer"
+    )
     rule.partition(clipper_laws.NAMES, clipper_laws.SIZES)
     before = rule.bounds()
     for seed in range(20):
@@ -121,7 +125,9 @@ def test_a_policy_can_be_kept_and_begun_with(tmp_path) -> None:  # type: ignore[
     rule.partition(clipper_laws.NAMES, clipper_laws.SIZES)
     for seed in range(12):
         rule.observe(clipper_laws.released_to(rule, seed))
-    save_file({k: v.contiguous() for k, v in rule.agent.policy().items()}, tmp_path / "policy.safetensors")
+    save_file(
+        {k: v.contiguous() for k, v in rule.agent.policy().items()}, tmp_path / "policy.safetensors"
+    )
     other = ControlledClipping(interval=1, policy=str(tmp_path / "policy.safetensors"))
     other.partition(clipper_laws.NAMES[:2], clipper_laws.SIZES[:2])
     assert other.describe()["policy"] == "policy.safetensors"
@@ -153,7 +159,10 @@ def test_its_state_is_json_and_goes_on_in_the_middle_of_an_interval() -> None:
     ("text", "message"),
     [
         ("rl:mode=D", "mode = 'D' is unknown: choose one of A, B"),
-        ("rl:controller=magic", "controller 'magic' is unknown: choose one of constant, quantile, random"),
+        (
+            "rl:controller=magic",
+            "controller 'magic' is unknown: choose one of constant, quantile, random",
+        ),
         ("rl:groups=head", "choose one of tensor, layer, block, model, auto"),
         ("rl:interval=0", "interval = 0"),
         ("rl:warmup=1", "warmup"),
@@ -181,7 +190,9 @@ class _Apart(Constant):
 
 
 def test_groups_that_are_clipped_together_may_be_seen_apart() -> None:
-    rule = ControlledClipping(groups="block", rate_groups="tensor", interval=1, warmup=0.0, step_limit=10.0)
+    rule = ControlledClipping(
+        groups="block", rate_groups="tensor", interval=1, warmup=0.0, step_limit=10.0
+    )
     rule.agent = _Apart()
     names = ["h.0.a.weight", "h.0.a.bias", "h.1.a.weight", "h.1.a.bias", "head.weight"]
     sizes = [4, 2, 4, 2, 8]
@@ -195,7 +206,9 @@ def test_groups_that_are_clipped_together_may_be_seen_apart() -> None:
     wanted = torch.linspace(-1, 1, 15).view(5, 3).double()
     analytic = rule._analytic.bounds()
     means = [wanted[:2, 0].mean(), wanted[2:4, 0].mean(), wanted[4, 0]]
-    assert rule.bounds() == pytest.approx([a * 2 ** float(m) for a, m in zip(analytic, means, strict=True)])
+    assert rule.bounds() == pytest.approx(
+        [a * 2 ** float(m) for a, m in zip(analytic, means, strict=True)]
+    )
     assert len(before) == len(rule.shares()) == 3
     assert rule.learning_rate_multipliers() == pytest.approx([4 ** float(w) for w in wanted[:, 2]])
     coarse = ControlledClipping(groups="layer", rate_groups="model")
@@ -204,18 +217,28 @@ def test_groups_that_are_clipped_together_may_be_seen_apart() -> None:
 
 
 def test_adapters_are_clipped_by_layer_and_other_models_as_a_whole() -> None:
-    adapters = ["m.h.0.q.lora_A.default.weight", "m.h.0.q.lora_B.default.weight", "m.h.1.q.lora_A.default.weight"]
+    adapters = [
+        "m.h.0.q.lora_A.default.weight",
+        "m.h.0.q.lora_B.default.weight",
+        "m.h.1.q.lora_A.default.weight",
+    ]
     rule = ControlledClipping(controller="quantile")
     assert rule.partition([*adapters, "m.score.weight"], [8, 8, 8, 4]) == [0, 0, 1, 2]
     rule._analytic._current = [0.1, 0.2, 0.4]
-    assert rule.bounds() == pytest.approx([0.2] * 3), "one threshold, which follows the released quantiles"
+    assert rule.bounds() == pytest.approx([0.2] * 3), (
+        "one threshold, which follows the released quantiles"
+    )
     assert len(rule.shares()) == len(rule.side_queries()[0].per_sample(torch.ones(3, 5))) == 3
-    assert rule.partition(["m.h.0.q.weight", "m.h.1.q.weight", *adapters[:2]], [8, 8, 8, 8]) == [0] * 4
+    assert (
+        rule.partition(["m.h.0.q.weight", "m.h.1.q.weight", *adapters[:2]], [8, 8, 8, 8]) == [0] * 4
+    )
     assert ControlledClipping(groups="model").partition(adapters, [8, 8, 8]) == [0, 0, 0]
 
 
 def test_what_optimizers_average_has_one_scale_wherever_thresholds_go() -> None:
-    """Noise in the gradient that leaves the rule stays where it was at the start, and is reported as it is."""
+    """Noise in the gradient that leaves the rule stays where it was at the start, and is reported
+    as it is.
+    """
     rule = ControlledClipping(interval=1, warmup=0.0, controller="random", groups="layer")
     data = torch.randn(80, 4, generator=torch.Generator().manual_seed(1))
     private, net = training(rule, data)
@@ -248,12 +271,18 @@ def test_a_controller_sets_the_learning_rate_and_leaves_the_optimizers_alone() -
     def moved(controller: Controller | None) -> tuple[Tensor, float, float]:
         rule = ControlledClipping(controller="quantile", interval=1, warmup=0.0, step_limit=10.0)
         rule.agent = controller or rule.agent
-        private, net = training(rule, torch.randn(80, 4, generator=torch.Generator().manual_seed(1)), steps=1)
+        private, net = training(
+            rule, torch.randn(80, 4, generator=torch.Generator().manual_seed(1)), steps=1
+        )
         before = torch.cat([p.detach().reshape(-1).clone() for p in net.parameters()])
         for _ in steps_of(private, net):
             pass
         after = torch.cat([p.detach().reshape(-1) for p in net.parameters()])
-        return after - before, private.engine.optimizer.param_groups[0]["lr"], rule.metrics()["rate_multiplier"]
+        return (
+            after - before,
+            private.engine.optimizer.param_groups[0]["lr"],
+            rule.metrics()["rate_multiplier"],
+        )
 
     plain, usual, by_one = moved(None)
     faster, rate, by = moved(_Faster())
@@ -276,12 +305,16 @@ LANGUAGE: list[ParameterKind] = ["embedding", "matrix", "vector"]
 @pytest.mark.parametrize("steps", [24, 120])
 def test_runs_of_language_models_begin_with_a_policy_that_ships(steps: int) -> None:
     """The files fit what the agent observes, and are in the package."""
-    rule, untaught = (begun(ControlledClipping(policy=policy), LANGUAGE, steps) for policy in ("auto", "none"))
+    rule, untaught = (
+        begun(ControlledClipping(policy=policy), LANGUAGE, steps) for policy in ("auto", "none")
+    )
     assert "policy" not in untaught.describe()
     observation = torch.zeros(len(untaught._layout.parents), width(3))
     taught = rule.agent._agent.act(observation, explore=False)
     assert not torch.equal(taught, torch.zeros_like(taught))
-    assert torch.equal(untaught.agent._agent.act(observation, explore=False), torch.zeros_like(taught))
+    assert torch.equal(
+        untaught.agent._agent.act(observation, explore=False), torch.zeros_like(taught)
+    )
     assert float(taught[:, :RATE].abs().max()) < 0.1, "it was taught learning rates, not thresholds"
 
 

@@ -31,12 +31,16 @@ from dpclip.noise.scale import scale_noise
 from dpclip.per_sample import FactoredView
 from dpclip.released import Released
 
-# --- only released values steer --------------------------------------------------------------------------------------
+# --- only released values steer -------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("text", ["rl:interval=1", "rl:interval=2,mode=A", "rl:interval=1,controller=random"])
+@pytest.mark.parametrize(
+    "text", ["rl:interval=1", "rl:interval=2,mode=A", "rl:interval=1,controller=random"]
+)
 def test_actions_follow_from_what_was_released_alone(text: str) -> None:
-    """The same releases and garbage for data, gradients and batches: the same decisions, bit for bit."""
+    """The same releases and garbage for data, gradients and batches: the same decisions, bit for
+    bit.
+    """
     data = torch.randn(80, 4, generator=torch.Generator().manual_seed(1))
     rule = make_rule(text)
     assert isinstance(rule, ControlledClipping)
@@ -51,7 +55,9 @@ def test_actions_follow_from_what_was_released_alone(text: str) -> None:
     other, twin = make_rule(text), model()
     other.set_run(RunShape(24, 16))
     other.set_parameter_kinds(parameter_kinds(twin))
-    other.partition([name for name, _ in twin.named_parameters()], [p.numel() for p in twin.parameters()])
+    other.partition(
+        [name for name, _ in twin.named_parameters()], [p.numel() for p in twin.parameters()]
+    )
     garbage = torch.Generator().manual_seed(9)
     for released, bounds, shares, multipliers in recorder.seen:
         for _ in range(int(torch.randint(4, (1,), generator=garbage))):
@@ -90,13 +96,19 @@ class _Spy(Constant):
         assert all(type(summary) is Summary for summary in seen.value)
         assert type(context) is Context
         flat = [value for summary in seen.value for value in vars(summary).values()]
-        assert all(isinstance(v, float | None) or all(isinstance(x, float) for x in v) for v in flat)
+        assert all(
+            isinstance(v, float | None) or all(isinstance(x, float) for x in v) for v in flat
+        )
         return super().act(seen, context)
 
 
-def test_a_controller_is_handed_released_values_and_public_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_controller_is_handed_released_values_and_public_numbers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setitem(CONTROLLERS._makers, "spy", lambda settings: _Spy())
-    private, net = training(ControlledClipping(controller="spy", interval=2), torch.randn(40, 4), steps=6)
+    private, net = training(
+        ControlledClipping(controller="spy", interval=2), torch.randn(40, 4), steps=6
+    )
     for _ in steps_of(private, net):
         pass
     private.close()
@@ -118,7 +130,7 @@ def test_thresholds_are_fixed_while_a_step_is_open() -> None:
     assert rule.sampling == "poisson"
 
 
-# --- what it costs ---------------------------------------------------------------------------------------------------
+# --- what it costs --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("groups", [1, 2, 12])
@@ -128,7 +140,9 @@ def test_thresholds_are_fixed_while_a_step_is_open() -> None:
 def test_no_sample_moves_a_whitened_release_by_more_than_is_paid_for(
     groups: int, allocation: str, mode: str, together: str, name: str
 ) -> None:
-    rule = ControlledClipping(mode=mode, controller="random", interval=1, allocation=allocation, groups=together)
+    rule = ControlledClipping(
+        mode=mode, controller="random", interval=1, allocation=allocation, groups=together
+    )
     names, sizes = [f"h.{k}.{name}" for k in range(groups)], [3 * k + 2 for k in range(groups)]
     assert rule.partition(names, sizes) == list(range(groups))
     rule._analytic._current = [0.1 * (k + 1) for k in range(groups)]
@@ -157,16 +171,23 @@ def test_observing_costs_at_most_one_per_cent_more_noise() -> None:
     ratios = [b / a for a, b in zip(stds["A"], stds["B"], strict=True)]
     assert max(ratios) <= 1.01
     assert min(ratios) > 1.005
-    assert ControlledClipping().describe()["more_noise_for_observing"] == pytest.approx(max(ratios) - 1, abs=1e-6)
+    assert ControlledClipping().describe()["more_noise_for_observing"] == pytest.approx(
+        max(ratios) - 1, abs=1e-6
+    )
 
 
 def test_a_loss_that_is_missing_is_refused_with_the_remedy() -> None:
     net = model()
     rows = [(row, 1) for row in torch.randn(8, 4)]
     private = dpclip.make_private(
-        net, torch.optim.SGD(net.parameters(), lr=0.1), rows, target_epsilon=8, expected_batch_size=8, steps=1,
+        net,
+        torch.optim.SGD(net.parameters(), lr=0.1),
+        rows,
+        target_epsilon=8,
+        expected_batch_size=8,
+        steps=1,
         clipping=ControlledClipping(),
-    )  # fmt: skip
+    )
     engine = private.engine
     engine.begin()
     engine.open_micro_batch(1)
@@ -180,10 +201,18 @@ def test_the_released_loss_is_the_mean_over_units_not_rows() -> None:
     net = nn.Linear(1, 1)
     rows = [(torch.ones(1), value) for value in (1.0, 3.0, 5.0, 5.0)]
     private = dpclip.make_private(
-        net, torch.optim.SGD(net.parameters(), lr=0.0), rows, target_epsilon=1e6, target_delta=0.1,
-        expected_batch_size=2, steps=1, clipping=ControlledClipping(), units=["a", "a", "b", "c"], rows_per_unit=2,
+        net,
+        torch.optim.SGD(net.parameters(), lr=0.0),
+        rows,
+        target_epsilon=1e6,
+        target_delta=0.1,
+        expected_batch_size=2,
+        steps=1,
+        clipping=ControlledClipping(),
+        units=["a", "a", "b", "c"],
+        rows_per_unit=2,
         key=SecretKey.for_tests(1),
-    )  # fmt: skip
+    )
     private.engine.sampler.draw = lambda step, generation: [0, 1]  # type: ignore[method-assign,assignment,return-value]
     released: list[float] = []
 
@@ -205,35 +234,54 @@ def test_the_released_loss_is_the_mean_over_units_not_rows() -> None:
 
 
 def test_the_window_of_losses_follows_what_was_released() -> None:
-    """It is wide until it is known where they lie, and its width is what a unit is said to move the sum by."""
+    """It is wide until it is known where they lie, and its width is what a unit is said to move the
+    sum by.
+    """
     rule, widths = ControlledClipping(interval=1), []
     rule.partition(clipper_laws.NAMES, clipper_laws.SIZES)
     loss = rule.side_queries()[1]
-    assert loss.per_sample(torch.tensor([[0.0, 2.5, 3.0, 99.0]])).tolist() == [[-2.5, 0.0, 0.5, 2.5]]
+    assert loss.per_sample(torch.tensor([[0.0, 2.5, 3.0, 99.0]])).tolist() == [
+        [-2.5, 0.0, 0.5, 2.5]
+    ]
     for seed in range(40):
         query = rule.side_queries()[1]
         widths.append(query.sensitivity)
         assert float(query.per_sample(torch.tensor([[0.0, 99.0]])).abs().max()) == query.sensitivity
         sums = query.per_sample(torch.full((1, 8), 7.0)).sum(1).double()
         released = clipper_laws.released_to(rule, seed, divisor=8.0)
-        rule.observe(released.map(lambda step, sums=sums: replace(step, sides={**step.sides, "loss": sums})))
+        rule.observe(
+            released.map(lambda step, sums=sums: replace(step, sides={**step.sides, "loss": sums}))
+        )
     assert widths == [2.5, 2.5, *[1.0] * 38]
-    assert rule.side_queries()[1].per_sample(torch.tensor([[7.0, 0.0]])).tolist()[0] == pytest.approx([0, -1], abs=0.01)
+    assert rule.side_queries()[1].per_sample(torch.tensor([[7.0, 0.0]])).tolist()[
+        0
+    ] == pytest.approx([0, -1], abs=0.01)
     assert rule.metrics()["released_loss"] == pytest.approx(7.0, abs=0.01)
 
 
-# --- what controllers are told ---------------------------------------------------------------------------------------
+# --- what controllers are told --------------------------------------------------------------------
 
 
-def test_large_models_are_summarised_by_a_part_of_their_coordinates(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Energy and noise are of the same coordinates, so their ratio is unbiased; small parameters are not lost."""
+def test_large_models_are_summarised_by_a_part_of_their_coordinates(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Energy and noise are of the same coordinates, so their ratio is unbiased; small parameters
+    are not lost.
+    """
     monkeypatch.setattr(coordinates, "MOST", 4096)
     sizes = [100_000, 30_000, 7]
     summariser = Summariser([0, 1, 1], sizes, parents=[0, 1])
     generator = torch.Generator().manual_seed(0)
-    gradients = [torch.randn(size, generator=generator) * scale for size, scale in zip(sizes, (2, 3, 3), strict=True)]
-    summary = summariser.summarise(StepRelease(gradients, {}, 1.0, (2.0, 3.0), {}, (2.0, 3.0, 3.0)), loss_offset=0.0)
-    assert [e / n for e, n in zip(summary.energy, summary.noise, strict=True)] == pytest.approx([1.0, 1.0], rel=0.1)
+    gradients = [
+        torch.randn(size, generator=generator) * scale
+        for size, scale in zip(sizes, (2, 3, 3), strict=True)
+    ]
+    summary = summariser.summarise(
+        StepRelease(gradients, {}, 1.0, (2.0, 3.0), {}, (2.0, 3.0, 3.0)), loss_offset=0.0
+    )
+    assert [e / n for e, n in zip(summary.energy, summary.noise, strict=True)] == pytest.approx(
+        [1.0, 1.0], rel=0.1
+    )
     assert sum(n / s**2 for n, s in zip(summary.noise, (2, 3), strict=True)) <= 4096
     assert summariser.tensor_state()["previous.2"].numel() == 1
 
@@ -253,7 +301,12 @@ def test_controllers_are_told_how_loud_the_noise_is() -> None:
         pass
     elements = sum(p.numel() for p in net.parameters())
     more = rule.describe()["more_noise_for_observing"] + 1
-    expected = private.plan.noise_multiplier * more * math.sqrt(elements) / private.plan.expected_batch_size
+    expected = (
+        private.plan.noise_multiplier
+        * more
+        * math.sqrt(elements)
+        / private.plan.expected_batch_size
+    )
     assert levels == pytest.approx([expected] * 24, rel=2e-3)
 
 
@@ -283,9 +336,15 @@ def test_controllers_are_told_what_groups_are_and_how_far_they_moved() -> None:
     rule.agent = Listener()
     rows = [(torch.tensor([i % 7, i % 5, i % 3]), torch.tensor([0, 1, 2])) for i in range(40)]
     private = dpclip.make_private(
-        net, torch.optim.SGD(net.parameters(), lr=0.5), rows, target_epsilon=8, expected_batch_size=10, steps=3,
-        clipping=rule, key=SecretKey.for_tests(1),
-    )  # fmt: skip
+        net,
+        torch.optim.SGD(net.parameters(), lr=0.5),
+        rows,
+        target_epsilon=8,
+        expected_batch_size=10,
+        steps=3,
+        clipping=rule,
+        key=SecretKey.for_tests(1),
+    )
     for words, targets in private.batches():
         with private.microbatch((words, targets)):
             losses = nn.functional.cross_entropy(net(words), targets.flatten(), reduction="none")

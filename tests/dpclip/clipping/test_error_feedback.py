@@ -1,4 +1,6 @@
-"""DiceSGD's dynamics: where it ends up, what it carries, and that micro-batches and resuming do not change it."""
+"""DiceSGD's dynamics: where it ends up, what it carries, and that micro-batches and resuming do not
+change it.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,9 @@ def settled(batch: int, steps: int = 100, passes: int = 1, **settings: object) -
     return rule
 
 
-def step(rule: ErrorFeedback | Flat, gradients: Tensor, batch: int, sigma: float = 0.0, chunks: int = 1) -> Tensor:
+def step(
+    rule: ErrorFeedback | Flat, gradients: Tensor, batch: int, sigma: float = 0.0, chunks: int = 1
+) -> Tensor:
     """One release over gradients [B, d], in so many micro-batches; the released mean."""
     sums: dict[str, GradientSum] = {}
     for part in gradients.chunk(chunks):
@@ -39,12 +43,14 @@ def step(rule: ErrorFeedback | Flat, gradients: Tensor, batch: int, sigma: float
             empty = GradientSum.zeros([torch.zeros(gradients.shape[1], dtype=gradients.dtype)], [0])
             view.weighted_sum(factors, sums.setdefault(name, empty))
     scale = scale_noise(sigma, rule.bounds(), rule.shares())
-    released: Released[StepRelease] = release(rule.combine(sums), {}, scale, Receipt(0, 0, sigma, 0), KEY, batch)
+    released: Released[StepRelease] = release(
+        rule.combine(sums), {}, scale, Receipt(0, 0, sigma, 0), KEY, batch
+    )
     rule.observe(released)
     return released.value.gradient[0]
 
 
-# --- card A: ninety samples at 0, ten at 10; the optimum is 1, and clipping at 1 stops at 1/9 ------------------------
+# --- card A: ninety samples at 0, ten at 10; the optimum is 1, and clipping at 1 stops at 1/9 -----
 
 
 def card_a(rule: ErrorFeedback | Flat, steps: int = 4000) -> float:
@@ -61,12 +67,16 @@ def test_plain_clipping_stops_short_of_the_optimum() -> None:
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize(("second", "end"), [(0.05, 0.1667), (0.2, 0.3333), (1.0, 1.0), (2.0, 1.0)])
-def test_error_feedback_reaches_the_optimum_once_its_threshold_allows(mode: str, second: float, end: float) -> None:
+def test_error_feedback_reaches_the_optimum_once_its_threshold_allows(
+    mode: str, second: float, end: float
+) -> None:
     capped = {"cap": 20.0} if mode in ("one-step", "capped") else {}
-    assert card_a(settled(100, mode=mode, error_norm=second, **capped), 1500) == pytest.approx(end, abs=2e-3)
+    assert card_a(settled(100, mode=mode, error_norm=second, **capped), 1500) == pytest.approx(
+        end, abs=2e-3
+    )
 
 
-# --- what it is made of ------------------------------------------------------------------------------------------
+# --- what it is made of ---------------------------------------------------------------------------
 
 
 def test_without_feedback_it_is_plain_clipping_bit_for_bit() -> None:
@@ -102,7 +112,9 @@ def test_micro_batches_do_not_change_the_error() -> None:
         rule = settled(1000, mode="literal")
         step(rule, gradients, 1000, chunks=chunks)
         errors.append(rule.tensor_state()["0"])
-    expected = (gradients.double() * (1 - (1 / gradients.double().norm(dim=1, keepdim=True)).clamp(max=1))).sum(0)
+    expected = (
+        gradients.double() * (1 - (1 / gradients.double().norm(dim=1, keepdim=True)).clamp(max=1))
+    ).sum(0)
     for error in errors:
         assert torch.allclose(error, expected, rtol=1e-4)
         assert float(torch.cosine_similarity(error, expected, dim=0)) == pytest.approx(1.0)
@@ -123,7 +135,8 @@ def test_an_empty_batch_still_feeds_back() -> None:
     rule = settled(4)
     step(rule, torch.full((4, 2), 10.0), 4)
     fed = step(rule, torch.zeros(0, 2), 4)
-    assert float(fed.norm()) == pytest.approx(1.0, rel=1e-3)  # C3 - C1 = 1 for each of 4 samples, over 4
+    # C3 - C1 = 1 for each of 4 samples, over 4
+    assert float(fed.norm()) == pytest.approx(1.0, rel=1e-3)
     assert float(step(rule, torch.zeros(0, 2), 4).norm()) == 0.0
 
 
@@ -135,7 +148,7 @@ def test_a_fresh_start_forgets_the_error() -> None:
     assert float(step(rule, torch.zeros(0, 2), 4).norm()) == 0.0
 
 
-# --- what it promises ----------------------------------------------------------------------------------------------
+# --- what it promises -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -147,7 +160,12 @@ def test_a_fresh_start_forgets_the_error() -> None:
         ({"mode": "literal", "error_norm": 1e-3}, 3, 150, math.sqrt(3) + 2 * math.sqrt(150)),
         ({"mode": "one-step", "cap": 2.0}, None, 150, math.sqrt(2)),
         ({"mode": "one-step", "error_norm": 1e-3, "cap": 99.0}, None, 150, math.sqrt(5)),
-        ({"mode": "literal", "error_norm": 1e-3, "calibration": "published"}, None, 150, math.sqrt(3)),
+        (
+            {"mode": "literal", "error_norm": 1e-3, "calibration": "published"},
+            None,
+            150,
+            math.sqrt(3),
+        ),
     ],
 )
 def test_sensitivities_of_the_table(
@@ -162,7 +180,9 @@ def test_sensitivities_of_the_table(
 def test_the_published_calibration_is_an_assumption_and_the_others_are_not() -> None:
     assert ErrorFeedback().assumption is None
     published = ErrorFeedback(calibration="published", mode="literal")
-    assert "unchecked" in (published.assumption or "") or "could not be verified" in (published.assumption or "")
+    assert "unchecked" in (published.assumption or "") or "could not be verified" in (
+        published.assumption or ""
+    )
     assert published.sampling == "poisson"
     assert {mode: ErrorFeedback(mode=mode).sampling for mode in MODES} == {
         "one-step": "halves", "capped": "passes", "leaky": "passes", "literal": "passes",

@@ -49,7 +49,9 @@ def drawn(spread: Tensor, seed: int) -> Tensor:
 
 
 def error(rule: ClippingRule, spread: Tensor, steps: int, sigma: float = 0.3) -> float:
-    """Mean squared error of the released gradient against the batch mean, second half of the run."""
+    """Mean squared error of the released gradient against the batch mean, second half of
+    the run.
+    """
     errors = []
     for index in range(steps):
         gradients = drawn(spread, index)
@@ -67,7 +69,9 @@ def test_value_clips_each_coordinate_by_itself() -> None:
 
 @pytest.mark.parametrize("make", [AdaClip, GeoClip])
 def test_what_is_not_clipped_comes_back_as_it_was(make: type[ClippingRule]) -> None:
-    """forward, then back, is the identity: without noise the released mean is the mean of the gradients."""
+    """forward, then back, is the identity: without noise the released mean is the mean of the
+    gradients.
+    """
     rule = fresh(make())
     spread = torch.logspace(-1, -3, SIZE)
     for index in range(300):  # until the rule knows the scale
@@ -79,7 +83,9 @@ def test_what_is_not_clipped_comes_back_as_it_was(make: type[ClippingRule]) -> N
 
 @pytest.mark.parametrize("make", [AdaClip, partial(GeoClip, decay=0.98, gamma=0.25)])
 def test_noise_follows_the_gradients_shape(make: Callable[[], ClippingRule]) -> None:
-    """On coordinates of very different size, less total error than flat clipping at the best of several thresholds."""
+    """On coordinates of very different size, less total error than flat clipping at the best of
+    several thresholds.
+    """
     spread = torch.logspace(0, -3, SIZE)
     flat = min(error(fresh(Flat(c)), spread, 400) for c in (0.1, 0.3, 1.0, 2.0))
     assert error(fresh(make()), spread, 400) < 0.8 * flat
@@ -154,6 +160,6 @@ def test_adaclips_scale_aims_at_norms_of_one() -> None:
     rule.partition(["w"], [SIZE])
     spread = torch.logspace(0, -2, SIZE)
     rule.load_tensor_state({"mean.0": torch.zeros(SIZE), "variance.0": spread.square()})
-    w = rule.forward(0, drawn(spread, 3))
+    w = rule.transform(0, drawn(spread, 3))
     assert float(w.square().sum(1).mean()) == pytest.approx(1.0, rel=0.2)
     assert math.isclose(float(rule.back(0, w[0])[0]), float(drawn(spread, 3)[0, 0]), rel_tol=1e-5)

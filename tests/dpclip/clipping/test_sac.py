@@ -1,4 +1,6 @@
-"""The soft actor-critic: against stable-baselines3 on the same batch and weights, on a task, and its symmetries."""
+"""The soft actor-critic: against stable-baselines3 on the same batch and weights, on a task, and
+its symmetries.
+"""
 
 from __future__ import annotations
 
@@ -23,9 +25,12 @@ def transitions(generator: torch.Generator, groups: int = 1, size: int = BATCH) 
         return torch.randn(shape, generator=generator)
 
     return Transitions(
-        draw(size, groups, FEATURES), draw(size, groups, ACTIONS).tanh(), draw(size), draw(size, groups, FEATURES),
+        draw(size, groups, FEATURES),
+        draw(size, groups, ACTIONS).tanh(),
+        draw(size),
+        draw(size, groups, FEATURES),
         (draw(size) > 1).float(),
-    )  # fmt: skip
+    )
 
 
 def awake(seed: int = 0, **settings: Any) -> SoftActorCritic:
@@ -59,23 +64,34 @@ def oracle(agent: SoftActorCritic, monkeypatch: pytest.MonkeyPatch) -> Any:
 
     settings = agent.settings
     model = sb3.SAC(
-        "MlpPolicy", Spaces(), buffer_size=100, gamma=settings.gamma, tau=settings.tau, device="cpu",
-        ent_coef=f"auto_{settings.temperature}", learning_rate=settings.learning_rate,
+        "MlpPolicy",
+        Spaces(),
+        buffer_size=100,
+        gamma=settings.gamma,
+        tau=settings.tau,
+        device="cpu",
+        ent_coef=f"auto_{settings.temperature}",
+        learning_rate=settings.learning_rate,
         policy_kwargs={"net_arch": [settings.hidden] * 2},
-    )  # fmt: skip
+    )
     model.set_logger(configure(None, []))
     _copy(agent.actor.body, model.actor.latent_pi)
     _copy(agent.actor.mean, model.actor.mu)
     _copy(agent.actor.log_std, model.actor.log_std)
     for name, critics in {"critic": agent.critics, "critic_target": agent.targets}.items():
         for index, critic in enumerate(critics):
-            _copy(nn.Sequential(*critic.each, *critic.together), getattr(model, name).q_networks[index])
+            _copy(
+                nn.Sequential(*critic.each, *critic.together),
+                getattr(model, name).q_networks[index],
+            )
     monkeypatch.setattr(distributions, "Normal", _Replayed)
     return model
 
 
 def _copy(source: nn.Module, target: nn.Module) -> None:
-    target.load_state_dict(dict(zip(target.state_dict(), source.state_dict().values(), strict=True)))
+    target.load_state_dict(
+        dict(zip(target.state_dict(), source.state_dict().values(), strict=True))
+    )
 
 
 def test_losses_and_weights_are_those_of_stable_baselines(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -89,10 +105,15 @@ def test_losses_and_weights_are_those_of_stable_baselines(monkeypatch: pytest.Mo
         noises = [torch.randn(BATCH, 1, ACTIONS, generator=generator) for _ in range(2)]
         _Replayed.noises = [noise[:, 0] for noise in noises]
         samples = ReplayBufferSamples(
-            batch.observations[:, 0], batch.actions[:, 0], batch.next_observations[:, 0], batch.done.unsqueeze(1),
+            batch.observations[:, 0],
+            batch.actions[:, 0],
+            batch.next_observations[:, 0],
+            batch.done.unsqueeze(1),
             batch.rewards.unsqueeze(1),
-        )  # fmt: skip
-        monkeypatch.setattr(model.replay_buffer, "sample", lambda *_, samples=samples, **__: samples)
+        )
+        monkeypatch.setattr(
+            model.replay_buffer, "sample", lambda *_, samples=samples, **__: samples
+        )
         model.train(gradient_steps=1, batch_size=BATCH)
         ours, theirs = agent.update(batch, *noises), model.logger.name_to_value
         assert ours.critic == pytest.approx(theirs["train/critic_loss"], abs=1e-5)
@@ -124,7 +145,9 @@ class Pendulum:
         torque = 2 * float(action[0, 0])
         away = (self.angle + math.pi) % (2 * math.pi) - math.pi
         cost = away**2 + 0.1 * self.speed**2 + 0.001 * torque**2
-        self.speed = max(-8.0, min(8.0, self.speed + 0.05 * (15 * math.sin(self.angle) + 3 * torque)))
+        self.speed = max(
+            -8.0, min(8.0, self.speed + 0.05 * (15 * math.sin(self.angle) + 3 * torque))
+        )
         self.angle += 0.05 * self.speed
         return self.observation, -cost / 10
 
@@ -151,20 +174,34 @@ def test_it_swings_up_a_pendulum() -> None:
     for episode in range(60):
         seen = env.reset()
         for _ in range(100):
-            action = agent.act(seen) if episode > 4 else 2 * torch.rand(1, 1, generator=agent.generator) - 1
+            action = (
+                agent.act(seen)
+                if episode > 4
+                else 2 * torch.rand(1, 1, generator=agent.generator) - 1
+            )
             after, reward = env.step(action)
             rows.append((seen, action, torch.tensor(reward), after, torch.tensor(0.0)))
             seen = after
             if len(rows) >= 300:
                 picked = torch.randint(len(rows), (64,), generator=agent.generator).tolist()
-                agent.update(Transitions(*(torch.stack(part) for part in zip(*(rows[i] for i in picked), strict=True))))
+                agent.update(
+                    Transitions(
+                        *(
+                            torch.stack(part)
+                            for part in zip(*(rows[i] for i in picked), strict=True)
+                        )
+                    )
+                )
     assert before < -50
     assert returns(agent, 10) > -25
 
 
 def test_the_order_of_the_groups_does_not_matter() -> None:
     agent, generator = awake(), torch.Generator().manual_seed(2)
-    batch, noise = transitions(generator, groups=6), torch.randn(BATCH, 6, ACTIONS, generator=generator)
+    batch, noise = (
+        transitions(generator, groups=6),
+        torch.randn(BATCH, 6, ACTIONS, generator=generator),
+    )
     order = torch.randperm(6, generator=generator)
     with torch.no_grad():
         actions, probability = agent.actor.act(batch.observations, noise)
@@ -173,7 +210,9 @@ def test_the_order_of_the_groups_does_not_matter() -> None:
         assert torch.allclose(probability, same, atol=1e-5)
         values = agent.critics[0](batch.observations, batch.actions)
         assert torch.allclose(
-            values, agent.critics[0](batch.observations[:, order], batch.actions[:, order]), atol=1e-6
+            values,
+            agent.critics[0](batch.observations[:, order], batch.actions[:, order]),
+            atol=1e-6,
         )
 
 
@@ -227,12 +266,16 @@ def test_a_policy_runs_with_another_number_of_groups() -> None:
 
 def test_an_anchor_holds_the_actor_to_where_it_began() -> None:
     def ends(anchor: float) -> float:
-        agent, generator = awake(anchor=anchor, learning_rate=1e-2, temperature=1e-3), torch.Generator().manual_seed(9)
+        agent, generator = (
+            awake(anchor=anchor, learning_rate=1e-2, temperature=1e-3),
+            torch.Generator().manual_seed(9),
+        )
         seen = torch.randn(8, 3, FEATURES, generator=generator)
         began = agent.actor(seen)[0].detach()
         for _ in range(60):
             batch = transitions(generator, groups=3)
-            agent.update(replace(batch, rewards=batch.actions.mean((1, 2)), done=torch.ones(BATCH)))  # more is better
+            # more is better
+            agent.update(replace(batch, rewards=batch.actions.mean((1, 2)), done=torch.ones(BATCH)))
         return float((agent.actor(seen)[0].detach() - began).mean())
 
     free, held = ends(0.0), ends(3.0)

@@ -34,7 +34,10 @@ Make = Callable[..., GradientClipper]
 
 def net(seed: int = 0, dtype: torch.dtype = torch.float32) -> list[tuple[str, nn.Parameter]]:
     draw = torch.Generator().manual_seed(seed)
-    return [(f"layer.{i}", nn.Parameter(torch.randn(s, generator=draw).to(dtype))) for i, s in enumerate(SHAPES)]
+    return [
+        (f"layer.{i}", nn.Parameter(torch.randn(s, generator=draw).to(dtype)))
+        for i, s in enumerate(SHAPES)
+    ]
 
 
 def gradients(step: int, scale: float = 1.0) -> list[Tensor]:
@@ -125,7 +128,8 @@ def test_a_gradient_that_is_not_finite_is_skipped_and_forgotten(name: str, bad: 
             assert all(not p.grad.any() for _, p in named)  # type: ignore[union-attr]
         for mine, theirs in zip(take(clipper, named, step), take(spared, other, step), strict=True):
             assert mine.isfinite().all()
-            if name in ("fixed", "normalized", "agc", "autoclip", "zclip"):  # no schedule of their own
+            # no schedule of their own
+            if name in ("fixed", "normalized", "agc", "autoclip", "zclip"):
                 assert torch.equal(mine, theirs)
     assert clipper.state_dict()["skips"] == 4
     assert clipper.metrics()[f"{name}_skips"] == 4
@@ -151,8 +155,12 @@ def test_zero_and_missing_and_late_gradients(name: str) -> None:
     clipper.step()
     assert all(not p.grad.any() for _, p in named)  # type: ignore[union-attr]
     for step in range(25):
-        for index, ((_, parameter), gradient) in enumerate(zip(named, gradients(step), strict=True)):
-            parameter.grad = None if (index == 2 and step < 12) or (index == 1 and step % 3) else gradient
+        for index, ((_, parameter), gradient) in enumerate(
+            zip(named, gradients(step), strict=True)
+        ):
+            parameter.grad = (
+                None if (index == 2 and step < 12) or (index == 1 and step % 3) else gradient
+            )
         clipper.step()
         live = [p.grad for _, p in named if p.grad is not None]
         assert all(g.isfinite().all() for g in live)
@@ -171,7 +179,9 @@ def test_clipping_scales_with_the_gradients(name: str, power: int) -> None:
     named, other = net(), net()
     plain, scaled = KINDS[name](named, **more), KINDS[name](other, **more)
     for step in range(25):
-        for mine, theirs in zip(take(plain, named, step), take(scaled, other, step, scale), strict=True):
+        for mine, theirs in zip(
+            take(plain, named, step), take(scaled, other, step, scale), strict=True
+        ):
             torch.testing.assert_close(theirs / scale, mine, rtol=1e-5, atol=0)
 
 
@@ -182,7 +192,9 @@ def test_normalising_clippers_forget_the_scale(power: int) -> None:
         named, other = net(), net()
         plain, scaled = make(named), make(other)
         for step in range(12):
-            for mine, theirs in zip(take(plain, named, step), take(scaled, other, step, 2.0**power), strict=True):
+            for mine, theirs in zip(
+                take(plain, named, step), take(scaled, other, step, 2.0**power), strict=True
+            ):
                 torch.testing.assert_close(theirs, mine, rtol=1e-4, atol=1e-7)
 
 
@@ -233,7 +245,10 @@ def test_state_of_another_kind_or_model_is_refused() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("zclap", "choose one of adagc, agc, autoclip, fixed, normalized, spam, stable-spam, zclip"),
+        (
+            "zclap",
+            "choose one of adagc, agc, autoclip, fixed, normalized, spam, stable-spam, zclip",
+        ),
         ("zclip:alpha=1", "alpha = 1"),
         ("zclip:alpha=x", "'x' is not a number"),
         ("zclip:beta=1", "has no setting 'beta': it knows alpha"),
@@ -257,14 +272,16 @@ def test_bad_settings_are_refused_in_one_line(text: str, message: str) -> None:
 
 
 def test_several_are_made_in_order() -> None:
-    made = make_postprocessors("adagc:lambda_abs=none+zclip:z_thresh=3,max_grad_norm=auto,skip_update_on_spike=true")
+    made = make_postprocessors(
+        "adagc:lambda_abs=none+zclip:z_thresh=3,max_grad_norm=auto,skip_update_on_spike=true"
+    )
     assert [type(c) for c in made] == [AdaGC, ZClip]
     assert made[0].lambda_abs is None  # type: ignore[attr-defined]
     assert made[1].describe() == {**ZClip(z_thresh=3.0, skip_update_on_spike=True).describe()}
     assert make_postprocessors("none") == []
 
 
-# --- each by itself ---------------------------------------------------------------------------------------------------
+# --- each by itself -------------------------------------------------------------------------------
 
 
 def test_the_fixed_threshold_is_torchs() -> None:
@@ -295,7 +312,10 @@ def test_agc_clips_rows_relative_to_their_weights() -> None:
 
 def test_spam_cuts_single_elements_and_spares_those_never_seen() -> None:
     parameter = nn.Parameter(torch.zeros(3, dtype=torch.float64))
-    clipper, held = SpikeAware([parameter], skip_steps=1), SpikeAware([parameter], skip_steps=1, match_published=True)
+    clipper, held = (
+        SpikeAware([parameter], skip_steps=1),
+        SpikeAware([parameter], skip_steps=1, match_published=True),
+    )
     for _ in range(2):
         parameter.grad = torch.tensor([1.0, 1.0, 0.0], dtype=torch.float64)
         clipper.step()
@@ -307,13 +327,18 @@ def test_spam_cuts_single_elements_and_spares_those_never_seen() -> None:
     torch.testing.assert_close(parameter.grad, torch.tensor(expected, dtype=torch.float64))
     parameter.grad = torch.tensor([1.0, 100.0, 1.0], dtype=torch.float64)
     held.step()
-    torch.testing.assert_close(parameter.grad, torch.tensor([*expected[:2], 0.0], dtype=torch.float64))
+    torch.testing.assert_close(
+        parameter.grad, torch.tensor([*expected[:2], 0.0], dtype=torch.float64)
+    )
 
 
 def test_adagc_leaves_the_other_tensors_alone() -> None:
     """Where the global norm would shrink everything."""
     named = [(str(i), nn.Parameter(torch.zeros(50))) for i in range(4)]
-    adagc, zclip = AdaGC(named, warmup_steps=3, lambda_abs=None), ZClip(named, warmup_steps=5, max_grad_norm=None)
+    adagc, zclip = (
+        AdaGC(named, warmup_steps=3, lambda_abs=None),
+        ZClip(named, warmup_steps=5, max_grad_norm=None),
+    )
     draw = torch.Generator().manual_seed(0)
     for step in range(40):
         plain = [torch.randn(50, generator=draw) for _ in named]
@@ -325,7 +350,9 @@ def test_adagc_leaves_the_other_tensors_alone() -> None:
                 parameter.grad = gradient.clone()
             usual = adagc.state_dict()["gamma"]["1"]
             clipper.step()
-            results.append([float(p.grad.norm() / g.norm()) for (_, p), g in zip(named, plain, strict=True)])  # type: ignore[union-attr]
+            results.append(
+                [float(p.grad.norm() / g.norm()) for (_, p), g in zip(named, plain, strict=True)]
+            )  # type: ignore[union-attr]
             if step == 39 and clipper is adagc:
                 assert float(named[1][1].grad.norm()) <= 1.0401 * float(usual)  # type: ignore[union-attr]
     by_tensor, as_a_whole = results
@@ -374,6 +401,9 @@ def test_norms_of_long_tensors_are_right() -> None:
     expected = torch.stack([t.double().square().sum() for t in tensors])
     torch.testing.assert_close(squared_norms(tensors), expected, rtol=1e-5, atol=0)
     peaks = torch.stack(
-        [t.double().abs().max() if t.numel() else torch.zeros((), dtype=torch.float64) for t in tensors]
+        [
+            t.double().abs().max() if t.numel() else torch.zeros((), dtype=torch.float64)
+            for t in tensors
+        ]
     )
     assert torch.equal(largest(tensors), peaks)

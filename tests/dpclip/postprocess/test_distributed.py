@@ -15,10 +15,16 @@ from torch import Tensor, nn
 from dpclip.postprocess import GradientClipper, make_postprocessors
 
 TEXTS = [
-    "fixed:max_grad_norm=2", "normalized", "autoclip:percentile=50", "autoclip:percentile=50,scope=tensor",
-    "zclip:warmup_steps=4,max_grad_norm=none", "adagc:warmup_steps=3", "agc:clip_factor=0.1", "spam:skip_steps=2",
+    "fixed:max_grad_norm=2",
+    "normalized",
+    "autoclip:percentile=50",
+    "autoclip:percentile=50,scope=tensor",
+    "zclip:warmup_steps=4,max_grad_norm=none",
+    "adagc:warmup_steps=3",
+    "agc:clip_factor=0.1",
+    "spam:skip_steps=2",
     "stable-spam",
-]  # fmt: skip
+]
 SHAPES, STEPS = [(6, 4), (8,), (2, 3)], 14
 
 
@@ -50,7 +56,10 @@ def _worker(rank: int, port: int, folder: str) -> None:
     found: dict[str, list[list[Tensor]]] = {}
     for text in TEXTS:
         (clipper,) = make_postprocessors(text)
-        held = [nn.Parameter(distribute_tensor(w, mesh, p)) for w, p in zip(weights(), placements, strict=True)]
+        held = [
+            nn.Parameter(distribute_tensor(w, mesh, p))
+            for w, p in zip(weights(), placements, strict=True)
+        ]
         clipper.bind([(str(i), p) for i, p in enumerate(held)])
         found[text] = []
         for step in range(STEPS):
@@ -63,7 +72,9 @@ def _worker(rank: int, port: int, folder: str) -> None:
 
 
 def _ddp(rank: int) -> list[Tensor]:
-    """A data-parallel run whose ranks see other data; the weights it ends with, and what the clippers know."""
+    """A data-parallel run whose ranks see other data; the weights it ends with, and what the
+    clippers know.
+    """
     from torch.nn.parallel import DistributedDataParallel
 
     torch.manual_seed(0)
@@ -78,7 +89,10 @@ def _ddp(rank: int) -> list[Tensor]:
         optimizer.zero_grad()
         net(torch.randn(8, 4, generator=draw)).square().mean().backward()
         optimizer.step()
-    known = [torch.tensor(clippers[1].state_dict()["mean"]), *clippers[0].state_dict()["gamma"].values()]
+    known = [
+        torch.tensor(clippers[1].state_dict()["mean"]),
+        *clippers[0].state_dict()["gamma"].values(),
+    ]
     return [p.detach().clone() for p in net.parameters()] + known
 
 
@@ -105,7 +119,9 @@ def test_sharded_gradients_are_clipped_as_whole_ones(
         for rank in ranks:
             for whole, sharded in zip(held, rank["sharded"][text][step], strict=True):
                 torch.testing.assert_close(sharded, whole.grad, rtol=1e-5, atol=1e-7)
-        changed += any(not torch.equal(p.grad, g) for p, g in zip(held, gradient(step), strict=True))  # type: ignore[arg-type]
+        changed += any(
+            not torch.equal(p.grad, g) for p, g in zip(held, gradient(step), strict=True)
+        )  # type: ignore[arg-type]
     assert changed
 
 

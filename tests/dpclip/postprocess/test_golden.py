@@ -59,19 +59,25 @@ def test_autoclip(percentile: float, expected: list[float], match_published: boo
         (50, 3, [1.0, 1.0, 1.5, 2.0, 3.0, 2.0, 1.0]),
     ],
 )
-def test_the_port_of_autoclip(percentile: float, window: int, expected: list[float], scope: str) -> None:
-    bench = Bench(AutoClip, percentile=percentile, window=window, include_current=False, scope=scope)
+def test_the_port_of_autoclip(
+    percentile: float, window: int, expected: list[float], scope: str
+) -> None:
+    bench = Bench(
+        AutoClip, percentile=percentile, window=window, include_current=False, scope=scope
+    )
     assert [bench.out(norm)[0] for norm in NORMS] == near(expected)
 
 
 def test_one_nan_spoils_the_published_autoclip_for_ever_and_ours_for_a_step() -> None:
     published = Bench(AutoClip, percentile=50, match_published=True, nonfinite="pass")
-    assert [published.out(n)[0] for n in (1, 2, math.nan, 1, 1)] == near([1.0, 1.5, math.nan, math.nan, math.nan])
+    assert [published.out(n)[0] for n in (1, 2, math.nan, 1, 1)] == near(
+        [1.0, 1.5, math.nan, math.nan, math.nan]
+    )
     ours = Bench(AutoClip, percentile=50)
     assert [ours.out(n)[0] for n in (1, 2, math.nan, 1, 1)] == near([1.0, 1.5, 0.0, 1.0, 1.0])
 
 
-# --- ZClip ------------------------------------------------------------------------------------------------------------
+# --- ZClip ----------------------------------------------------------------------------------------
 
 FIRST, THEN = (1.0, 1.2, 0.8, 1.0), (1.1, 5.0, 1.0, 1.3, 20.0, 0.5)
 MEANS = (1.003000, 1.003923, 1.003806, 1.012691, 1.012894, 0.997507)
@@ -106,7 +112,9 @@ def test_zclip(match_published: bool) -> None:
         ({"skip_update_on_spike": True}, (1.033777, 1.018738), 0.996468, 0.0277748),
     ],
 )
-def test_variants_of_zclip(settings: dict[str, Any], clips: tuple[float, float], mean: float, variance: float) -> None:
+def test_variants_of_zclip(
+    settings: dict[str, Any], clips: tuple[float, float], mean: float, variance: float
+) -> None:
     _, found, statistics = zclip(**settings)
     assert [found[5], found[8]] == near(list(clips))
     assert statistics[-1] == (pytest.approx(mean, abs=1e-6), pytest.approx(variance, abs=1e-7))
@@ -139,31 +147,65 @@ def test_the_lock_in_of_zclip_and_the_way_out() -> None:
     outs = [freed.out(level(step))[0] for step in range(100 + 2 * 20)]
     assert outs[-1] > 8
     little = Bench(ZClip, max_grad_norm=None)
-    outs = [little.out(1.0 if s < 100 and s % 2 else 1.1 if s < 100 else 1.2)[0] for s in range(300)]
+    outs = [
+        little.out(1.0 if s < 100 and s % 2 else 1.1 if s < 100 else 1.2)[0] for s in range(300)
+    ]
     assert outs[-1] == pytest.approx(1.2, rel=1e-3), "a small rise is followed"
 
 
-# --- AdaGC ------------------------------------------------------------------------------------------------------------
+# --- AdaGC ----------------------------------------------------------------------------------------
 
 PAIRS = [(0.3, 0.4), (3, 4), (0.6, 0.8), (0.62, 0.1), (5, 0.41), (0.5, 0.5), (0.5, 40)]
 ADAGC = {
     (1.04, 0.99): (
-        [(0.3, 0.4), (0.6, 0.8), (0.6, 0.8), (0.312, 0.1), (0.312125, 0.41), (0.312249, 0.413014), (0.312374, 0.41318)],
-        [(0.3, 0.4), (0.3, 0.4), (0.3, 0.4), (0.30012, 0.397), (0.30024005, 0.39713), (0.30036014, 0.39728885),
-         (0.30048029, 0.39744777)],
+        [
+            (0.3, 0.4),
+            (0.6, 0.8),
+            (0.6, 0.8),
+            (0.312, 0.1),
+            (0.312125, 0.41),
+            (0.312249, 0.413014),
+            (0.312374, 0.41318),
+        ],
+        [
+            (0.3, 0.4),
+            (0.3, 0.4),
+            (0.3, 0.4),
+            (0.30012, 0.397),
+            (0.30024005, 0.39713),
+            (0.30036014, 0.39728885),
+            (0.30048029, 0.39744777),
+        ],
     ),
     (1.05, 0.98): (
-        [(0.3, 0.4), (0.6, 0.8), (0.6, 0.8), (0.315, 0.1), (0.315315, 0.41), (0.31563, 0.414035), (0.315945, 0.41445)],
-        [(0.3, 0.4), (0.3, 0.4), (0.3, 0.4), (0.3003, 0.394), (0.3006003, 0.39432), (0.3009009, 0.39471432),
-         (0.3012018, 0.39510903)],
+        [
+            (0.3, 0.4),
+            (0.6, 0.8),
+            (0.6, 0.8),
+            (0.315, 0.1),
+            (0.315315, 0.41),
+            (0.31563, 0.414035),
+            (0.315945, 0.41445),
+        ],
+        [
+            (0.3, 0.4),
+            (0.3, 0.4),
+            (0.3, 0.4),
+            (0.3003, 0.394),
+            (0.3006003, 0.39432),
+            (0.3009009, 0.39471432),
+            (0.3012018, 0.39510903),
+        ],
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("match_published", [False, True])
 @pytest.mark.parametrize(("ratio", "beta"), list(ADAGC))
 def test_adagc(ratio: float, beta: float, match_published: bool) -> None:
-    bench = Bench(AdaGC, 2, lambda_rel=ratio, beta=beta, warmup_steps=3, match_published=match_published)
+    bench = Bench(
+        AdaGC, 2, lambda_rel=ratio, beta=beta, warmup_steps=3, match_published=match_published
+    )
     for pair, out, gamma in zip(PAIRS, *ADAGC[ratio, beta], strict=True):
         assert bench.out(*pair) == pytest.approx(list(out), rel=4e-6 if match_published else 3e-6)
         kept = bench.clipper.state_dict()["gamma"]
@@ -178,7 +220,7 @@ def test_a_zero_gradient_freezes_the_published_adagc_and_not_ours() -> None:
     assert [ours.out(*pair)[0] for pair in steps] == near([0.0, 0.3, 0.3, 0.3])
 
 
-# --- Stable-SPAM's transforms -----------------------------------------------------------------------------------------
+# --- Stable-SPAM's transforms ---------------------------------------------------------------------
 
 STABLE = [
     ((3, 4), 4, 5, 1.000000),
@@ -198,7 +240,9 @@ def test_stable_spam() -> None:
         clipper.step()
         assert parameter.grad.norm().item() == pytest.approx(goal, rel=1e-6)
         torch.testing.assert_close(parameter.grad, cut / norm * goal, rtol=1e-6, atol=0)
-        assert float(clipper.state_dict()["largest"]["p"]) / (1 - 0.999**step) == pytest.approx(limit, rel=1e-7)
+        assert float(clipper.state_dict()["largest"]["p"]) / (1 - 0.999**step) == pytest.approx(
+            limit, rel=1e-7
+        )
 
 
 def raw(clipper: StableSPAM) -> Tensor:
@@ -218,7 +262,10 @@ def test_the_raw_means_of_stable_spam() -> None:
     mean = [1.5, 2.55, 6.58944544, 6.11261181, 5.77882827, 5.54517979, 5.38162585]
     square = [2.5, 4.75, 29.92244003, 29.43019603, 28.98717643, 28.58845878, 28.22961291]
     torch.testing.assert_close(
-        torch.stack(found), torch.tensor([largest, mean, square], dtype=torch.float64).T, rtol=2e-7, atol=2e-9
+        torch.stack(found),
+        torch.tensor([largest, mean, square], dtype=torch.float64).T,
+        rtol=2e-7,
+        atol=2e-9,
     )
 
 
@@ -239,6 +286,18 @@ def test_a_spike_after_a_long_quiet_hardly_passes() -> None:
 @pytest.mark.parametrize("match_published", [False, True])
 def test_the_cosine_of_stable_spam(match_published: bool) -> None:
     clipper = StableSPAM(total_steps=10, match_published=match_published)
-    expected = [0.989873, 0.960313, 0.913715, 0.853854, 0.785579, 0.714421, 0.646146, 0.586285, 0.539687, 0.510127, 0.5]
+    expected = [
+        0.989873,
+        0.960313,
+        0.913715,
+        0.853854,
+        0.785579,
+        0.714421,
+        0.646146,
+        0.586285,
+        0.539687,
+        0.510127,
+        0.5,
+    ]
     assert [clipper.cosine(t) for t in range(1, 12)] == pytest.approx(expected, abs=1e-6)
     assert clipper.cosine(22) == pytest.approx(1.0 if match_published else 0.5)

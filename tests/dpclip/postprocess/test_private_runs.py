@@ -30,21 +30,33 @@ ALL = "fixed+normalized+autoclip+zclip+adagc+agc+spam+stable-spam"
 
 
 def run(
-    clippers: list[GradientClipper], rule: ClippingRule | None = None, epsilon: float = 4.0, steps: int = 30
+    clippers: list[GradientClipper],
+    rule: ClippingRule | None = None,
+    epsilon: float = 4.0,
+    steps: int = 30,
 ) -> tuple[PrivateTraining, nn.Module, Iterator[None]]:
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(4, 30), nn.Tanh(), nn.Linear(30, 2))
     data = torch.randn(120, 4, generator=torch.Generator().manual_seed(1))
     private = dpclip.make_private(
-        net, torch.optim.SGD(net.parameters(), lr=0.1), [(row, int(row.sum() > 0)) for row in data],
-        target_epsilon=epsilon, expected_batch_size=20, steps=steps, physical_batch_size=7, clipping=rule,
-        postprocess=clippers, key=SecretKey.for_tests(5),
-    )  # fmt: skip
+        net,
+        torch.optim.SGD(net.parameters(), lr=0.1),
+        [(row, int(row.sum() > 0)) for row in data],
+        target_epsilon=epsilon,
+        expected_batch_size=20,
+        steps=steps,
+        physical_batch_size=7,
+        clipping=rule,
+        postprocess=clippers,
+        key=SecretKey.for_tests(5),
+    )
 
     def loop() -> Iterator[None]:
         for inputs, targets in private.batches():
             with private.microbatch((inputs, targets)):
-                private.backward(nn.functional.cross_entropy(net(inputs), targets, reduction="none"))
+                private.backward(
+                    nn.functional.cross_entropy(net(inputs), targets, reduction="none")
+                )
                 yield
             private.step()
 
@@ -68,7 +80,9 @@ def test_no_clipper_changes_what_is_spent(text: str) -> None:
     assert clipped.guarantee() == plain.guarantee()
     assert clipped.plan == plain.plan
     assert micro_batches > 60
-    assert [c.state_dict()["steps"] for c in clipped.engine.postprocess] == [30] * len(clipped.engine.postprocess)
+    assert [c.state_dict()["steps"] for c in clipped.engine.postprocess] == [30] * len(
+        clipped.engine.postprocess
+    )
     assert all(p.isfinite().all() for p in net.parameters())
 
 
@@ -82,7 +96,9 @@ def test_observers_are_told_what_was_released() -> None:
         def on_step_begin(self, step: int, generation: int) -> None: ...
 
         def on_step_end(self, step: int, released: Released[StepRelease]) -> None:
-            self.norms.append(math.sqrt(sum(float(g.square().sum()) for g in released.value.gradient)))
+            self.norms.append(
+                math.sqrt(sum(float(g.square().sum()) for g in released.value.gradient))
+            )
 
     found = []
     for clippers in ([], [FixedNorm(max_grad_norm=1e-9)]):
@@ -92,7 +108,10 @@ def test_observers_are_told_what_was_released() -> None:
         start = [p.detach().clone() for p in net.parameters()]
         finish(loop)
         moved = math.sqrt(
-            sum(float((p.detach() - s).square().sum()) for p, s in zip(net.parameters(), start, strict=True))
+            sum(
+                float((p.detach() - s).square().sum())
+                for p, s in zip(net.parameters(), start, strict=True)
+            )
         )
         found.append((kept.norms, moved))
     assert found[0][0] == found[1][0]
@@ -112,7 +131,9 @@ def test_the_ratio_to_the_noise_floor_is_about_one_whatever_the_noise_is() -> No
 
 
 def test_noise_alone_looks_as_predicted() -> None:
-    """d coordinates of noise: mean sqrt(d) s, coefficient of variation 1/sqrt(2 d); ZClip flags under 3 % of it."""
+    """d coordinates of noise: mean sqrt(d) s, coefficient of variation 1/sqrt(2 d); ZClip flags
+    under 3 % of it.
+    """
     d, s = 67_775, 1 / 256
     parameter = nn.Parameter(torch.zeros(d))
     history = AutoClip(percentile=100, input="noised")
@@ -124,7 +145,10 @@ def test_noise_alone_looks_as_predicted() -> None:
     for step in range(275):
         gradient = torch.randn(d, generator=draw) * s
         for clipper in (history, zclip):
-            released = Released(StepRelease([gradient.clone()], {}, 1.0, (s,), {}, (s,)), Receipt(step, 0, 1.0, step))
+            released = Released(
+                StepRelease([gradient.clone()], {}, 1.0, (s,), {}, (s,)),
+                Receipt(step, 0, 1.0, step),
+            )
             clipper.apply(released)
         flagged += zclip._report.clipped
     norms = history.state_dict()["history"]["global"].double()
@@ -145,7 +169,9 @@ def test_a_jump_of_the_noise_is_no_spike() -> None:
             s = 0.1 if step < 30 else 1.0
             gradient = torch.randn(5000, generator=draw) * s
             receipt = Receipt(step, 0, 1.0, step)
-            after = clipper.apply(Released(StepRelease([gradient], {}, 1.0, (s,), {}, (s,)), receipt)).value
+            after = clipper.apply(
+                Released(StepRelease([gradient], {}, 1.0, (s,), {}, (s,)), receipt)
+            ).value
         outs[wanted] = float(after.gradient[0].norm())
     assert outs["auto"] == pytest.approx(math.sqrt(5000), rel=0.05)
     assert outs["noised"] < 0.2 * outs["auto"]
@@ -160,16 +186,24 @@ def test_the_denoised_norm_is_the_signals() -> None:
     signal[0] = 3.0
     for step in range(50):
         gradient = signal + torch.randn(20_000, generator=draw) * 0.02
-        clipper.apply(Released(StepRelease([gradient], {}, 1.0, (0.02,), {}, (0.02,)), Receipt(step, 0, 1.0, step)))
+        clipper.apply(
+            Released(
+                StepRelease([gradient], {}, 1.0, (0.02,), {}, (0.02,)), Receipt(step, 0, 1.0, step)
+            )
+        )
     assert float(clipper.state_dict()["history"]["global"].mean()) == pytest.approx(3.0, rel=0.01)
-    nothing = Released(StepRelease([torch.zeros(20_000)], {}, 1.0, (0.02,), {}, (0.02,)), Receipt(0, 0, 1.0, 0))
+    nothing = Released(
+        StepRelease([torch.zeros(20_000)], {}, 1.0, (0.02,), {}, (0.02,)), Receipt(0, 0, 1.0, 0)
+    )
     clipper.apply(nothing)
     floor = (2 * 20_000) ** 0.25 * 0.02
     assert float(clipper.state_dict()["history"]["global"][-1]) == pytest.approx(floor, rel=1e-3)
 
 
 def test_small_tensors_are_not_throttled_by_noise_alone() -> None:
-    """AdaGC's 1.04 clips pure noise in a tensor of 10 elements most of the time; the private form seldom does."""
+    """AdaGC's 1.04 clips pure noise in a tensor of 10 elements most of the time; the private form
+    seldom does.
+    """
     shares = {}
     for private in (False, True):
         parameter = nn.Parameter(torch.zeros(10))
@@ -193,7 +227,7 @@ def test_a_clipper_leaves_word_of_the_noise_that_is_left() -> None:
     assert after.coordinate_stds == pytest.approx((0.125,))
 
 
-# --- refusals ---------------------------------------------------------------------------------------------------------
+# --- refusals -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", CLIPPERS.names())
@@ -218,7 +252,13 @@ def test_a_hook_on_the_optimizer_sees_released_gradients_only() -> None:
     start = [p.detach().clone() for p in net.parameters()]
     finish(loop)
     assert clipper.state_dict()["steps"] == 30
-    assert max(float((p.detach() - s).abs().max()) for p, s in zip(net.parameters(), start, strict=True)) < 1e-5
+    assert (
+        max(
+            float((p.detach() - s).abs().max())
+            for p, s in zip(net.parameters(), start, strict=True)
+        )
+        < 1e-5
+    )
 
 
 def test_what_was_not_released_is_refused() -> None:
