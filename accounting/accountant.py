@@ -37,7 +37,12 @@ PROFILE_DELTAS = (1e-4, 1e-5, 1e-6, 1e-7, 1e-8, 1e-9, 1e-10)
 
 
 class Accountant(Protocol):
-    """What a training run needs of an accountant."""
+    """What a training run needs of an accountant.
+
+    Attributes:
+        name: the method, such as "prv".
+        adjacency: the neighbouring relation that every figure holds for.
+    """
 
     name: str
     adjacency: str
@@ -46,25 +51,70 @@ class Accountant(Protocol):
         """Why this event has no finite epsilon here, or None."""
 
     def charge(self, event: Event, count: int = 1) -> None:
-        """Book `count` releases of an event, for ever."""
+        """Book `count` releases of an event, for ever.
+
+        Args:
+            count: an integer >= 0.
+
+        Raises:
+            InputError: no event, or no such count; nothing is booked.
+        """
 
     def quote(self, event: Event, count: int, delta: float) -> Interval:
-        """What epsilon(delta) would be after charging; changes nothing."""
+        """What epsilon(delta) would be after charging; changes nothing.
+
+        Args:
+            count: releases, an integer >= 0.
+            delta: in [0, 1).
+
+        Raises:
+            InputError: no event, or a count or delta out of range.
+        """
 
     def epsilon(self, delta: float) -> Interval:
-        """Epsilon at delta of everything charged so far."""
+        """Epsilon at delta of everything charged so far.
+
+        Args:
+            delta: in [0, 1).
+
+        Returns:
+            an interval; its upper end may be reported and is inf where there is no bound.
+        """
 
     def running_epsilon(self, delta: float) -> float:
-        """A quick upper bound on epsilon at delta, for display during training."""
+        """A quick upper bound on epsilon at delta, for display during training.
+
+        Args:
+            delta: in [0, 1).
+        """
 
     def delta(self, epsilon: float) -> float:
-        """Upper bound on delta at epsilon of everything charged so far."""
+        """Upper bound on delta at epsilon of everything charged so far.
+
+        Args:
+            epsilon: >= 0.
+
+        Returns:
+            a probability in [0, 1].
+        """
 
     def profile(self, deltas: Sequence[float] = PROFILE_DELTAS) -> list[tuple[float, float]]:
-        """(delta, epsilon) pairs of everything charged so far."""
+        """Epsilon at several deltas, of everything charged so far.
+
+        Args:
+            deltas: each in [0, 1).
+
+        Returns:
+            (delta, epsilon) pairs in the order asked; epsilon >= 0 is an upper bound, inf if there
+            is none.
+        """
 
     def guarantee(self, delta: float) -> EpsilonGuarantee:
-        """What may be promised of everything charged so far."""
+        """What may be promised of everything charged so far.
+
+        Args:
+            delta: in [0, 1).
+        """
 
     @property
     def events(self) -> list[tuple[Event, int]]:
@@ -91,8 +141,10 @@ class _Ledger(ABC):
         return unsupported_reason(event, self.adjacency)
 
     def charge(self, event: Event, count: int = 1) -> None:
-        """Book `count` releases of an event; raises InputError on a malformed one, before booking
-        it.
+        """Book `count` releases of an event.
+
+        Raises:
+            InputError: it is malformed; nothing is booked.
         """
         for primitive, times in self._checked(event, count):
             self._counts[primitive] = self._counts.get(primitive, 0) + times
@@ -235,7 +287,15 @@ def as_event(events: Counted) -> Event:
 
 
 def make_accountant(name: str, adjacency: str) -> Accountant:
-    """A fresh accountant by name; raises InputError naming the known ones."""
+    """A fresh accountant by name.
+
+    Args:
+        name: "prv" or "rdp".
+        adjacency: "add-remove", "zero-out" or "replace-one".
+
+    Raises:
+        InputError: an unknown name or adjacency; the message lists the known ones.
+    """
     if name not in ACCOUNTANTS:
         raise InputError(
             f"accountant {name!r} is unknown; use one of {', '.join(sorted(ACCOUNTANTS))}"
@@ -252,16 +312,35 @@ ACCOUNTANTS: dict[str, type[RenyiAccountant] | type[PRVAccountant]] = {
 def profile(
     events: Counted, adjacency: str, deltas: Sequence[float], accountant: str
 ) -> list[tuple[float, float]]:
-    """(delta, epsilon) pairs of the same events at several deltas."""
+    """Epsilon of the same events at several deltas.
+
+    Args:
+        events: (event, count) pairs.
+        deltas: each in [0, 1).
+        accountant: "prv" or "rdp".
+
+    Returns:
+        (delta, epsilon) pairs in the order asked; epsilon >= 0 is an upper bound, inf if there is
+        none.
+    """
     return booked(events, adjacency, accountant).profile(deltas)
 
 
 def spend_curve(
     event: Event, counts: Sequence[int], delta: float, adjacency: str, accountant: str
 ) -> list[tuple[int, float]]:
-    """(count, epsilon at delta) after each count of the same event; never decreasing in the count.
+    """How epsilon at delta grows with the number of releases of one event.
 
-    counts: integers >= 0 in increasing order.
+    Args:
+        counts: integers >= 0 in increasing order; one may be repeated.
+        delta: in [0, 1).
+        accountant: "prv" or "rdp".
+
+    Returns:
+        (count, epsilon) for each count; epsilon never decreases.
+
+    Raises:
+        InputError: the counts are not in order, or a value is out of range.
     """
     require(
         list(counts) == sorted(counts),
@@ -276,7 +355,15 @@ def spend_curve(
 
 
 def booked(events: Counted, adjacency: str, accountant: str) -> Accountant:
-    """An accountant with these events charged."""
+    """An accountant with these events charged.
+
+    Args:
+        events: (event, count) pairs.
+        accountant: "prv" or "rdp".
+
+    Raises:
+        InputError: an unknown accountant or adjacency, or a malformed event.
+    """
     book = make_accountant(accountant, adjacency)
     for event, count in events:
         book.charge(event, count)
@@ -284,7 +371,11 @@ def booked(events: Counted, adjacency: str, accountant: str) -> Accountant:
 
 
 def unsupported_reasons(events: Counted, adjacency: str) -> str:
-    """Why there is no finite epsilon; empty if there is one."""
+    """Why there is no finite epsilon.
+
+    Returns:
+        the reasons of all events with a count above 0, separated by "; "; empty if there are none.
+    """
     reasons = [
         reason
         for event, count in events

@@ -16,7 +16,15 @@ _RELATIVE, _ABSOLUTE = 2e-4, 1e-6  # tolerance between two opinions
 
 @dataclass(frozen=True)
 class Comparison:
-    """The epsilon to report, by which accountant, and whether the opinions are consistent."""
+    """The epsilon to report, by which accountant, and whether the opinions are consistent.
+
+    Attributes:
+        epsilon: the figure to report, >= 0 or inf.
+        accountant: the name of the opinion it is taken from.
+        opinions: of everyone who was asked.
+        agree: whether they are consistent.
+        reason: what was wrong, or which opinion is missing and why; may be empty.
+    """
 
     epsilon: float
     accountant: str
@@ -31,6 +39,14 @@ def compare(events: Counted, delta: float, adjacency: str, accountant: str = "pr
 
     They agree when the distributions' interval is not above the Rényi bound and meets
     prv-accountant's. On disagreement the largest finite bound is reported and the reason says so.
+
+    Args:
+        events: (event, count) pairs.
+        delta: in [0, 1).
+        accountant: "prv" or "rdp": whose figure is reported where the opinions agree.
+
+    Raises:
+        InputError: an unknown accountant or adjacency, a malformed event, or a delta out of range.
     """
     book = booked(events, adjacency, accountant)
     renyi, ours = (booked(book.events, adjacency, name).epsilon(delta) for name in ("rdp", "prv"))
@@ -52,8 +68,13 @@ def compare(events: Counted, delta: float, adjacency: str, accountant: str = "pr
 
 
 def filtered(book: RenyiFilter, delta: float) -> Comparison:
-    """A filter's preset budget, beside what an accountant would say of the realised schedule, which
-    is no bound.
+    """A filter's preset budget, beside what an accountant would say of the realised schedule.
+
+    Args:
+        delta: in [0, 1); where the accountant is asked.
+
+    Returns:
+        a comparison that reports the preset epsilon; the other opinion is no bound.
     """
     promised, plug_in = book.guarantee(), book.plug_in(delta)
     other = Interval(plug_in.accountant, None, plug_in.figure, math.inf, plug_in.note)

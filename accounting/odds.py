@@ -19,6 +19,16 @@ def best_guess(epsilon: float, delta: float) -> float:
 
     (e^epsilon + delta) / (1 + e^epsilon): with probability delta a sure win, otherwise a bet at
     odds e^epsilon to 1 (Kairouz, Oh and Viswanath 2015, arXiv 1311.0776).
+
+    Args:
+        epsilon: >= 0.
+        delta: in [0, 1].
+
+    Returns:
+        a probability in [1/2, 1], rounded up.
+
+    Raises:
+        InputError: no such guarantee.
     """
     checked_points([(epsilon, delta)])
     lost = (1.0 - delta) * math.exp(-epsilon) / (1.0 + math.exp(-epsilon))
@@ -26,11 +36,20 @@ def best_guess(epsilon: float, delta: float) -> float:
 
 
 def true_positive_rate(false_positive_rate: float, points: Iterable[Point]) -> float:
-    """The most members any membership test finds while accusing this share of non-members, rounded
-    up.
+    """The most members any membership test finds while accusing this share of non-members.
 
     The least of e^epsilon FPR + delta and 1 - e^-epsilon (1 - delta - FPR) over the points (Dong,
-    Roth and Su 2019, arXiv 1905.02383, equation 5). false_positive_rate: in [0, 1].
+    Roth and Su 2019, arXiv 1905.02383, equation 5).
+
+    Args:
+        false_positive_rate: share of non-members accused, in [0, 1].
+        points: (epsilon, delta) guarantees that hold together.
+
+    Returns:
+        a share of members in [0, 1], rounded up; 1 without points.
+
+    Raises:
+        InputError: a rate outside [0, 1], or a point that is no guarantee.
     """
     require_rates([false_positive_rate])
     bound = 1.0
@@ -42,7 +61,11 @@ def true_positive_rate(false_positive_rate: float, points: Iterable[Point]) -> f
 
 
 def odds(epsilon: float) -> float:
-    """e^epsilon, at which odds to one a unit's presence can be told; inf where it is no double."""
+    """e^epsilon, at which odds to one a unit's presence can be told.
+
+    Returns:
+        odds >= 1; inf from epsilon = 700 on.
+    """
     return math.exp(epsilon) if epsilon < 700.0 else math.inf
 
 
@@ -65,7 +88,10 @@ def require_rates(rates: Sequence[float]) -> None:
 
 
 def checked_points(points: Iterable[Point]) -> list[Point]:
-    """The points as pairs of floats.
+    """Read points as pairs of floats.
+
+    Args:
+        points: (epsilon, delta) with epsilon >= 0 and delta in [0, 1].
 
     Raises:
         InputError: one that is no guarantee.

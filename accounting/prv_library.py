@@ -36,10 +36,16 @@ def prv_opinion(
     adjacency: str,
     eps_error: float | None = None,
 ) -> Interval:
-    """prv-accountant's interval for epsilon at delta, or an interval up to inf whose note says why
-    not.
+    """prv-accountant's interval for epsilon at delta.
 
-    eps_error: half-width asked of the library; by default 0.01, or 0.1 where that would be slow.
+    Args:
+        events: (event, count) pairs.
+        delta: in (0, 1).
+        eps_error: half-width asked of the library, > 0; by default 0.01, or 0.1 where that would be
+            slow.
+
+    Returns:
+        the interval, or one up to inf whose note says why there is none.
     """
     reason = _reason_against(events, delta, adjacency)
     if reason is not None:

@@ -8,7 +8,7 @@ import difflib
 import inspect
 import types
 from collections.abc import Callable, Iterator
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from typing import Any, ClassVar, Generic, Literal, TypeVar, Union, get_args, get_origin
 
 from accounting.errors import InputError
@@ -35,6 +35,7 @@ class Registry(Generic[T]):
     def __init__(self, what: str, group: str | None = None, key: str = "name") -> None:
         self.what, self.group, self._key = what, group, key
         self._makers: dict[str, Callable[..., T]] = {}
+        self._lazy: dict[str, EntryPoint] = {}
         self._aliases: dict[str, str] = {}
 
     def register(self, maker: M, name: str | None = None) -> M:
@@ -67,37 +68,75 @@ class Registry(Generic[T]):
         """`register` as a decorator that gives the name."""
         return lambda maker: self.register(maker, name)
 
+    def lazy(self, name: str, target: str) -> None:
+        """Add a maker that is imported when it is first asked for.
+
+        Args:
+            name: what it is chosen by.
+            target: "module:attribute".
+        """
+        self._lazy[name] = EntryPoint(name, target, self.group or "")
+
     def alias(self, old: str, name: str) -> None:
-        """Keep reading an earlier spelling, which is listed nowhere."""
+        """Keep reading an earlier spelling of a name or of a setting; it is listed nowhere.
+
+        Args:
+            old: the earlier spelling.
+            name: what it stands for.
+        """
         self._aliases[old] = name
 
     def names(self) -> list[str]:
         """All names, sorted; those of installed entry points, too."""
-        return sorted({*self._makers, *(point.name for point in self._entry_points())})
+        return sorted({*self._makers, *(point.name for point in self._points())})
 
     def __contains__(self, name: str) -> bool:
         name = self._aliases.get(name, name)
-        return name in self._makers or any(point.name == name for point in self._entry_points())
+        return name in self._makers or any(point.name == name for point in self._points())
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.names())
 
-    def get(self, name: str) -> Callable[..., T]:
-        """The maker of that name.
+    def check(self, name: str) -> None:
+        """Refuse a name that `get` would not find, without importing anything.
+
+        Args:
+            name: of a maker.
 
         Raises:
-            InputError: there is none; the message has the likeliest name and all others.
+            InputError: there is none of that name.
+        """
+        if name not in self:
+            self._loaded(name)
+
+    def get(self, name: str) -> Callable[..., T]:
+        """Find a maker.
+
+        Args:
+            name: of the maker, or an earlier spelling.
+
+        Raises:
+            InputError: there is none, and the message has the likeliest name and all others; or its
+                package cannot be imported.
         """
         name = self._aliases.get(name, name)
         if name not in self._makers:
-            found = next((point for point in self._entry_points() if point.name == name), None)
-            if found is None:
-                raise self.error(
-                    f"{self.what} {name!r} is unknown: choose one of "
-                    f"{self._listed(name, self.names())}"
-                )
-            self._makers[name] = found.load()
+            self._makers[name] = self._loaded(name)
         return self._makers[name]
+
+    def _loaded(self, name: str) -> Callable[..., T]:
+        point = next((point for point in self._points() if point.name == name), None)
+        if point is None:
+            known = self._listed(name, self.names())
+            raise self.error(f"{self.what} {name!r} is unknown: choose one of {known}")
+        try:
+            found: Callable[..., T] = point.load()
+        except (ImportError, AttributeError) as error:
+            raise self.error(
+                f"{self.what} {name!r} of {point.value} cannot be imported ({error}): mend or "
+                "remove the package that brings it"
+            ) from error
+        return found
 
     def make(self, text: str, *fixed: Any, **more: Any) -> T:
         """Build one of the things, its settings read as the maker's signature says.
@@ -113,10 +152,13 @@ class Registry(Generic[T]):
         """
         name, _, settings = text.partition(":")
         maker = self.get(name)
+        if not settings:
+            return maker(*fixed, **more)
         kinds = {key: kind for key, kind in setting_types(maker).items() if key not in more}
         values: dict[str, Any] = {}
         for setting in filter(None, settings.split(",")):
             key, _, value = setting.partition("=")
+            key = self._aliases.get(key, key)
             if key not in kinds:
                 known = self._listed(key, list(kinds))
                 raise self.error(f"{self.what} {name!r} has no setting {key!r}: it knows {known}")
@@ -129,8 +171,10 @@ class Registry(Generic[T]):
                 ) from None
         return maker(*fixed, **values, **more)
 
-    def _entry_points(self) -> Iterator[Any]:
-        return iter(entry_points(group=self.group) if self.group else ())
+    def _points(self) -> Iterator[EntryPoint]:
+        yield from self._lazy.values()
+        if self.group:
+            yield from entry_points(group=self.group)
 
     @staticmethod
     def _listed(given: str, known: list[str]) -> str:
@@ -217,7 +261,14 @@ def read_value(text: str, kind: Any) -> Any:
 
 
 def described(kind: Any) -> str:
-    """A setting's types in words, for messages."""
+    """A setting's types in words, for messages.
+
+    Args:
+        kind: as `setting_types` gives it.
+
+    Returns:
+        text such as "a number", alternatives joined by "or".
+    """
     parts = _parts(kind)
     words = [
         words for part, (_, words) in _READERS.items() if part in parts and part is not type(None)

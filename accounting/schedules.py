@@ -28,8 +28,11 @@ _MOST_NODES = 160  # distinct releases of a schedule; the nodes move apart until
 
 @dataclass(frozen=True)
 class Term:
-    """`count` releases of a labelled mixture of distributions: weights is ((index, weight),
-    ...).
+    """Several releases of one labelled mixture of distributions.
+
+    Attributes:
+        weights: (index of a distribution, probability) pairs; the probabilities sum to 1.
+        count: number of releases.
     """
 
     weights: tuple[tuple[int, float], ...]
@@ -37,7 +40,13 @@ class Term:
 
 
 class NoiseSchedule(NamedTuple):
-    """Distinct releases, what to compose of them, and whether that is the steps themselves."""
+    """Distinct releases, and what to compose of them.
+
+    Attributes:
+        nodes: the distinct releases.
+        terms: mixtures of them; an index is a position in `nodes`.
+        exact: whether the terms are the steps themselves, not a bound on them.
+    """
 
     nodes: list[Event]
     terms: list[Term]
@@ -45,7 +54,16 @@ class NoiseSchedule(NamedTuple):
 
 
 def blended(steps: Sequence[tuple[Event, int]], adjacency: str, upper: bool) -> NoiseSchedule:
-    """A schedule of few distinct releases that bounds the steps from above or from below."""
+    """A schedule of few distinct releases that bounds the steps from above or from below.
+
+    Args:
+        steps: (event, count) pairs.
+        upper: bound from above, else from below.
+
+    Returns:
+        the steps themselves if at most 24 of them can be blended, else a schedule of at most 160
+        distinct releases.
+    """
     kinds = [event for event, _ in steps if isinstance(event, PoissonGaussian) and can_blend(event)]
     if len(kinds) <= _FEW:
         alone = [Term(((i, 1.0),), count) for i, (_, count) in enumerate(steps)]
@@ -81,7 +99,11 @@ def _on_nodes(
 
 
 def can_blend(event: Event) -> bool:
-    """Whether the event is a sampled Gaussian with some noise."""
+    """Whether the event is a sampled Gaussian with some noise.
+
+    Returns:
+        True for a `PoissonGaussian` with a sample rate in (0, 1) and a noise multiplier above 1e-3.
+    """
     return (
         isinstance(event, PoissonGaussian)
         and 0.0 < event.sample_rate < 1.0
@@ -90,8 +112,13 @@ def can_blend(event: Event) -> bool:
 
 
 def corners_on_lattice(event: PoissonGaussian, adjacency: str) -> list[tuple[float, Event]]:
-    """(weight, node) of a labelled mixture of releases on a fixed lattice that is at least as
-    revealing.
+    """A labelled mixture of releases on a fixed lattice that is at least as revealing as the event.
+
+    Args:
+        event: one that can be blended.
+
+    Returns:
+        (probability, node) pairs, at most four.
     """
     rates = [min(1.0, rate) for rate in _lattice_around(event.sample_rate)]
     sigmas = _lattice_around(event.noise_multiplier)

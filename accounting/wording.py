@@ -14,14 +14,22 @@ _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 def finite(value: float | None) -> float | str | None:
-    """A number as JSON knows it: infinity becomes the string "inf"."""
+    """A number as JSON knows it: an infinite one becomes the string "inf"."""
     return "inf" if value is not None and math.isinf(value) else value
 
 
 def sentence(
     epsilon: float, delta: float, unit: str, adjacency: str, kind: str, assumption: str | None
 ) -> str:
-    """The guarantee in one sentence; epsilon is rounded up."""
+    """The guarantee in one sentence.
+
+    Args:
+        epsilon: >= 0, shown rounded up; inf for no guarantee.
+        delta: a failure probability, shown with 6 significant digits.
+        unit: what one unit of privacy is, in words.
+        kind: of guarantee, as in `EpsilonGuarantee`.
+        assumption: what the guarantee depends on, in words; None if on nothing.
+    """
     if math.isinf(epsilon):
         return "This run gives no privacy guarantee: epsilon is infinite."
     relation = {
@@ -37,7 +45,14 @@ def sentence(
 
 
 def exact(value: object) -> Decimal | None:
-    """The decimal number a JSON value spells (``"inf"`` included), or None where it spells none."""
+    """The decimal number a JSON value spells.
+
+    Args:
+        value: a number, "inf" or "-inf".
+
+    Returns:
+        the number with the digits it is written with, or None where it spells none.
+    """
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         return None
     if isinstance(value, str):
@@ -47,7 +62,12 @@ def exact(value: object) -> Decimal | None:
 
 
 def significant(number: Decimal, digits: int, rounding: str) -> Decimal:
-    """``number`` to so many significant digits."""
+    """``number`` rounded to so many significant digits.
+
+    Args:
+        digits: >= 1.
+        rounding: a rounding mode of `decimal`.
+    """
     if number.is_zero():
         return Decimal(0)
     rounded = number.quantize(Decimal(1).scaleb(number.adjusted() - digits + 1), rounding=rounding)
@@ -59,13 +79,22 @@ def significant(number: Decimal, digits: int, rounding: str) -> Decimal:
 
 
 def plain(number: Decimal, separator: bool = False) -> str:
-    """A number in full without trailing zeros; with thousands marked if asked for."""
+    """A number in full without trailing zeros.
+
+    Args:
+        separator: mark thousands by commas.
+    """
     text = f"{number:,f}" if separator else f"{number:f}"
     return text.rstrip("0").rstrip(".") if "." in text else text
 
 
 def power(number: Decimal, digits: int, rounding: str) -> str:
-    """Scientific notation: ``7.42×10⁻⁶``."""
+    """Scientific notation: ``7.42×10⁻⁶``.
+
+    Args:
+        digits: significant ones, >= 1.
+        rounding: a rounding mode of `decimal`.
+    """
     if number.is_zero():
         return "0"
     number = significant(number, digits, rounding)
@@ -75,7 +104,11 @@ def power(number: Decimal, digits: int, rounding: str) -> str:
 
 
 def shown_if_special(number: Decimal | None) -> str | None:
-    """What is written where there is no finite number; None where there is one."""
+    """What is written where there is no finite number.
+
+    Returns:
+        text for None and for infinity, or None where there is a finite number.
+    """
     if number is None:
         return NOT_STATED
     if number.is_infinite():
@@ -84,11 +117,13 @@ def shown_if_special(number: Decimal | None) -> str | None:
 
 
 def shown_epsilon(value: object, rounding: str = ROUND_CEILING) -> str:
-    """ε rounded up to 2 decimals, to 3 significant digits below 0.1, in powers of ten from a
-    million on.
+    """ε rounded up to 2 decimals, to 3 significant digits below 0.1, in powers of ten below 0.0001
+    and from a million on.
 
-    ``rounding`` is ROUND_FLOOR only for the lower end of an interval, which would otherwise not
-    enclose.
+    Args:
+        value: a JSON value as in `exact`; one that spells no number is "not stated".
+        rounding: ROUND_FLOOR only for the lower end of an interval, which would otherwise not
+            enclose.
     """
     number = exact(value)
     special = shown_if_special(number)

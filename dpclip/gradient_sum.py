@@ -15,7 +15,14 @@ from dpclip.precision import accumulation_dtype
 
 
 def bits(values: Tensor) -> Tensor:
-    """The same memory as integers."""
+    """View the same memory as integers.
+
+    Args:
+        values: any shape, elements of 1, 2, 4 or 8 bytes.
+
+    Returns:
+        signed integers of the same width and shape, sharing the memory.
+    """
     return values.view(
         {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[values.itemsize]
     )
@@ -25,26 +32,44 @@ class WeightedForm(Protocol):
     """Per-sample gradients of one parameter that can be added up (`per_sample/factored.py`)."""
 
     def add_weighted(self, factors: Tensor, into: Tensor, keep: Tensor | None = None) -> None:
-        """into += sum_i factors[i] g_i."""
+        """into += sum_i factors[i] g_i.
+
+        Args:
+            factors: shape [rows].
+            into: one parameter's accumulator, on the sum scale; changed in place.
+            keep: which rows are read at all, bool, [rows]; None reads all.
+        """
         ...
 
 
 class PartwiseSum(ABC):
-    """A sum of which each parameter's share is held in one or more tensors, each with its unit."""
+    """A sum that holds each parameter's part in one or more tensors, each with its unit."""
 
     groups: list[int]
 
     @abstractmethod
     def parts(self, slot: int) -> list[tuple[Tensor, float]]:
-        """Tensors and units, the sum of whose products is this parameter's sum."""
+        """Return the tensors that hold one parameter's sum, each with its unit.
+
+        Args:
+            slot: the parameter's index.
+
+        Returns:
+            tensors of the parameter's shape and units; the sum of their products is the
+            parameter's sum.
+        """
 
     def digest(self, sides: Iterable[Tensor], key: bytes) -> str:
-        """A fingerprint of the exact bits, side sums included: equal digests are the same gradient.
-        Sensitive.
+        """Fingerprint the exact bits, side sums included; sensitive.
+
+        Equal digests are the same gradient.
 
         Args:
             sides: sums of side statistics.
             key: 32 secret bytes that serve this digest alone, as Poly1305 asks.
+
+        Returns:
+            the tag, in hex.
         """
         state = Poly1305(key)
         held = [tensor for slot in range(len(self.groups)) for tensor, _ in self.parts(slot)]
@@ -77,9 +102,11 @@ class GradientSum(PartwiseSum):
         groups: Sequence[int],
         accumulate: torch.dtype | None = None,
     ) -> GradientSum:
-        """An empty sum for these parameters.
+        """Make an empty sum for these parameters.
 
         Args:
+            parameters: what the accumulators are shaped like.
+            groups: the group k of each.
             accumulate: dtype of the accumulators; products are taken in the parameters' own
                 (float32 or wider) before they are added. By default they are accumulated in it,
                 too.
@@ -92,17 +119,21 @@ class GradientSum(PartwiseSum):
         return cls(held, list(groups), dtypes)
 
     def admit(self, units: int) -> None:
-        """So many units more are about to be added."""
+        """Expect `units` more units to be added; floats need no room for them.
+
+        Args:
+            units: of the next micro-batch.
+        """
         return None
 
     def take(self, slot: int, form: WeightedForm, factors: Tensor, keep: Tensor | None) -> None:
         """Add sum_i factors[i] g_i of one parameter.
 
         Args:
-            slot: the parameter.
+            slot: the parameter's index.
             form: its per-sample gradients.
             factors: shape [rows].
-            keep: samples that are read at all; None reads all.
+            keep: which samples are read at all, bool, [rows]; None reads all.
         """
         into = self.tensors[slot]
         if into.dtype == self.dtypes[slot]:
@@ -113,5 +144,9 @@ class GradientSum(PartwiseSum):
         into.add_(product)
 
     def parts(self, slot: int) -> list[tuple[Tensor, float]]:
-        """The accumulator, in units of 1."""
+        """Return the accumulator, in units of 1.
+
+        Args:
+            slot: the parameter's index.
+        """
         return [(self.tensors[slot], 1.0)]

@@ -32,13 +32,15 @@ _OWN = (
 
 
 def per_row(token_losses: Tensor, counted: Tensor) -> Tensor:
-    """Mean over each row's own counted tokens, shape [rows], float32 or wider; 0 for a row that
-    counts none.
+    """Average each row's own counted tokens.
 
     Args:
         token_losses: shape [rows, ...].
         counted: of the same shape, not 0 (or True) where a token counts. What lies elsewhere is not
             looked at.
+
+    Returns:
+        the means, [rows], float32 or wider; 0 for a row that counts none.
 
     Raises:
         InputError: shapes that differ, or no dimension besides the rows.
@@ -62,7 +64,10 @@ def causal_lm(model: nn.Module, batch: Batch, *, label_smoothing: float = 0.0) -
         batch: its inputs; `labels` [rows, length] are shifted by one here, -100 is no target.
             Without labels, every token of `input_ids` that `attention_mask` (if there is one) keeps
             is a target.
-        label_smoothing: share of the target's weight that is spread over the vocabulary.
+        label_smoothing: share of the target's weight that is spread over the vocabulary, in [0, 1).
+
+    Returns:
+        losses in nats, [rows].
     """
     return per_row(*causal_lm_tokens(model, batch, label_smoothing=label_smoothing))
 
@@ -70,8 +75,13 @@ def causal_lm(model: nn.Module, batch: Batch, *, label_smoothing: float = 0.0) -
 def causal_lm_tokens(
     model: nn.Module, batch: Batch, *, label_smoothing: float = 0.0
 ) -> tuple[Tensor, Tensor]:
-    """The token losses that `causal_lm` averages, and which of them count; each [rows,
-    length - 1].
+    """Compute the token losses that `causal_lm` averages.
+
+    Args:
+        model, batch, label_smoothing: as in `causal_lm`.
+
+    Returns:
+        losses in nats and whether each counts, bool; both [rows, length - 1].
     """
     inputs, (labels,), rows = _taken(model, batch, "labels", default=_own_tokens)
     logits = _logits(model, model(**inputs, use_cache=False), rows)
@@ -83,15 +93,29 @@ def causal_lm_tokens(
 
 
 def masked_lm(model: nn.Module, batch: Batch, *, label_smoothing: float = 0.0) -> Tensor:
-    """Cross entropy of the masked tokens, mean over the row's own: `labels` [rows, length], -100
-    where not masked.
+    """Cross entropy of the masked tokens, mean over the row's own.
+
+    Args:
+        model: a masked language model.
+        batch: its inputs; `labels` [rows, length], -100 where not masked.
+        label_smoothing: share of the target's weight that is spread over the vocabulary, in [0, 1).
+
+    Returns:
+        losses in nats, [rows]; 0 for a row without a target.
     """
     return token_classification(model, batch, label_smoothing=label_smoothing)
 
 
 def token_classification(model: nn.Module, batch: Batch, *, label_smoothing: float = 0.0) -> Tensor:
-    """Cross entropy of the tokens' classes, mean over the row's own: `labels` [rows, length], -100
-    is no target.
+    """Cross entropy of the tokens' classes, mean over the row's own.
+
+    Args:
+        model: a token classifier.
+        batch: its inputs; `labels` [rows, length], -100 is no target.
+        label_smoothing: share of the target's weight that is spread over the classes, in [0, 1).
+
+    Returns:
+        losses in nats, [rows]; 0 for a row without a target.
     """
     inputs, (labels,), rows = _taken(model, batch, "labels")
     logits = _logits(model, model(**inputs), rows)
@@ -101,8 +125,14 @@ def token_classification(model: nn.Module, batch: Batch, *, label_smoothing: flo
 def seq2seq(model: nn.Module, batch: Batch, *, label_smoothing: float = 0.0) -> Tensor:
     """Cross entropy of an encoder-decoder's target, mean over the row's own tokens.
 
-    `labels` are [rows, target length], -100 is no target. `decoder_input_ids`, where the batch has
-    none, are made of the labels as the model itself does it.
+    Args:
+        model: an encoder-decoder.
+        batch: its inputs; `labels` [rows, target length], -100 is no target. `decoder_input_ids`,
+            where the batch has none, are made of the labels as the model itself does it.
+        label_smoothing: share of the target's weight that is spread over the vocabulary, in [0, 1).
+
+    Returns:
+        losses in nats, [rows]; 0 for a row without a target.
     """
     inputs, (labels,), rows = _taken(model, batch, "labels")
     if inputs.get("decoder_input_ids") is None and inputs.get("decoder_inputs_embeds") is None:
@@ -112,13 +142,22 @@ def seq2seq(model: nn.Module, batch: Batch, *, label_smoothing: float = 0.0) -> 
 
 
 def classification(model: nn.Module, batch: Batch, *, label_smoothing: float = 0.0) -> Tensor:
-    """The loss of a sequence or image classifier by its `config.problem_type`, which transformers'
-    rule completes.
+    """The loss of a sequence or image classifier by its `config.problem_type`.
+
+    Where the config does not name it, transformers' rule does:
 
     - regression (one output): mean of the squared errors of the row's outputs.
     - `single_label_classification` (several, labels int32 or int64): cross entropy; 0 for the label
       -100. The only one with `label_smoothing`.
     - `multi_label_classification` (otherwise): mean of the outputs' binary cross entropies.
+
+    Args:
+        model: a classifier with logits [rows, outputs].
+        batch: its inputs; `labels` [rows] or [rows, outputs].
+        label_smoothing: share of the target's weight that is spread over the classes, in [0, 1).
+
+    Returns:
+        losses, [rows].
     """
     inputs, (labels,), rows = _taken(model, batch, "labels")
     logits = _logits(model, model(**inputs), rows)
@@ -144,12 +183,18 @@ def classification(model: nn.Module, batch: Batch, *, label_smoothing: float = 0
 
 
 def question_answering(model: nn.Module, batch: Batch) -> Tensor:
-    """Half the cross entropy of an answer's start and half that of its end, over the row's own
-    tokens.
+    """Half the cross entropy of an answer's start and half that of its end.
 
-    `start_positions` and `end_positions` are [rows] token positions; one in the padding or beyond
-    is no target and adds 0, one below 0 is taken for 0. transformers lets padding compete with the
-    answer, so that a longer neighbour changes the loss; here `attention_mask` takes padding out.
+    Both are over the row's own tokens. transformers lets padding compete with the answer, so that a
+    longer neighbour changes the loss; here `attention_mask` takes padding out.
+
+    Args:
+        model: an extractive question answerer.
+        batch: its inputs; `start_positions` and `end_positions` are [rows] token positions. One in
+            the padding or beyond is no target and adds 0, one below 0 is taken for 0.
+
+    Returns:
+        losses in nats, [rows].
     """
     inputs, targets, rows = _taken(model, batch, "start_positions", "end_positions")
     output, halves = model(**inputs), []
@@ -182,10 +227,18 @@ _OTHERWISE = re.compile(
 
 
 def of(model: nn.Module, batch: Batch, *, label_smoothing: float = 0.0) -> Tensor:
-    """The loss of the model's head, known by its class name or a base class's, also inside a peft
-    model.
+    """The loss of the model's head, known by its class name or a base class's, in a peft model too.
 
-    `label_smoothing` other than 0 is refused where the head's loss has none.
+    Args:
+        model: with a head that is known here.
+        batch: as the head's own function asks.
+        label_smoothing: in [0, 1).
+
+    Returns:
+        losses, [rows].
+
+    Raises:
+        InputError: an unknown head, or `label_smoothing` other than 0 for a head that has none.
     """
     loss = _loss_of(_base(model))
     if loss is None:

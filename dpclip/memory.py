@@ -10,8 +10,14 @@ from torch import nn
 
 
 def free_bytes(device: torch.device) -> int:
-    """Memory that a run may still take on a device: what the system says, or a container's limit if
-    that is less.
+    """Estimate the memory that a run may still take on a device.
+
+    Args:
+        device: a GPU, or anything else for the machine's own memory.
+
+    Returns:
+        bytes: what the system says is free, or what a container's limit leaves if that is less;
+        4 GiB where neither says.
     """
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
@@ -42,11 +48,10 @@ def _container() -> int | None:
 
 
 def reuse_heap() -> None:
-    """Tell glibc to keep large freed blocks: per-sample gradients come and go by the hundred
-    megabytes each step.
+    """Ask glibc to keep large freed blocks.
 
-    Returned to the kernel and faulted in anew each time, they cost a sixth of a step (built-in
-    model, two cores).
+    Per-sample gradients come and go by the hundred megabytes each step. Returned to the kernel and
+    faulted in anew each time, they cost a sixth of a step (built-in model, two cores).
     """
     try:
         libc = ctypes.CDLL("libc.so.6")
@@ -58,5 +63,9 @@ def reuse_heap() -> None:
 
 
 def device_of(model: nn.Module) -> torch.device:
-    """The device of the model's first parameter."""
+    """Return the device of the model's first parameter.
+
+    Args:
+        model: with at least one parameter.
+    """
     return next(model.parameters()).device

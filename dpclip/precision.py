@@ -9,16 +9,22 @@ import torch
 
 
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The dtype of norms, sums and noise for a parameter dtype: float32, or float64 if the model is
-    (law 7).
+    """The dtype of norms, sums and noise for a parameter dtype (law 7).
+
+    Args:
+        dtype: of a parameter.
+
+    Returns:
+        float64 for float64, float32 for narrower ones.
     """
     return torch.promote_types(dtype, torch.float32)
 
 
 @contextmanager
 def exact_products() -> Iterator[None]:
-    """Matrix products of float32 in full precision, whatever the user allows the model (TF32,
-    bf16).
+    """Take matrix products of float32 in full precision within the block.
+
+    Whatever the user allows the model (TF32, bf16) is in force again afterwards.
     """
     before, convolutions = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
     if before == "highest" and not (convolutions and torch.cuda.is_initialized()):

@@ -1,6 +1,4 @@
-"""Which parameters belong to a private run, so that nothing outside it reads their raw gradients by
-mistake.
-"""
+"""Which parameters belong to a private run, so that no other reader gets their raw gradients."""
 
 from __future__ import annotations
 
@@ -16,20 +14,32 @@ _GUARDED: weakref.WeakValueDictionary[int, nn.Parameter] = weakref.WeakValueDict
 
 
 def guard(parameters: Sequence[nn.Parameter]) -> None:
-    """From now on these parameters' `.grad` is private, but for the moments of `released`."""
+    """Mark these parameters' `.grad` as private from now on, but for the moments of `released`.
+
+    Args:
+        parameters: of a private run; held weakly.
+    """
     for parameter in parameters:
         _GUARDED[id(parameter)] = parameter
 
 
 def unguard(parameters: Sequence[nn.Parameter]) -> None:
-    """The private run has ended."""
+    """End the guard of these parameters, whose private run is over.
+
+    Args:
+        parameters: guarded or not.
+    """
     for parameter in parameters:
         _GUARDED.pop(id(parameter), None)
 
 
 @contextmanager
 def released(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
-    """While the optimizer works: `.grad` holds what was released."""
+    """Lift the guard while the optimizer works: `.grad` then holds what was released.
+
+    Args:
+        parameters: those of the update; only guarded ones are guarded again afterwards.
+    """
     held = [p for p in parameters if _GUARDED.get(id(p)) is p]
     unguard(held)
     try:
@@ -40,6 +50,10 @@ def released(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
 
 def check(parameters: Sequence[nn.Parameter], reader: str) -> None:
     """Refuse to read raw gradients.
+
+    Args:
+        parameters: whose `.grad` is about to be read.
+        reader: who reads, for the message.
 
     Raises:
         PrivacyError: one of the parameters belongs to a private run, and this is not its update.

@@ -50,8 +50,13 @@ class Released(Generic[T]):
     receipt: Receipt
 
     def map(self, function: Callable[[T], Any]) -> Released[Any]:
-        """Post-processing: what is computed from a released value alone is as public as the
-        value.
+        """Apply a function: what is computed from a released value alone is as public as the value.
+
+        Args:
+            function: post-processing, which reads nothing private.
+
+        Returns:
+            its result, under the same receipt.
         """
         return replace(self, value=function(self.value))
 
@@ -80,7 +85,14 @@ class SideQuery:
     reads: Literal["norms", "losses"] = "norms"
 
     def noise_for(self, noise_multiplier: float) -> float:
-        """Noise over sensitivity, in a step whose budget is 1/noise_multiplier^2."""
+        """Return the noise standard deviation over `sensitivity`.
+
+        Args:
+            noise_multiplier: sigma of a step whose whole budget is 1/sigma^2.
+
+        Returns:
+            `relative_noise`, or else sigma / sqrt(share); 0 without either.
+        """
         if self.relative_noise is not None:
             return self.relative_noise
         return noise_multiplier / math.sqrt(self.share) if self.share > 0 else 0.0
@@ -91,13 +103,13 @@ class StepRelease:
     """All that one step releases.
 
     Attributes:
-        gradient: the noisy sum divided by `divisor`, one tensor a parameter.
-        sides: the noisy sums of the side statistics, by name.
+        gradient: the noisy sum divided by `divisor`, one tensor a parameter; the mean's scale.
+        sides: the noisy sums of the side statistics, [m] each, by name; the sum's scale.
         divisor: the public expected batch size.
-        stds: the noise of each group's sum; public.
-        side_stds: the noise of each side statistic, by name; public.
-        coordinate_stds: the noise in each coordinate of each tensor of `gradient`; empty where it
-            differs within one.
+        stds: the noise of each group's sum, [K]; public.
+        side_stds: the noise of each side statistic, by name, on the sum's scale; public.
+        coordinate_stds: the noise in each coordinate of each tensor of `gradient`, on the mean's
+            scale; empty where it differs within one.
     """
 
     gradient: list[Tensor]
@@ -120,13 +132,32 @@ class Sum(Protocol):
         ...
 
     def take(self, slot: int, form: Any, factors: Tensor, keep: Tensor | None) -> None:
-        """Add one parameter's weighted gradients."""
+        """Add one parameter's weighted gradients.
+
+        Args:
+            slot: the parameter's index.
+            form: its per-sample gradients.
+            factors: weight of each, [rows].
+            keep: which rows are read at all, bool, [rows]; None reads all.
+        """
         ...
 
     def parts(self, slot: int) -> list[tuple[Tensor, float]]:
-        """Tensors and units, the sum of whose products is one parameter's sum."""
+        """Return the tensors that hold one parameter's sum, each with its unit.
+
+        Args:
+            slot: the parameter's index.
+
+        Returns:
+            tensors and units; the sum of their products is the parameter's sum.
+        """
         ...
 
     def digest(self, sides: Iterable[Tensor], key: bytes) -> str:
-        """A fingerprint of the exact bits."""
+        """Fingerprint the exact bits; sensitive.
+
+        Args:
+            sides: sums of side statistics.
+            key: 32 secret bytes that serve this digest alone.
+        """
         ...

@@ -80,7 +80,7 @@ def test_opacus_is_imported_by_the_gradient_views_only() -> None:
 
 def test_accounting_is_imported_by_the_bridges_only() -> None:
     allowed = {
-        "dpclip.engine.make_private",
+        "dpclip.loop.make_private",
         "dpclip.budget.ledger",
         "dpclip.budget.plan",
         "dpclip.engine.guarantee",

@@ -22,9 +22,11 @@ _PATIENCE = 200  # evaluations
 class Search:
     """A bracket around the edge, and how to narrow it.
 
-    safer: 1 if larger values are safer, -1 if smaller ones are. smallest, largest: the values
-    allowed. scale: what is nearly a power of the value, as an increasing function of the figure;
-    only guides the search.
+    Args:
+        safer: 1 if larger values are safer, -1 if smaller ones are.
+        smallest, largest: the values allowed, both > 0.
+        scale: an increasing function of the figure that is nearly a power of the value; it only
+            guides the search.
     """
 
     def __init__(
@@ -44,8 +46,16 @@ class Search:
     def roughly(
         self, figure: Callable[[float], float], target: float, start: float
     ) -> tuple[float, float]:
-        """(a value whose figure is within 3 % of the target, or as near as can be; the slope
-        there).
+        """Look for a value whose figure is near the target.
+
+        Args:
+            figure: of a value; lower for safer ones.
+            target: what the figure shall be, > 0.
+            start: the first value tried.
+
+        Returns:
+            (a value whose scaled figure is within 3 % of the scaled target, or as near as can be;
+            the slope -d log figure / d u there).
         """
         at = self._place(start)
         for _ in range(_PATIENCE):
@@ -58,9 +68,22 @@ class Search:
     def edge(
         self, figure: Callable[[float], float], target: float, start: float, slope: float
     ) -> tuple[float, float]:
-        """(a value that meets the target while one that is 1e-3 less safe does not, its figure).
+        """Find a value that meets the target while one that is 1e-3 less safe does not.
 
-        The least safe value allowed needs no such proof. slope: -d log figure / d u, roughly.
+        The least safe value allowed needs no such proof.
+
+        Args:
+            figure: of a value; lower for safer ones.
+            target: what the figure must not exceed, > 0.
+            start: the first value tried.
+            slope: -d log figure / d u, roughly.
+
+        Returns:
+            (the value, its figure).
+
+        Raises:
+            InputError: not even the safest value meets the target.
+            AssertionError: the search did not end, so the figure is not monotone.
         """
         self._start(slope)
         value, best = self._value(self._place(start)), (math.nan, math.nan)
@@ -90,7 +113,16 @@ class Search:
     ) -> int:
         """The largest count that meets the target while one more does not.
 
-        Counts are safer if smaller; 1 meets it.
+        Counts are safer if smaller, and 1 is taken to meet the target.
+
+        Args:
+            figure: of a count.
+            target: what the figure must not exceed, > 0.
+            start: the first count tried, at least 2.
+            slope: -d log figure / d u, roughly, with u = -log count.
+
+        Raises:
+            InputError: the largest value allowed meets the target, too.
         """
         self._start(slope)
         low, high, count = 1, 0, max(2, round(start))

@@ -30,6 +30,15 @@ _MOST_STEPS = 2**40
 class Calibration:
     """A noise multiplier and a sample rate whose epsilon, as computed by the accountant, is within
     the target.
+
+    Attributes:
+        noise_multiplier: noise standard deviation / L2 sensitivity of one unit.
+        epsilon: what the accountant computes at `delta`, at most the target.
+        delta: in (0, 1).
+        steps: number of releases.
+        sample_rate: probability that a unit is in a sample, in (0, 1].
+        accountant: "prv" or "rdp".
+        adjacency: the neighbouring relation.
     """
 
     noise_multiplier: float
@@ -49,17 +58,22 @@ class Target(Protocol):
         """What the figure must not exceed."""
 
     def achieved(self, accountant: Accountant) -> float:
-        """An upper bound on the figure for everything charged."""
+        """An upper bound on the figure for everything charged, in the unit of `value`."""
 
     def as_mu(self, figure: float) -> float:
-        """mu of the Gaussian mechanism with this figure: nearly inverse to the noise."""
+        """mu of the Gaussian mechanism with this figure: nearly inverse to the noise.
+
+        Args:
+            figure: in the unit of `value`.
+        """
 
 
 @dataclass(frozen=True)
 class Advantage:
     """No test's true positive rate exceeds its false positive rate by more than this.
 
-    value: in (1e-9, 1).
+    Attributes:
+        value: a difference of probabilities, in (1e-9, 1).
     """
 
     value: float
@@ -72,7 +86,7 @@ class Advantage:
         )
 
     def achieved(self, accountant: Accountant) -> float:
-        """delta at epsilon 0."""
+        """delta at epsilon 0, in [0, 1]."""
         return advantage(accountant)
 
     def as_mu(self, figure: float) -> float:
@@ -84,7 +98,9 @@ class Advantage:
 class TruePositiveRate:
     """No test that accuses this share of non-members finds more than this share of members.
 
-    at_false_positive_rate, value: 0 < at_false_positive_rate < value < 1.
+    Attributes:
+        at_false_positive_rate: share of non-members accused, above 0 and below `value`.
+        value: share of members found, below 1.
     """
 
     at_false_positive_rate: float
@@ -103,7 +119,7 @@ class TruePositiveRate:
         )
 
     def achieved(self, accountant: Accountant) -> float:
-        """The bound at that rate."""
+        """The bound on the share of members found at that rate, in [0, 1]."""
         return largest_true_positive_rate(accountant, self.at_false_positive_rate)
 
     def as_mu(self, figure: float) -> float:
@@ -113,8 +129,16 @@ class TruePositiveRate:
 
 @dataclass(frozen=True)
 class TargetCalibration:
-    """A noise multiplier whose figure, as computed by the accountant, is within the
-    target's value.
+    """A noise multiplier whose figure, as computed by the accountant, is within the target's value.
+
+    Attributes:
+        noise_multiplier: noise standard deviation / L2 sensitivity of one unit.
+        target: what was aimed at.
+        achieved: the figure, in the unit of the target's value and at most that.
+        steps: number of releases.
+        sample_rate: probability that a unit is in a sample, in (0, 1].
+        accountant: "prv" or "rdp".
+        adjacency: the neighbouring relation.
     """
 
     noise_multiplier: float
@@ -135,11 +159,22 @@ def calibrate_noise_multiplier(
     adjacency: str,
     accountant: str = "prv",
 ) -> Calibration:
-    """The smallest noise multiplier that keeps `steps` Poisson-sampled Gaussian releases within
-    epsilon.
+    """The smallest noise multiplier that keeps Poisson-sampled Gaussian releases within epsilon.
 
-    Its epsilon never exceeds the target; 1e-3 less noise would exceed it. At least 0.001, however
-    large the budget. Raises InputError on impossible input or an unreachable budget.
+    Its epsilon never exceeds the target; 1e-3 less noise would exceed it.
+
+    Args:
+        epsilon: the budget, finite and > 0.
+        delta: in (0, 1).
+        sample_rate: probability that a unit is in a sample, in (0, 1].
+        steps: number of releases, >= 1.
+        accountant: "prv" or "rdp".
+
+    Returns:
+        a noise multiplier of at least 0.001, however large the budget.
+
+    Raises:
+        InputError: a value out of range, or a budget that no noise multiplier up to 2e6 meets.
     """
     _require_budget(epsilon, delta, adjacency)
     _require_rate(sample_rate)
@@ -168,10 +203,22 @@ def calibrate_sample_rate(
     adjacency: str,
     accountant: str = "prv",
 ) -> Calibration:
-    """The largest sample rate, at most 1, that keeps `steps` Poisson-sampled Gaussian releases
-    within epsilon.
+    """The largest sample rate that keeps Poisson-sampled Gaussian releases within epsilon.
 
     Its epsilon never exceeds the target; a rate 1e-3 larger would exceed it.
+
+    Args:
+        epsilon: the budget, finite and > 0.
+        delta: in (0, 1).
+        noise_multiplier: noise standard deviation / L2 sensitivity of one unit, > 0.
+        steps: number of releases, >= 1.
+        accountant: "prv" or "rdp".
+
+    Returns:
+        a sample rate of at most 1, however large the budget.
+
+    Raises:
+        InputError: a value out of range, or a budget that not even a rate of 1e-15 meets.
     """
     _require_budget(epsilon, delta, adjacency)
     require_count(steps, "steps", 1)
@@ -202,10 +249,21 @@ def calibrate_sample_rate(
 def calibrate_noise_multiplier_for(
     target: Target, sample_rate: float, steps: int, *, adjacency: str, accountant: str = "prv"
 ) -> TargetCalibration:
-    """The smallest noise multiplier that keeps `steps` Poisson-sampled Gaussian releases within a
-    target.
+    """The smallest noise multiplier that keeps Poisson-sampled Gaussian releases within a target.
 
-    target: `Advantage`, `TruePositiveRate` or anything like them. 1e-3 less noise would miss it.
+    1e-3 less noise would miss it.
+
+    Args:
+        target: `Advantage`, `TruePositiveRate` or anything like them.
+        sample_rate: probability that a unit is in a sample, in (0, 1].
+        steps: number of releases, >= 1.
+        accountant: "prv" or "rdp".
+
+    Returns:
+        a noise multiplier of at least 0.001, however lax the target.
+
+    Raises:
+        InputError: a value out of range, or a target that no noise multiplier up to 2e6 meets.
     """
     require_adjacency(adjacency)
     _require_rate(sample_rate)
@@ -240,8 +298,20 @@ def most_steps(
     adjacency: str,
     accountant: str = "prv",
 ) -> int:
-    """The largest number of Poisson-sampled Gaussian releases that stays within epsilon; 0 if none
-    does.
+    """The largest number of Poisson-sampled Gaussian releases that stays within epsilon.
+
+    Args:
+        epsilon: the budget, finite and > 0.
+        delta: in (0, 1).
+        sample_rate: probability that a unit is in a sample, in (0, 1].
+        noise_multiplier: noise standard deviation / L2 sensitivity of one unit, >= 0.
+        accountant: "prv" or "rdp".
+
+    Returns:
+        a count; 0 if not even one release fits.
+
+    Raises:
+        InputError: a value out of range, or a budget that 2^40 releases do not use up.
     """
     _require_budget(epsilon, delta, adjacency)
     _require_rate(sample_rate)

@@ -39,7 +39,7 @@ class _Stated(Event):
         return 2 * self.epsilon, failure * (1 + math.exp(min(self.epsilon, 700.0))) * (1 + 1e-15)
 
     def unsupported_reason(self, adjacency: str) -> str | None:
-        """The statement does not carry over, or says nothing there."""
+        """Why the statement does not carry over, or says nothing there; None if it holds."""
         found = self.stated_under(adjacency)
         if found is None:
             return f"a guarantee stated under {self.adjacency} does not imply one under {adjacency}"
@@ -51,11 +51,11 @@ class _Stated(Event):
         return None
 
     def gaussian_mu(self, adjacency: str) -> float | None:
-        """0 if the statement is that nothing is revealed."""
+        """0 if the statement is that nothing is revealed, else None."""
         return 0.0 if self.stated_under(adjacency) == (0.0, 0.0) else None
 
     def renyi(self, order: float, adjacency: str) -> float:
-        """That of randomized response, given that the guarantee does not fail."""
+        """The divergence of randomized response, given that the guarantee does not fail."""
         from accounting.mechanisms.approximate_dp import response_renyi
 
         found = self.stated_under(adjacency)
@@ -67,7 +67,7 @@ class _Stated(Event):
         return 1.0 if found is None else min(1.0, found[1])
 
     def delta(self, epsilon: float, adjacency: str, upper: bool = True) -> float | None:
-        """Closed form; None where the statement does not carry over."""
+        """delta of randomized response; None where the statement does not carry over."""
         from accounting.mechanisms.approximate_dp import response_delta
 
         found = self.stated_under(adjacency)
@@ -101,7 +101,9 @@ class _Stated(Event):
 class PureDP(_Stated):
     """A release that is epsilon-DP, by a proof from elsewhere.
 
-    epsilon: finite number >= 0. adjacency: the neighbouring relation the proof is for.
+    Attributes:
+        epsilon: a finite number >= 0.
+        adjacency: the neighbouring relation the proof is for.
     """
 
     kind: ClassVar[str] = "pure-dp"
@@ -117,8 +119,10 @@ class PureDP(_Stated):
 class ApproximateDP(_Stated):
     """A release that is (epsilon, delta)-DP, by a proof from elsewhere.
 
-    epsilon: finite number >= 0. failure_probability: the delta of the statement, in [0, 1).
-    adjacency: the neighbouring relation the proof is for.
+    Attributes:
+        epsilon: a finite number >= 0.
+        failure_probability: the delta of the statement, in [0, 1).
+        adjacency: the neighbouring relation the proof is for.
     """
 
     kind: ClassVar[str] = "approximate-dp"

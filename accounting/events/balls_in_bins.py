@@ -16,12 +16,16 @@ if TYPE_CHECKING:
 @EVENTS.register
 @dataclass(frozen=True)
 class BallsInBinsGaussian(Event):
-    """One epoch of `bins` Gaussian releases; each unit takes part in one of them, chosen uniformly
-    at random.
+    """One epoch of Gaussian releases; each unit takes part in one of them, chosen uniformly at
+    random.
 
     The choice is independent of all other units and fresh in every epoch (one event is one epoch);
-    batches have random sizes. Not the same as shuffling. noise_multiplier: noise standard deviation
-    of each release / L2 sensitivity of one unit (no unit itself).
+    batches have random sizes. Not the same as shuffling.
+
+    Attributes:
+        bins: releases of an epoch, an integer >= 1.
+        noise_multiplier: noise standard deviation of each release / L2 sensitivity of one unit, >=
+            0.
     """
 
     kind: ClassVar[str] = "balls-in-bins-gaussian"
@@ -34,7 +38,9 @@ class BallsInBinsGaussian(Event):
         object.__setattr__(self, "bins", int(self.bins))
 
     def unsupported_reason(self, adjacency: str) -> str | None:
-        """replace-one: both units have a random place, and no dominating pair is known here."""
+        """A reason under replace-one with several bins: both units have a random place, and no
+        dominating pair is known here.
+        """
         if adjacency != "replace-one" or self.bins == 1:
             return None
         return (
@@ -43,11 +49,11 @@ class BallsInBinsGaussian(Event):
         )
 
     def gaussian_mu(self, adjacency: str) -> float | None:
-        """That of an unsampled release if there is one bin."""
+        """mu of an unsampled release if there is one bin, else None."""
         return unsampled_mu(self.noise_multiplier, adjacency) if self.bins == 1 else None
 
     def renyi(self, order: float, adjacency: str) -> float:
-        """The larger direction of the dominating pair; see `random_allocation`."""
+        """The larger direction of the dominating pair; see `allocation_renyi`."""
         from accounting.mechanisms.balls_in_bins import allocation_renyi
 
         if self.unsupported_reason(adjacency) is not None:
@@ -57,8 +63,8 @@ class BallsInBinsGaussian(Event):
         return allocation_renyi(self.bins, self.noise_multiplier, order)
 
     def verified_epsilon(self, count: int, delta: float, adjacency: str) -> Interval | None:
-        """By Monte Carlo, with its failure probability in delta; None where too many samples would
-        be needed.
+        """Epsilon by Monte Carlo, with its failure probability in delta; None where there is one
+        bin or no theorem, or where too many samples would be needed.
         """
         from accounting.mechanisms.balls_in_bins import simulated_epsilon
 

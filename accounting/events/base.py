@@ -69,52 +69,81 @@ class Event:
         return None
 
     def gaussian_mu(self, adjacency: str) -> float | None:
-        """mu, if the release is exactly as revealing as N(0, 1) against N(mu, 1) (mu = 0: reveals
-        nothing).
+        """mu, if the release is exactly as revealing as N(0, 1) against N(mu, 1).
+
+        Returns:
+            mu >= 0, where 0 reveals nothing and inf everything; None for any other release.
         """
         return None
 
     def failure_probability_under(self, adjacency: str) -> float:
         """Probability that one release gives everything away; `renyi` then holds given that it does
         not.
+
+        Returns:
+            a probability in [0, 1].
         """
         return 0.0
 
     def lower_bound_event(self, adjacency: str) -> tuple[Event, str]:
-        """An event (and adjacency) that is certainly no more revealing than this one: what bounds
-        from below rest on.
+        """What bounds from below rest on: an event that is certainly no more revealing than this
+        one.
 
-        Itself, where its dominating pair is reached by some data; bounds from below are exact then.
+        Returns:
+            (event, adjacency): itself, where its dominating pair is reached by some data; bounds
+            from below are exact then.
         """
         return self, adjacency
 
     def renyi(self, order: float, adjacency: str) -> float:
-        """Rényi divergence of one release at an order > 1 (the larger direction), rounded up; inf
-        if unknown.
+        """Rényi divergence of one release, the larger direction, rounded up.
+
+        Args:
+            order: > 1.
+
+        Returns:
+            rho >= 0; inf if unknown.
         """
         return math.inf
 
     def delta(self, epsilon: float, adjacency: str, upper: bool = True) -> float | None:
-        """delta of one release at epsilon >= 0 in closed form, rounded up (or down); None if there
-        is none.
+        """delta of one release at epsilon in closed form.
+
+        Args:
+            epsilon: >= 0.
+            upper: round up, else down.
+
+        Returns:
+            a probability in [0, 1], or None if there is no closed form.
         """
         return None
 
     def verified_epsilon(self, count: int, delta: float, adjacency: str) -> Interval | None:
-        """Epsilon at delta of `count` releases by a method of the event's own; None if it
-        has none.
+        """Epsilon at delta of several releases by a method of the event's own.
+
+        Args:
+            count: number of releases, >= 1.
+            delta: in [0, 1).
+
+        Returns:
+            an interval, or None if there is no such method.
         """
         return None
 
     def loss_grid(
         self, adjacency: str, interval: float, tail: float
     ) -> tuple[DiscretizableLoss, ...]:
-        """The privacy loss of one release on a grid of this width, for each direction of the
-        dominating pair.
+        """The privacy loss of one release on a grid, for each direction of the dominating pair.
 
-        Two directions (remove, add), or one if the pair is symmetric. tail: probability that may be
-        cut off at each end. Raises CannotComputeError where there is no such distribution or it is
-        too large.
+        Args:
+            interval: width of the grid, in loss, > 0.
+            tail: probability that may be cut off at each end, in (0, 1).
+
+        Returns:
+            two directions (remove, add), or one if the pair is symmetric.
+
+        Raises:
+            CannotComputeError: there is no such distribution, or it is too large.
         """
         raise CannotComputeError(f"events of kind {self.kind!r} have no loss distribution here")
 
@@ -151,7 +180,11 @@ def event_from_json(record: dict[str, Any]) -> Event:
 
 
 def require_adjacency(adjacency: str) -> None:
-    """Refuse a neighbouring relation this package has no theorem for."""
+    """Refuse a neighbouring relation this package has no theorem for.
+
+    Raises:
+        InputError: it is none of `ADJACENCIES`.
+    """
     require(
         adjacency in ADJACENCIES,
         f"adjacency {adjacency!r} is unknown, so nothing can be claimed; use one of "
@@ -160,7 +193,11 @@ def require_adjacency(adjacency: str) -> None:
 
 
 def require_noise_multiplier(value: float) -> None:
-    """Refuse anything but a finite number >= 0."""
+    """Refuse what is no noise scale / sensitivity.
+
+    Raises:
+        InputError: it is no finite number >= 0.
+    """
     require(
         is_real(value) and 0.0 <= value < math.inf,
         f"noise_multiplier={value!r} is not a finite number >= 0; give noise scale / sensitivity",
@@ -168,7 +205,15 @@ def require_noise_multiplier(value: float) -> None:
 
 
 def require_probability(name: str, value: float, remedy: str) -> None:
-    """Refuse anything but a number in [0, 1]."""
+    """Refuse what is no probability.
+
+    Args:
+        name: of the value, for the message.
+        remedy: what the message says to do.
+
+    Raises:
+        InputError: it is no number in [0, 1].
+    """
     require(
         is_real(value) and 0.0 <= value <= 1.0, f"{name}={value!r} is not a probability; {remedy}"
     )
@@ -177,11 +222,20 @@ def require_probability(name: str, value: float, remedy: str) -> None:
 def require_count(
     value: int, name: str = "count", least: int = 0, remedy: str = "give the number of releases"
 ) -> None:
-    """Refuse anything but an integer >= least."""
+    """Refuse what is no count.
+
+    Args:
+        name: of the value, for the message.
+        least: the smallest count allowed.
+        remedy: what the message says to do.
+
+    Raises:
+        InputError: it is no integer >= least.
+    """
     integral = isinstance(value, Integral) and not isinstance(value, bool)
     require(integral and value >= least, f"{name}={value!r} is not an integer >= {least}; {remedy}")
 
 
 def is_real(value: object) -> bool:
-    """A real number, and not a truth value."""
+    """Whether a value is a real number, and not a truth value."""
     return isinstance(value, Real) and not isinstance(value, bool)

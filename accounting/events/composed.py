@@ -11,7 +11,12 @@ from accounting.events.base import EVENTS, Event, Reader, require_count
 @EVENTS.register
 @dataclass(frozen=True)
 class SelfComposed(Event):
-    """`count` releases of the same event, each with fresh randomness (count: integer >= 0)."""
+    """Several releases of the same event, each with fresh randomness.
+
+    Attributes:
+        event: what is released each time.
+        count: number of releases, an integer >= 0.
+    """
 
     kind: ClassVar[str] = "self-composed"
     event: Event
@@ -33,7 +38,11 @@ class SelfComposed(Event):
 @EVENTS.register
 @dataclass(frozen=True)
 class Composed(Event):
-    """Several releases, each with fresh randomness, whose parameters were fixed in advance."""
+    """Several releases, each with fresh randomness, whose parameters were fixed in advance.
+
+    Attributes:
+        events: what is released.
+    """
 
     kind: ClassVar[str] = "composed"
     events: tuple[Event, ...]
@@ -54,33 +63,45 @@ class Composed(Event):
 @EVENTS.register
 @dataclass(frozen=True)
 class NonPrivate(Event):
-    """A release without protection: epsilon is infinite from here on, for the given reason."""
+    """A release without protection: epsilon is infinite from here on.
+
+    Attributes:
+        reason: why there is none, in words.
+    """
 
     kind: ClassVar[str] = "non-private"
     reason: str
 
     def unsupported_reason(self, adjacency: str) -> str | None:
-        """Always one."""
+        """The given reason, under every adjacency."""
         return f"a non-private release: {self.reason}"
 
 
 @EVENTS.register
 @dataclass(frozen=True)
 class Unsupported(Event):
-    """A release this package has no theorem for: epsilon is infinite, for the given reason."""
+    """A release this package has no theorem for: epsilon is infinite.
+
+    Attributes:
+        name: of the kind of event.
+        reason: why there is no theorem, in words.
+    """
 
     kind: ClassVar[str] = "unsupported"
     name: str
     reason: str
 
     def unsupported_reason(self, adjacency: str) -> str | None:
-        """Always one."""
+        """The name and the given reason, under every adjacency."""
         return f"unsupported event {self.name!r}: {self.reason}"
 
 
 def flatten(event: Event) -> list[tuple[Event, int]]:
-    """Equal primitive events with their total counts, in order of first appearance, without counts
-    of 0.
+    """Take an event apart into primitive ones.
+
+    Returns:
+        (event, count) pairs: equal events together, in order of first appearance, without counts of
+        0.
     """
     counts: dict[Event, int] = {}
     _gather(event, 1, counts)
@@ -98,7 +119,11 @@ def _gather(event: Event, times: int, counts: dict[Event, int]) -> None:
 
 
 def unsupported_reason(event: Event, adjacency: str) -> str | None:
-    """Why no finite epsilon exists for this event, or None."""
+    """Why no finite epsilon exists for an event.
+
+    Returns:
+        the reason of its first primitive event that has one, or None.
+    """
     for primitive, _count in flatten(event):
         reason = (
             primitive.unsupported_reason(adjacency)

@@ -21,11 +21,14 @@ class FixedBatchesGaussian(Event):
     """All Gaussian releases of several epochs in which every unit is in one batch, shuffled or in a
     fixed order.
 
-    No amplification by sampling is claimed. epochs: how often each unit takes part, at most (an
-    integer >= 0).
-    noise_multiplier: noise standard deviation / L2 sensitivity of one unit (no unit itself).
-    stable_batches: the batch of a unit depends on nothing but itself, so that adding a unit moves
-    no other one.
+    No amplification by sampling is claimed.
+
+    Attributes:
+        epochs: how often each unit takes part, at most; an integer >= 0.
+        noise_multiplier: noise standard deviation of each release / L2 sensitivity of one unit, >=
+            0.
+        stable_batches: the batch of a unit depends on nothing but itself, so that adding a unit
+            moves no other one.
     """
 
     kind: ClassVar[str] = "fixed-batches-gaussian"
@@ -46,7 +49,7 @@ class FixedBatchesGaussian(Event):
         )
 
     def unsupported_reason(self, adjacency: str) -> str | None:
-        """add-remove, unless adding a unit leaves the others where they are."""
+        """A reason under add-remove, unless adding a unit leaves the others where they are."""
         if adjacency != "add-remove" or self.stable_batches:
             return None
         return (
@@ -66,13 +69,13 @@ class FixedBatchesGaussian(Event):
         return math.sqrt(self.epochs) * unsampled_mu(self.noise_multiplier, adjacency) * (1 + 1e-15)
 
     def renyi(self, order: float, adjacency: str) -> float:
-        """order mu^2 / 2."""
+        """order mu^2 / 2, the divergence of one Gaussian with this mu."""
         return gaussian_renyi(self.gaussian_mu(adjacency), order)
 
     def loss_grid(
         self, adjacency: str, interval: float, tail: float
     ) -> tuple[DiscretizableLoss, ...]:
-        """Those of one unsampled Gaussian with the same mu."""
+        """The losses of one unsampled Gaussian with the same mu."""
         from accounting.errors import CannotComputeError
 
         reason = self.unsupported_reason(adjacency)

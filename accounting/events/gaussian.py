@@ -15,11 +15,12 @@ if TYPE_CHECKING:
 @EVENTS.register
 @dataclass(frozen=True)
 class PoissonGaussian(Event):
-    """One Gaussian release over a Poisson sample: each unit takes part with probability
-    sample_rate.
+    """One Gaussian release over a Poisson sample.
 
-    sample_rate: probability in [0, 1], independent for each unit and each release.
-    noise_multiplier: noise standard deviation / L2 sensitivity of one unit (no unit itself).
+    Attributes:
+        sample_rate: probability that a unit takes part, in [0, 1], independent for each unit and
+            each release.
+        noise_multiplier: noise standard deviation / L2 sensitivity of one unit, >= 0.
     """
 
     kind: ClassVar[str] = "poisson-gaussian"
@@ -31,7 +32,9 @@ class PoissonGaussian(Event):
         require_noise_multiplier(self.noise_multiplier)
 
     def gaussian_mu(self, adjacency: str) -> float | None:
-        """0 if nothing is ever sampled, that of the unsampled Gaussian if everything always is."""
+        """0 if nothing is ever sampled, mu of the unsampled Gaussian if everything always is, else
+        None.
+        """
         if self.sample_rate == 0.0:
             return 0.0
         return unsampled_mu(self.noise_multiplier, adjacency) if self.sample_rate == 1.0 else None
@@ -43,7 +46,7 @@ class PoissonGaussian(Event):
         return poisson_renyi(self.sample_rate, self.noise_multiplier, order, adjacency)
 
     def delta(self, epsilon: float, adjacency: str, upper: bool = True) -> float | None:
-        """Closed form under add-remove and zero-out."""
+        """delta in closed form under add-remove and zero-out, if anything is sampled, else None."""
         from accounting.mechanisms.poisson_gaussian import poisson_delta
 
         if adjacency == "replace-one" or self.sample_rate == 0.0:
@@ -66,7 +69,8 @@ class PoissonGaussian(Event):
 class Gaussian(Event):
     """One Gaussian release over the whole data set, without sampling.
 
-    noise_multiplier: noise standard deviation / L2 sensitivity of one unit (no unit itself).
+    Attributes:
+        noise_multiplier: noise standard deviation / L2 sensitivity of one unit, >= 0.
     """
 
     kind: ClassVar[str] = "gaussian"
@@ -76,15 +80,15 @@ class Gaussian(Event):
         require_noise_multiplier(self.noise_multiplier)
 
     def gaussian_mu(self, adjacency: str) -> float | None:
-        """sensitivity / noise."""
+        """How far one unit moves the sum (twice the sensitivity under replace-one) / noise."""
         return unsampled_mu(self.noise_multiplier, adjacency)
 
     def renyi(self, order: float, adjacency: str) -> float:
-        """order mu^2 / 2."""
+        """order mu^2 / 2, the divergence of N(mu, 1) from N(0, 1)."""
         return gaussian_renyi(self.gaussian_mu(adjacency), order)
 
     def loss_grid(
         self, adjacency: str, interval: float, tail: float
     ) -> tuple[DiscretizableLoss, ...]:
-        """Those of a sample rate of 1."""
+        """The losses of a Poisson sample at a rate of 1."""
         return PoissonGaussian(1.0, self.noise_multiplier).loss_grid(adjacency, interval, tail)

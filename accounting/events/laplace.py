@@ -18,8 +18,9 @@ if TYPE_CHECKING:
 class Laplace(Event):
     """One release with independent Laplace noise on every coordinate, without sampling.
 
-    noise_multiplier: scale of the noise / L1 sensitivity of one unit (no unit itself); a replaced
-    unit moves the sum by twice that sensitivity.
+    Attributes:
+        noise_multiplier: scale of the noise / L1 sensitivity of one unit, >= 0; a replaced unit
+            moves the sum by twice that sensitivity.
     """
 
     kind: ClassVar[str] = "laplace"
@@ -36,7 +37,7 @@ class Laplace(Event):
         return math.inf if math.isinf(reach) else laplace_renyi(reach, order)
 
     def delta(self, epsilon: float, adjacency: str, upper: bool = True) -> float | None:
-        """1 - e^((epsilon - reach)/2); None without noise."""
+        """1 - e^((epsilon - reach)/2), 0 from epsilon = reach on; None without noise."""
         from accounting.mechanisms.laplace import laplace_delta
 
         reach = self._reach(adjacency)

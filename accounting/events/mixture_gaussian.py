@@ -25,11 +25,15 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class MixtureGaussian(Event):
     """One Gaussian release to which a unit adds a vector of norm at most sensitivities[i] with
-    probability [i].
+    probability probabilities[i].
 
-    sensitivities: in units of C, each finite and >= 0. probabilities: as many, which sum to 1; the
-    choice is independent of all other units. noise_multiplier: noise standard deviation / C. Sums
-    of several independent Poisson draws of the same unit, and groups of units, are of this kind.
+    Sums of several independent Poisson draws of the same unit, and groups of units, are of this
+    kind.
+
+    Attributes:
+        sensitivities: in units of C, each finite and >= 0.
+        probabilities: as many, which sum to 1; the choice is independent of all other units.
+        noise_multiplier: noise standard deviation / C, >= 0.
     """
 
     kind: ClassVar[str] = "mixture-gaussian"
@@ -62,10 +66,17 @@ class MixtureGaussian(Event):
     def accumulated(
         cls, sample_rate: float, draws: int, noise_multiplier: float
     ) -> MixtureGaussian:
-        """The sum of `draws` independent Poisson samples, which may contain a unit several times.
+        """The sum of several independent Poisson samples, which may contain a unit several times.
 
-        Also a group of `draws` units under add-remove of the whole group. Raises InputError on
-        impossible values.
+        Also a group of `draws` units under add-remove of the whole group.
+
+        Args:
+            sample_rate: probability that a unit is in one sample, in [0, 1].
+            draws: number of samples, >= 1.
+            noise_multiplier: noise standard deviation / C of one contribution, >= 0.
+
+        Raises:
+            InputError: a value out of range.
         """
         require_probability(
             "sample_rate", sample_rate, "give batch size / data set size of one draw"
@@ -83,7 +94,7 @@ class MixtureGaussian(Event):
         )
 
     def gaussian_mu(self, adjacency: str) -> float | None:
-        """That of an unsampled release, if the sensitivity is certain."""
+        """mu of an unsampled release if the norm is certain, else None."""
         certain = {
             c
             for c, chance in zip(self.sensitivities, self.probabilities, strict=True)

@@ -22,12 +22,17 @@ if TYPE_CHECKING:
 @EVENTS.register
 @dataclass(frozen=True)
 class TruncatedPoissonGaussian(Event):
-    """One Gaussian release over a Poisson sample; a sample above largest_batch is cut to a uniform
-    subset of it.
+    """One Gaussian release over a Poisson sample; a sample that is too large is cut to a uniform
+    subset.
 
-    Only under zero-out and replace-one: dataset_size is public and stays. sample_rate: probability
-    in [0, 1], independent for each unit and each release. noise_multiplier: noise standard
-    deviation / L2 sensitivity of one unit (no unit itself).
+    Only under zero-out and replace-one: dataset_size is public and stays.
+
+    Attributes:
+        dataset_size: number of units, an integer >= 1.
+        sample_rate: probability that a unit is drawn, in [0, 1], independent for each unit and each
+            release.
+        largest_batch: number of units that a larger sample is cut to, an integer >= 1.
+        noise_multiplier: noise standard deviation / L2 sensitivity of one unit, >= 0.
     """
 
     kind: ClassVar[str] = "truncated-poisson-gaussian"
@@ -49,8 +54,8 @@ class TruncatedPoissonGaussian(Event):
         object.__setattr__(self, "largest_batch", int(self.largest_batch))
 
     def unsupported_reason(self, adjacency: str) -> str | None:
-        """add-remove: how often a sample is cut depends on the data set size, which that adjacency
-        protects.
+        """A reason under add-remove: how often a sample is cut depends on the data set size, which
+        that adjacency protects.
         """
         if adjacency != "add-remove":
             return None
@@ -61,7 +66,7 @@ class TruncatedPoissonGaussian(Event):
         )
 
     def lower_bound_event(self, adjacency: str) -> tuple[Event, str]:
-        """Plain Poisson sampling at the rate at which a unit is drawn and survives: all other
+        """Plain Poisson sampling at the rate at which a unit is drawn without a cut: all other
         vectors may be 0.
         """
         from accounting.mechanisms.truncated_poisson import truncation
@@ -74,14 +79,14 @@ class TruncatedPoissonGaussian(Event):
         return PoissonGaussian(kept, self.noise_multiplier), adjacency
 
     def gaussian_mu(self, adjacency: str) -> float | None:
-        """0 if nothing is ever sampled; that of an unsampled Gaussian if everything is and nothing
-        is cut.
+        """0 if nothing is ever sampled; mu of an unsampled Gaussian if everything is and nothing is
+        cut, else None.
         """
         plain = self._untruncated
         return None if plain is None or adjacency == "add-remove" else plain.gaussian_mu(adjacency)
 
     def renyi(self, order: float, adjacency: str) -> float:
-        """That of a mixture of Poisson sampling and sampling without replacement; see
+        """The divergence of a mixture of Poisson sampling and sampling without replacement; see
         `truncated_renyi`.
         """
         from accounting.mechanisms.truncated_poisson import truncated_renyi
@@ -100,7 +105,7 @@ class TruncatedPoissonGaussian(Event):
         )
 
     def delta(self, epsilon: float, adjacency: str, upper: bool = True) -> float | None:
-        """Closed form only where nothing is ever cut."""
+        """delta in closed form where nothing is ever cut, else None."""
         plain = self._untruncated
         return (
             None
@@ -111,7 +116,9 @@ class TruncatedPoissonGaussian(Event):
     def loss_grid(
         self, adjacency: str, interval: float, tail: float
     ) -> tuple[DiscretizableLoss, ...]:
-        """The mixture of Poisson sampling and, after a cut, sampling without replacement."""
+        """The losses of a mixture of Poisson sampling and, after a cut, sampling without
+        replacement.
+        """
         from accounting.errors import CannotComputeError
         from accounting.mechanisms.truncated_poisson import truncated_loss
 

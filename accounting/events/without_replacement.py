@@ -18,12 +18,15 @@ if TYPE_CHECKING:
 @EVENTS.register
 @dataclass(frozen=True)
 class WithoutReplacementGaussian(Event):
-    """One Gaussian release over batch_size of dataset_size units, drawn uniformly without
-    replacement.
+    """One Gaussian release over a sample of fixed size, drawn uniformly without replacement.
 
-    Only under replace-one: the data set size is public and stays. noise_multiplier: noise standard
-    deviation / L2 sensitivity C of one unit, that is, the largest norm one unit adds (no unit
-    itself); replaced units are 2C apart.
+    Only under replace-one: the data set size is public and stays.
+
+    Attributes:
+        dataset_size: number of units, an integer >= 1.
+        batch_size: number of units drawn, from 1 to dataset_size.
+        noise_multiplier: noise standard deviation / L2 sensitivity C of one unit, that is, the
+            largest norm one unit adds; replaced units are 2C apart.
     """
 
     kind: ClassVar[str] = "without-replacement-gaussian"
@@ -45,11 +48,11 @@ class WithoutReplacementGaussian(Event):
 
     @property
     def sample_rate(self) -> float:
-        """batch_size / dataset_size, rounded up."""
+        """batch_size / dataset_size, rounded up, in (0, 1]."""
         return min(1.0, math.nextafter(self.batch_size / self.dataset_size, 1.0))
 
     def unsupported_reason(self, adjacency: str) -> str | None:
-        """Everything but replace-one."""
+        """A reason under every adjacency but replace-one."""
         if adjacency == "replace-one":
             return None
         return (
@@ -66,7 +69,7 @@ class WithoutReplacementGaussian(Event):
         return PoissonGaussian(rate, self.noise_multiplier / 2 * (1 + 1e-15)), "add-remove"
 
     def gaussian_mu(self, adjacency: str) -> float | None:
-        """That of the unsampled Gaussian if the batch is the whole data set."""
+        """mu of the unsampled Gaussian if the batch is the whole data set, else None."""
         whole = self.batch_size == self.dataset_size and adjacency == "replace-one"
         return unsampled_mu(self.noise_multiplier, adjacency) if whole else None
 

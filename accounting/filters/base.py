@@ -28,6 +28,13 @@ Reserve = tuple[Event, int]
 class PlugInFigure:
     """What an ordinary accountant says of the realised schedule, which is no statement about an
     adaptive run.
+
+    Attributes:
+        figure: epsilon at `delta`, >= 0 or inf.
+        delta: in [0, 1).
+        accountant: who said it.
+        note: why it is no guarantee.
+        kind: always "NOT_A_GUARANTEE".
     """
 
     figure: float
@@ -46,8 +53,16 @@ class Filter(ABC):
     release is one charged event, whatever it is composed of; all its parameters are fixed before it
     runs, from what was released before and fresh coins.
 
-    reserve: (event, releases) keeps enough for a run of so many releases in all to be completed
-    with this event.
+    Args:
+        adjacency: the neighbouring relation.
+        max_releases: how many releases there can be at most, >= 1.
+        reserve: (event, releases) keeps enough for a run of so many releases in all to be completed
+            with this event.
+        budgets: one for each scale, > 0.
+        prices: what one release of an event costs on each scale.
+
+    Raises:
+        InputError: a value out of range, or a reserve that overflows the budget from the start.
     """
 
     name: ClassVar[str]
@@ -105,15 +120,26 @@ class Filter(ABC):
         """Budgets and what was spent of them, as JSON; for display, not for promises."""
 
     def can_afford(self, event: Event, count: int = 1) -> bool:
-        """Whether `charge` would accept these releases. Raises InputError where it would, too."""
+        """Whether `charge` would accept these releases.
+
+        Raises:
+            InputError: where `charge` would raise it, too.
+        """
         return self._refusal(event, count) is None
 
     def charge(self, event: Event, count: int = 1) -> int:
-        """Book `count` releases of an event, to be called before they run; returns how many are
-        booked by now.
+        """Book releases of an event, to be called before they run.
 
-        Raises BudgetExceededError, having booked nothing, if they do not fit; something cheaper may
-        still fit. Raises InputError for an event that this filter cannot account for.
+        Args:
+            count: number of releases, >= 1.
+
+        Returns:
+            how many releases are booked by now.
+
+        Raises:
+            BudgetExceededError: they do not fit, and none is booked; something cheaper may still
+                fit.
+            InputError: this filter cannot account for the event, or no such count.
         """
         refusal = self._refusal(event, count)
         if refusal is not None:
@@ -129,6 +155,9 @@ class Filter(ABC):
     def plug_in(self, delta: float) -> PlugInFigure:
         """NOT_A_GUARANTEE: epsilon as if the realised schedule had been fixed in advance, to
         compare with.
+
+        Args:
+            delta: in [0, 1).
         """
         accountant = make_accountant("prv", self._adjacency)
         for event, count in self._costs.schedule:
@@ -157,8 +186,13 @@ class Filter(ABC):
     ) -> Self:
         """The filter as it was; what was spent is added up again and must agree.
 
-        contract: that of the filter the run was configured with; any difference is refused. Raises
-        InputError for a state that was edited, is of another schema, or is not of this filter.
+        Args:
+            state: what `state` gave.
+            contract: that of the filter the run was configured with; any difference is refused.
+
+        Raises:
+            InputError: the state was edited, is of another schema or filter, or has overspent its
+                budget.
         """
         _require_intact(state, cls.name, contract)
         try:
@@ -251,21 +285,40 @@ class Filter(ABC):
 
 
 def reserve_from_json(record: dict[str, Any] | None) -> Reserve | None:
-    """The reserve of a contract."""
+    """Read the reserve of a contract back.
+
+    Args:
+        record: "event" and "releases", or None for no reserve.
+
+    Raises:
+        KeyError: one of them is missing.
+        InputError: the event cannot be read.
+    """
     return None if record is None else (event_from_json(record["event"]), record["releases"])
 
 
 def budget_guarantee(
     epsilon: float, delta: float, adjacency: str, name: str, note: str
 ) -> EpsilonGuarantee:
-    """The preset budget, as a promise."""
+    """The preset budget, as a promise.
+
+    Args:
+        epsilon: >= 0.
+        delta: in (0, 1).
+        name: of the filter.
+        note: how the budget was enforced, in words.
+    """
     return EpsilonGuarantee(
         epsilon, delta, "filter budget", adjacency, name, Interval(name, None, None, epsilon, note)
     )
 
 
 def require_epsilon(epsilon: float) -> None:
-    """Refuse anything but a finite number above 0."""
+    """Refuse what is no budget.
+
+    Raises:
+        InputError: it is no finite number above 0.
+    """
     require(
         is_real(epsilon) and 0.0 < epsilon < math.inf,
         f"epsilon={epsilon!r} is no budget; give a finite number above 0",
@@ -273,7 +326,7 @@ def require_epsilon(epsilon: float) -> None:
 
 
 def plain(value: float) -> float | str:
-    """A number as JSON knows it: infinity becomes the string "inf"."""
+    """A number as JSON knows it: an infinite one becomes the string "inf"."""
     return "inf" if math.isinf(value) else value
 
 

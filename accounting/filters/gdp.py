@@ -26,16 +26,25 @@ class GdpFilter(Filter):
     adaptivity.
 
     Smith and Thakurta 2022 (arXiv 2210.17520); Koskela et al. 2022 (arXiv 2209.15596). For Gaussian
-    noise (derived
-    here): in units of the noise, step t shifts standard normal noise z_t by v_t, chosen from the
-    past, |v_t| <= mu_t. Add a last release whose shift makes sum |v_t|^2 = mu^2 exactly; that only
-    reveals more. Given the past, v_t.z_t is N(0, |v_t|^2), so e^(i k sum v_t.z_t + k^2/2 sum
-    |v_t|^2) has mean 1, and sum v_t.z_t is exactly N(0, mu^2). Hence the loss, sum (v_t.z_t -
-    |v_t|^2 / 2) under Q, is distributed as that of N(mu, 1) against N(0, 1).
+    noise (derived here): in units of the noise, step t shifts standard normal noise z_t by v_t,
+    chosen from the past, |v_t| <= mu_t. Add a last release whose shift makes sum |v_t|^2 = mu^2
+    exactly; that only reveals more. Given the past, v_t.z_t is N(0, |v_t|^2), so e^(i k sum v_t.z_t
+    + k^2/2 sum |v_t|^2) has mean 1, and sum v_t.z_t is exactly N(0, mu^2). Hence the loss, sum
+    (v_t.z_t - |v_t|^2 / 2) under Q, is distributed as that of N(mu, 1) against N(0, 1).
 
     Poisson-sampled Gaussians are no such release and are refused. Give either mu, or epsilon and
     delta, from which the largest mu is found. Sums are rounded up: releases that add up to exactly
     mu^2 may lose the last one.
+
+    Args:
+        adjacency: the neighbouring relation.
+        max_releases: how many releases there can be at most, >= 1.
+        mu: the budget, finite and > 0.
+        epsilon, delta: the budget in place of mu: finite and > 0, and in (0, 1).
+        reserve: see `Filter`.
+
+    Raises:
+        InputError: a value out of range, not exactly one budget, or a reserve that overflows it.
     """
 
     name: ClassVar[str] = "gdp-filter"
@@ -61,7 +70,7 @@ class GdpFilter(Filter):
 
     @property
     def mu(self) -> float:
-        """The preset mu."""
+        """The preset budget, finite and > 0."""
         return self._mu
 
     @property
@@ -84,12 +93,26 @@ class GdpFilter(Filter):
         return cls(contract["adjacency"], contract["max_releases"], reserve=reserve, **budget)
 
     def quote(self, event: Event, count: int = 1) -> float:
-        """What these releases would add to the sum of mu_t^2, rounded up; changes nothing."""
+        """What releases would add to the sum of mu_t^2, rounded up; changes nothing.
+
+        Args:
+            count: number of releases, >= 1.
+
+        Raises:
+            InputError: the event is no unsampled Gaussian, or no such count.
+        """
         self._require_chargeable(event, count)
         return times(self._prices(event), int(count))[0]
 
     def guarantee(self, delta: float | None = None) -> EpsilonGuarantee:
-        """The preset budget: mu-GDP, as epsilon at any delta; without delta, at the preset one."""
+        """The preset budget: mu-GDP, as epsilon at any delta.
+
+        Args:
+            delta: in (0, 1); left out, the preset one.
+
+        Raises:
+            InputError: it is out of range, or left out where the filter was given mu.
+        """
         if self._pair is not None and delta in (None, self._pair[1]):
             epsilon, delta = self._pair
         elif delta is None:

@@ -27,11 +27,10 @@ class Odometer:
     them together.
 
     For every pair of neighbours and every way of choosing the events and the moment T of looking or
-    stopping from
-    what was released so far: Pr[L_T > epsilon at T] <= delta. So Pr[M(S) in O] <= E[1(M(S') in O)
-    e^epsilon] + delta, which is (epsilon, delta)-DP wherever epsilon is a number that does not
-    depend on the data. It costs more than an ordinary epsilon, since it says more. Nothing is ever
-    refused: to keep within a budget, use a filter.
+    stopping from what was released so far: Pr[L_T > epsilon at T] <= delta. So Pr[M(S) in O] <=
+    E[1(M(S') in O) e^epsilon] + delta, which is (epsilon, delta)-DP wherever epsilon is a number
+    that does not depend on the data. It costs more than an ordinary epsilon, since it says more.
+    Nothing is ever refused: to keep within a budget, use a filter.
 
     epsilon_t = min over the orders a of [rho_1(a) + ... + rho_t(a) + log(K / delta) / (a - 1)], for
     K orders.
@@ -40,16 +39,23 @@ class Odometer:
     | past] <= e^((a-1) rho_t), so e^((a-1) (L_t - rho_1 - ... - rho_t)) is a non-negative
     supermartingale that starts at 1. By Ville's inequality it ever reaches K / delta with
     probability at most delta / K; otherwise, at all t at once, L_t < rho_1 + ... + rho_t + log(K /
-    delta) / (a - 1). The union over the K orders costs delta. Whoever chooses the
-    next event may toss coins: the argument is made for each outcome of them.
+    delta) / (a - 1). The union over the K orders costs delta. Whoever chooses the next event may
+    toss coins: the argument is made for each outcome of them.
 
     The improved conversion of `epsilon_from_curve` is of no use here: it bounds (epsilon, delta)-DP
     at an epsilon fixed in advance, not the probability of a large loss. The doubling ladder of
     filters (Lécuyer 2021, arXiv 2103.01379) proves the same statement with 2^f gamma_a >= rho in
     place of the sum and delta / (2 K (f + 1)^2) in place of delta / K, so it is never below this.
 
-    delta: in (0, 1). orders: at least one, above 1, all different; fixed from here on. After a
-    restart, charge again what the run's ledger holds.
+    After a restart, charge again what the run's ledger holds.
+
+    Args:
+        delta: in (0, 1).
+        adjacency: the neighbouring relation.
+        orders: at least one, each in (1, inf), all different; fixed from here on.
+
+    Raises:
+        InputError: a value out of range.
     """
 
     def __init__(
@@ -92,10 +98,18 @@ class Odometer:
         return self._costs.releases
 
     def charge(self, event: Event, count: int = 1) -> int:
-        """Book `count` releases of an event, before they run; returns the number of releases booked
-        so far.
+        """Book releases of an event, before they run.
 
         An event without a finite divergence makes epsilon infinite from here on.
+
+        Args:
+            count: number of releases, >= 1.
+
+        Returns:
+            how many releases are booked by now.
+
+        Raises:
+            InputError: no event, or no such count.
         """
         require_event(event, count)
         self._costs.charge(event, int(count))
@@ -118,6 +132,10 @@ class RunningCost:
     They are a function of the schedule in which equal neighbours are merged, and of nothing else:
     the same releases cost the same to the last bit, charged one by one or together, before or after
     a restart.
+
+    Args:
+        prices: what one release of an event costs on each scale.
+        scales: how many there are.
     """
 
     def __init__(self, prices: Callable[[Event], tuple[float, ...]], scales: int) -> None:
@@ -133,11 +151,18 @@ class RunningCost:
 
     @property
     def spent(self) -> tuple[float, ...]:
-        """Total on each scale."""
+        """Total on each scale, rounded up."""
         return self.after()
 
     def after(self, *more: tuple[Event, int]) -> tuple[float, ...]:
-        """What would have been spent after these, too; changes nothing."""
+        """What would have been spent after further releases, too; changes nothing.
+
+        Args:
+            more: (event, count) pairs in the order charged.
+
+        Returns:
+            the total on each scale, rounded up.
+        """
         closed = self._closed
         last = self._schedule[-1] if self._schedule else None
         for event, count in more:
@@ -148,7 +173,11 @@ class RunningCost:
         return self._sum(closed, last)
 
     def charge(self, event: Event, count: int) -> None:
-        """Book `count` releases."""
+        """Book releases of an event; whatever its price raises is raised before anything is booked.
+
+        Args:
+            count: number of releases, >= 1.
+        """
         self._prices(event)  # whatever this raises is raised before anything is booked
         if self._schedule and self._schedule[-1][0] == event:
             self._schedule[-1] = (event, self._schedule[-1][1] + count)
@@ -166,12 +195,19 @@ class RunningCost:
 
 
 def times(prices: tuple[float, ...], count: int) -> tuple[float, ...]:
-    """count times each price, rounded up (the count itself may be rounded, too)."""
+    """Each price times a count, rounded up (the count itself may be rounded, too)."""
     return tuple(_up(_up(count * price)) for price in prices)
 
 
 def renyi_prices(orders: tuple[float, ...], adjacency: str) -> Callable[[Event], tuple[float, ...]]:
-    """The price list of Rényi divergences at these orders."""
+    """The price list of Rényi divergences.
+
+    Args:
+        orders: each in (1, inf).
+
+    Returns:
+        event -> rho at each order, inf where there is no bound.
+    """
     return lambda event: tuple(_renyi_price(event, order, adjacency) for order in orders)
 
 
@@ -181,20 +217,35 @@ def _renyi_price(event: Event, order: float, adjacency: str) -> float:
 
 
 def require_event(event: Event, count: int) -> None:
-    """Refuse what is no event, and counts below 1."""
+    """Refuse what cannot be charged.
+
+    Raises:
+        InputError: it is no event, or its count is no integer >= 1.
+    """
     if not isinstance(event, Event):
         raise InputError(f"{type(event).__name__} is not an event; give one of accounting's events")
     require_count(count, least=1)
 
 
 def require_accountable(event: Event, adjacency: str) -> None:
-    """Refuse an event that no amount of budget pays for, with the reason."""
+    """Refuse an event that no amount of budget pays for.
+
+    Raises:
+        InputError: it has no finite epsilon; the message says why.
+    """
     reason = unsupported_reason(event, adjacency)
     require(reason is None, f"{reason}; no budget pays for it, so leave it out")
 
 
 def require_order(order: float) -> float:
-    """Refuse anything but a finite number above 1."""
+    """Refuse what is no Rényi order.
+
+    Returns:
+        the order as a float.
+
+    Raises:
+        InputError: it is no finite number above 1.
+    """
     require(
         is_real(order) and 1.0 < order < math.inf,
         f"order {order!r} is not in (1, inf); give an order above 1",
@@ -203,7 +254,11 @@ def require_order(order: float) -> float:
 
 
 def require_open_delta(delta: float) -> None:
-    """Refuse anything but a number in (0, 1)."""
+    """Refuse a failure probability outside (0, 1).
+
+    Raises:
+        InputError: it is no number in (0, 1).
+    """
     require(
         is_real(delta) and 0.0 < delta < 1.0,
         f"delta={delta!r} is not in (0, 1); give less than 1 / data set size",

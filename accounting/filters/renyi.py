@@ -43,12 +43,11 @@ _MOST_NOISE = 1e6
 class RenyiFilter(Filter):
     """A filter for any event with a Rényi divergence, at a few orders with a share of delta each.
 
-    orders: {order a: weight w}, a > 1, the weights adding up to at most 1. The budget of an order
-    is the largest divergence that gives (epsilon, w delta): B(a) = epsilon + (log(w delta) + log a)
-    / (a-1) - log((a-1)/a) (Canonne, Kamath and Steinke 2020, Proposition 12; Balle et al. 2020,
-    Theorem 21). An order is alive while what was spent at it is within its budget; a release is
-    admitted if some alive order can pay for it. An order dies when a release that overflows it is
-    charged under another one.
+    The budget of an order is the largest divergence that gives (epsilon, w delta): B(a) = epsilon +
+    (log(w delta) + log a) / (a-1) - log((a-1)/a) (Canonne, Kamath and Steinke 2020, Proposition 12;
+    Balle et al. 2020, Theorem 21). An order is alive while what was spent at it is within its
+    budget; a release is admitted if some alive order can pay for it. An order dies when a release
+    that overflows it is charged under another one.
 
     One order (Feldman and Zrnic 2021, arXiv 2008.11193): let L be the privacy loss and R the sum of
     the divergences of what was charged, each chosen from the past. Under Q, e^(aL - (a-1)R) is a
@@ -56,14 +55,24 @@ class RenyiFilter(Filter):
     exceeds B: the run is (a, B)-Rényi private.
 
     Several orders (derived here). Let M be the whole run and M_a the same run, halted just before a
-    release that
-    overflows order a: M_a is (epsilon, w delta)-DP by the above. Put every complete transcript into
-    the cell of its first order alive at the end. What is spent never falls, so nothing in the cell
-    of a ever overflowed a, and there M and M_a coincide. Summed over the cells, Pr[M(S) in O] <=
-    e^epsilon Pr[M(S') in O] + delta.
+    release that overflows order a: M_a is (epsilon, w delta)-DP by the above. Put every complete
+    transcript into the cell of its first order alive at the end. What is spent never falls, so
+    nothing in the cell of a ever overflowed a, and there M and M_a coincide. Summed over the cells,
+    Pr[M(S) in O] <= e^epsilon Pr[M(S') in O] + delta.
 
     The order must fit the smallest noise that will be used, since just above the best order the
     divergence of a Poisson-sampled Gaussian explodes; `planned` chooses it.
+
+    Args:
+        epsilon: the budget, finite and > 0.
+        delta: in (0, 1).
+        adjacency: the neighbouring relation.
+        orders: {order a: weight w}, a > 1, w in (0, 1], the weights adding up to at most 1.
+        max_releases: how many releases there can be at most, >= 1.
+        reserve: see `Filter`.
+
+    Raises:
+        InputError: a value out of range, an order without a budget, or a reserve that overflows it.
     """
 
     name: ClassVar[str] = "renyi-filter"
@@ -108,11 +117,21 @@ class RenyiFilter(Filter):
         """A filter for Poisson-sampled Gaussians, with its orders chosen from the plan, that is,
         from public numbers.
 
-        noise_multiplier: the smallest that will ever be picked; the order that affords the most
-        releases of it gets 0.9 of delta. The orders that do so with 0.05 of delta at 0.9 and 0.8
-        times that noise get that share if they are lower; otherwise it goes to the first (so small
-        a share often leaves lower orders no budget at all).
-        releases: the largest number of them. Raises InputError if not one release fits.
+        The order that affords the most releases gets 0.9 of delta. The orders that do so with 0.05
+        of delta at 0.9 and 0.8 times the noise get that share if they are lower; otherwise it goes
+        to the first (so small a share often leaves lower orders no budget at all).
+
+        Args:
+            epsilon: the budget, finite and > 0.
+            delta: in (0, 1).
+            sample_rate: probability that a unit is in a sample, in (0, 1].
+            noise_multiplier: noise standard deviation / L2 sensitivity, the smallest that will ever
+                be picked.
+            releases: the largest number of them, >= 1.
+            reserve: see `Filter`.
+
+        Raises:
+            InputError: a value out of range, or not one release fits.
         """
         require_epsilon(epsilon)
         require_open_delta(delta)
@@ -140,17 +159,17 @@ class RenyiFilter(Filter):
 
     @property
     def epsilon(self) -> float:
-        """The preset epsilon."""
+        """The preset epsilon, finite and > 0."""
         return self._epsilon
 
     @property
     def delta(self) -> float:
-        """The preset delta."""
+        """The preset delta, in (0, 1)."""
         return self._delta
 
     @property
     def orders(self) -> tuple[float, ...]:
-        """The preset orders."""
+        """The preset orders, each in (1, inf)."""
         return tuple(order for order, _ in self._weights)
 
     @property
@@ -185,16 +204,37 @@ class RenyiFilter(Filter):
         )
 
     def quote(self, event: Event, count: int = 1) -> dict[float, float]:
-        """{order: what these releases would add}, rounded up; changes nothing."""
+        """What releases would add at each order; changes nothing.
+
+        Args:
+            count: number of releases, >= 1.
+
+        Returns:
+            {order: rho}, rounded up.
+
+        Raises:
+            InputError: the event has no finite epsilon, or no such count.
+        """
         self._require_chargeable(event, count)
         return dict(zip(self.orders, times(self._prices(event), int(count)), strict=True))
 
     def smallest_noise(self, releases_left: int, sample_rate: float, floor: float) -> float:
-        """The smallest noise multiplier >= floor at which so many equal Poisson-sampled Gaussians
-        would be admitted.
+        """The smallest noise multiplier at which so many equal Poisson-sampled Gaussians would be
+        admitted.
 
-        For pacing: the rest of the budget, spread evenly; at most 1e-6 (relative) above the exact
-        answer. Raises BudgetExceededError if no noise is enough.
+        For pacing: the rest of the budget, spread evenly.
+
+        Args:
+            releases_left: >= 1.
+            sample_rate: probability that a unit is in a sample, in [0, 1].
+            floor: the smallest noise multiplier to consider, in (0, 1e6].
+
+        Returns:
+            a noise multiplier >= floor, at most 1e-6 (relative) above the exact answer.
+
+        Raises:
+            InputError: a value out of range.
+            BudgetExceededError: no noise up to about 1e6 is enough.
         """
         require(
             is_real(floor) and 0.0 < floor <= _MOST_NOISE,

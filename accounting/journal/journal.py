@@ -34,7 +34,17 @@ class Journal:
 
     @classmethod
     def create(cls, path: str | Path, header: dict[str, Any]) -> Journal:
-        """Start a journal; raises InputError if the file exists or the header is not plain JSON."""
+        """Start a journal.
+
+        Args:
+            header: plain JSON, the first line's body.
+
+        Returns:
+            the journal, open and locked.
+
+        Raises:
+            InputError: the file exists, or the header is not plain JSON.
+        """
         path = Path(path)
         _canonical(header)
         try:
@@ -54,8 +64,12 @@ class Journal:
         """Verify an existing journal and continue it.
 
         A torn last line (a write that a crash cut short) is cut off and reported by
-        `recovered_torn_line`. Raises JournalCorruptError on any other damage, JournalBusyError if
-        another writer holds the file.
+        `recovered_torn_line`.
+
+        Raises:
+            InputError: there is no such file.
+            JournalCorruptError: any other damage.
+            JournalBusyError: another writer or reader holds the file.
         """
         path = Path(path)
         try:
@@ -75,10 +89,17 @@ class Journal:
 
     @classmethod
     def read(cls, path: str | Path) -> Journal:
-        """Verify a journal without writing to it; what comes back is closed and cannot be appended
-        to.
+        """Verify a journal without writing to it.
 
-        A torn last line is left out: its charge was never confirmed. Raises as `open` does.
+        A torn last line is left out: its charge was never confirmed.
+
+        Returns:
+            the journal, closed: nothing can be appended to it.
+
+        Raises:
+            InputError: there is no such file.
+            JournalCorruptError: any other damage.
+            JournalBusyError: a writer holds the file.
         """
         path = Path(path)
         try:
@@ -124,15 +145,29 @@ class Journal:
         return self._head
 
     def contains(self, head: str) -> bool:
-        """Whether a head seen earlier is part of this history; False means that lines were lost or
-        replaced.
+        """Whether a head seen earlier is part of this history.
+
+        Args:
+            head: hash of a line, 64 hexadecimal digits.
+
+        Returns:
+            False means that lines were lost or replaced.
         """
         return head in self._hashes
 
     def append(self, record: dict[str, Any]) -> str:
-        """Write one record and return its hash; it is on disk when this returns.
+        """Write one record; it is on disk when this returns.
 
-        Raises InputError for a record that is not plain JSON (NaN and infinity included).
+        Args:
+            record: plain JSON.
+
+        Returns:
+            the hash of the new line.
+
+        Raises:
+            InputError: the record is not plain JSON (NaN and infinity included), or the journal is
+                closed.
+            OSError: the write failed; what was written of the line is cut off again.
         """
         if self._file is None:
             raise InputError(
@@ -220,8 +255,18 @@ class Journal:
 
 
 def sealed(number: int, previous: str, body: dict[str, Any]) -> dict[str, Any]:
-    """A line of a journal: the record, its place, the hash of the line before and the hash of all
-    three.
+    """A line of a journal.
+
+    Args:
+        number: its place, from 0.
+        previous: hash of the line before.
+        body: the record, plain JSON.
+
+    Returns:
+        the three as "seq", "prev" and "body", with the "hash" of all of them.
+
+    Raises:
+        InputError: the record is not plain JSON.
     """
     unsigned = {"seq": number, "prev": previous, "body": body}
     return {**unsigned, "hash": hashlib.sha256(_canonical(unsigned)).hexdigest()}

@@ -48,7 +48,11 @@ _FREE = frozenset({"fresh-randomness", _RELEASE})
 class _History:
     """One run's lines up to a head, header first.
 
-    run: the same for copies of one run, and for nothing else.
+    Attributes:
+        name: where they were found, for messages.
+        run: the same for copies of one run, and for nothing else.
+        entries: the lines.
+        from_merged: whether a merged journal holds them.
     """
 
     name: str
@@ -73,14 +77,21 @@ class _History:
 
 
 def merged(journals: Sequence[Source]) -> list[tuple[Event, int]]:
-    """What several journals charged together: distinct events with their counts, in order of first
-    appearance.
+    """What several journals charged together.
 
-    A run whose noise was chosen under a filter counts as its preset (epsilon, delta). journals:
-    paths or journals; one that `write_merged` made counts for all it came from. Raises InputError
-    where the histories cannot be added up (another adjacency or unit, a plan that was changed, a
-    journal given twice, the same randomness used twice, a record of unknown kind),
-    JournalCorruptError for a broken chain.
+    A run whose noise was chosen under a filter counts as its preset (epsilon, delta).
+
+    Args:
+        journals: paths or journals; one that `write_merged` made counts for all it came from.
+
+    Returns:
+        distinct events with their counts, in order of first appearance.
+
+    Raises:
+        InputError: the histories cannot be added up: another adjacency or unit, a plan that was
+            changed, a journal given twice, the same randomness used twice, a record of unknown
+            kind.
+        JournalCorruptError: a broken chain.
     """
     histories = _histories(journals)
     counts: Counter[Event] = Counter()
@@ -103,11 +114,20 @@ def _preset(history: _History) -> Event:
 
 
 def write_merged(path: str | Path, journals: Sequence[Source]) -> Journal:
-    """Write the journals' union to a new journal, with the heads it came from; it is returned
-    closed.
+    """Write the journals' union to a new journal, with the heads it came from.
 
-    Its header holds the sources' heads and headers, its records are their lines. Raises as `merged`
-    does.
+    Its header holds the sources' heads and headers, its records are their lines.
+
+    Args:
+        path: of the new journal.
+        journals: as in `merged`.
+
+    Returns:
+        the new journal, closed.
+
+    Raises:
+        InputError: the path exists, or as in `merged`.
+        JournalCorruptError: a broken chain.
     """
     histories = _histories(journals)
     union = _union(histories)

@@ -45,10 +45,15 @@ _SLACK = 1 + 1e-12  # covers the rounding of a curve's corners
 
 
 def mu_from_epsilon_delta(epsilon: float, delta: float, upper: bool = True) -> float:
-    """mu of the Gaussian mechanism whose delta at epsilon is exactly this, rounded up (or down).
+    """mu of the Gaussian mechanism whose delta at epsilon is exactly this.
 
     Only for a Gaussian mechanism: any other one may be (epsilon, delta)-DP without being mu-GDP for
-    this mu. epsilon >= 0; delta in (0, 1).
+    this mu.
+
+    Args:
+        epsilon: finite and >= 0.
+        delta: in (0, 1).
+        upper: round up, else down.
     """
     require(
         0.0 <= epsilon < math.inf,
@@ -70,8 +75,11 @@ def mu_from_epsilon_delta(epsilon: float, delta: float, upper: bool = True) -> f
 
 
 def zcdp_from_mu(mu: float) -> float:
-    """rho of the zero-concentrated DP of any mu-GDP mechanism, mu^2 / 2 (Bun and Steinke 2016,
-    arXiv 1605.02065).
+    """rho of the zero-concentrated DP of any mu-GDP mechanism, mu^2 / 2, rounded up (Bun and
+    Steinke 2016, arXiv 1605.02065).
+
+    Raises:
+        InputError: mu is no number >= 0.
     """
     require(mu >= 0.0, f"mu={mu!r} is not a number >= 0; give the mu of a mu-GDP mechanism")
     return mu * mu / 2 * (1 + 4e-16)
@@ -81,14 +89,24 @@ def mu_from_zcdp(rho: float) -> float:
     """mu of the Gaussian mechanism that is rho-zCDP: sqrt(2 rho), rounded up.
 
     Only for a Gaussian mechanism: zero-concentrated DP in general implies no mu-GDP.
+
+    Raises:
+        InputError: rho is no number >= 0.
     """
     require(rho >= 0.0, f"rho={rho!r} is not a number >= 0; give the rho of a rho-zCDP mechanism")
     return math.sqrt(2 * rho) * (1 + 4e-16)
 
 
 def epsilon_from_zcdp(rho: float, delta: float) -> float:
-    """Epsilon at delta in (0, 1) of any rho-zCDP mechanism, through its Rényi divergences order *
-    rho, rounded up.
+    """Epsilon at delta of any rho-zCDP mechanism, through its Rényi divergences order * rho,
+    rounded up.
+
+    Args:
+        rho: finite and >= 0.
+        delta: in [0, 1); at 0 epsilon is inf unless rho is 0.
+
+    Raises:
+        InputError: a value out of range.
     """
     require(
         0.0 <= rho < math.inf,
@@ -99,11 +117,19 @@ def epsilon_from_zcdp(rho: float, delta: float) -> float:
 
 
 def trade_off_corners(points: Iterable[Point]) -> tuple[Array, Array]:
-    """(false positive rates, largest true positive rates) at the corners of 1 - f, from rate 0 to
-    rate x = f(x).
+    """The corners of 1 - f, from false positive rate 0 to the rate x = f(x).
 
     1 - f is a concave, broken line above which no test lies; beyond the last corner it is the
     mirror image.
+
+    Args:
+        points: (epsilon, delta) with epsilon >= 0 and delta in [0, 1].
+
+    Returns:
+        (false positive rates, largest true positive rates), each [corners], in [0, 1].
+
+    Raises:
+        InputError: a point that is no guarantee.
     """
     given = [*_telling(points), (0.0, 1.0)]
     equal = max((1.0 - delta) / (1.0 + math.exp(epsilon)) for epsilon, delta in given)
@@ -126,8 +152,13 @@ def trade_off_corners(points: Iterable[Point]) -> tuple[Array, Array]:
 
 
 def power_curve(points: Iterable[Point]) -> tuple[Array, Array]:
-    """(rates, powers): corners of the largest true positive rate as a function of the false
-    positive rate, 0 to 1.
+    """The largest true positive rate as a function of the false positive rate, from 0 to 1.
+
+    Args:
+        points: as in `trade_off_corners`.
+
+    Returns:
+        (rates, powers) at the corners of this broken line, each [corners]; powers are rounded up.
     """
     rate, power = trade_off_corners(points)
     rates = np.concatenate([rate, 1.0 - power[-2::-1], [1.0]])
@@ -136,7 +167,12 @@ def power_curve(points: Iterable[Point]) -> tuple[Array, Array]:
 
 
 def delta_from_points(points: Iterable[Point], epsilon: float) -> float:
-    """The smallest delta at epsilon >= 0 that the points imply together, rounded up."""
+    """The smallest delta at epsilon that the points imply together, rounded up.
+
+    Args:
+        points: as in `trade_off_corners`.
+        epsilon: >= 0.
+    """
     require(
         epsilon >= 0.0, f"epsilon={epsilon!r} is not a number >= 0; give a non-negative epsilon"
     )
@@ -145,18 +181,32 @@ def delta_from_points(points: Iterable[Point], epsilon: float) -> float:
 
 
 def epsilon_from_points(points: Iterable[Point], delta: float) -> float:
-    """The smallest epsilon >= 0 at delta that the points imply together, rounded up; inf if they
-    imply none.
+    """The smallest epsilon >= 0 at delta that the points imply together, rounded up.
+
+    Args:
+        points: as in `trade_off_corners`.
+        delta: in [0, 1).
+
+    Returns:
+        epsilon; inf if the points imply none.
     """
     require_delta(delta)
     return _epsilon_of(*power_curve(points), delta)
 
 
 def group_privacy(epsilon: float, delta: float, units: int) -> Point:
-    """(epsilon, delta) of `units` units at once, from that of one.
+    """(epsilon, delta) of several units at once, from that of one.
 
     k epsilon and delta (1 + e^epsilon + ... + e^((k-1) epsilon)), by P <= e^epsilon R + delta along
     a chain of k neighbours. With a whole profile `group_points` gives less.
+
+    Args:
+        epsilon: >= 0; above 700 it counts as inf.
+        delta: in [0, 1].
+        units: k, an integer >= 1.
+
+    Raises:
+        InputError: a value out of range.
     """
     _require_units(units)
     ((epsilon, delta),) = _telling([(epsilon, delta)]) or [(math.inf, delta)]
@@ -169,7 +219,15 @@ def group_privacy(epsilon: float, delta: float, units: int) -> Point:
 
 
 def group_points(points: Iterable[Point], units: int) -> list[Point]:
-    """The profile of `units` units at once, from points of one unit's, under the same adjacency."""
+    """The profile of several units at once, under the same adjacency.
+
+    Args:
+        points: those of one unit, as in `trade_off_corners`.
+        units: an integer >= 1.
+
+    Returns:
+        (epsilon, delta) points, rounded up.
+    """
     _require_units(units)
     rate, power = power_curve(points)
     group_rate, group_power = rate, power
@@ -179,7 +237,7 @@ def group_points(points: Iterable[Point], units: int) -> list[Point]:
 
 
 def group_event(event: Event, units: int) -> Event:
-    """The event whose guarantee for one unit is that of `event` for `units` units at once, under
+    """The event whose guarantee for one unit is that of `event` for several units at once, under
     the same adjacency.
 
     Unsampled noise: the sum moves k times as far. A Poisson sample of k units of which j take part
@@ -196,6 +254,9 @@ def group_event(event: Event, units: int) -> Event:
 
     Other sampled events have no such theorem here: they become `Unsupported`. `group_points` works
     for their profile.
+
+    Args:
+        units: k, an integer >= 1.
     """
     _require_units(units)
     if units == 1 or isinstance(event, NonPrivate | Unsupported):
@@ -226,17 +287,26 @@ def replace_one_from_add_remove(points: Iterable[Point]) -> list[Point]:
 
     Generic, and loose where an event has a theorem of its own: ask the accountant under replace-one
     instead.
+
+    Args:
+        points: as in `trade_off_corners`.
     """
     return group_points(points, 2)
 
 
 def replace_one_epsilon(epsilon_at: Callable[[float], float], delta: float) -> float:
-    """Replace-one epsilon at delta from the add-remove profile delta -> epsilon; inf if none is
-    found.
+    """Replace-one epsilon at delta from an add-remove profile.
 
-    (e, d) gives (2 e, d (1 + e^e)). Any guess g works that turns out at least as large as
-    e = epsilon_at(delta / (1 + e^g)): then d (1 + e^e) <= delta, so 2 e is valid, and e is the next
+    (e, d) gives (2 e, d (1 + e^e)). Any guess g works that turns out at least as large as e =
+    epsilon_at(delta / (1 + e^g)): then d (1 + e^e) <= delta, so 2 e is valid, and e is the next
     guess.
+
+    Args:
+        epsilon_at: delta -> epsilon.
+        delta: in (0, 1).
+
+    Returns:
+        epsilon; inf if none is found.
     """
     require(
         0.0 < delta < 1.0, f"delta={delta!r} is not in (0, 1); give less than 1 / data set size"
@@ -257,7 +327,15 @@ def replace_one_epsilon(epsilon_at: Callable[[float], float], delta: float) -> f
 
 
 def replace_one_delta(delta_at: Callable[[float], float], epsilon: float) -> float:
-    """Replace-one delta at epsilon >= 0 from the add-remove profile epsilon -> delta."""
+    """Replace-one delta at epsilon from an add-remove profile.
+
+    Args:
+        delta_at: epsilon -> delta.
+        epsilon: >= 0.
+
+    Returns:
+        a probability in [0, 1], rounded up.
+    """
     require(
         epsilon >= 0.0, f"epsilon={epsilon!r} is not a number >= 0; give a non-negative epsilon"
     )

@@ -37,8 +37,9 @@ class TruncatedNegativeBinomial:
     """At least one run; shape 1: stop after each run with a fixed probability (geometric), 0:
     logarithmic.
 
-    shape: eta >= 0. stop_probability: gamma in (0, 1]; smaller means more runs. 1 means a single
-    run.
+    Attributes:
+        shape: eta, finite and >= 0.
+        stop_probability: gamma in (0, 1]; smaller means more runs, 1 a single run.
     """
 
     shape: float
@@ -57,7 +58,15 @@ class TruncatedNegativeBinomial:
 
     @classmethod
     def with_mean(cls, shape: float, runs: float) -> TruncatedNegativeBinomial:
-        """The distribution of this shape whose mean is `runs` >= 1, within 1e-12."""
+        """The distribution of this shape with a given mean, met within 1e-12.
+
+        Args:
+            shape: eta, finite and >= 0.
+            runs: the mean, in [1, 1e12).
+
+        Raises:
+            InputError: a value out of range.
+        """
         require(
             1.0 <= runs < 1e12,
             f"runs={runs!r} is not a mean in [1, 1e12); give the expected number of runs",
@@ -82,6 +91,13 @@ class TruncatedNegativeBinomial:
     def curve(self, orders: Array, rho: Array) -> Array:
         """Theorem 2: rho + (1 + eta) min over b >= 1 of ((1 - 1/b) rho(b) + log(1/gamma) / b) + log
         E[K] / (a - 1).
+
+        Args:
+            orders: a, [orders], each > 1.
+            rho: of one run, [orders], >= 0, inf where there is no bound.
+
+        Returns:
+            rho of the best run, [orders].
         """
         log = -math.log(self.stop_probability)
         # At b = 1 the first part vanishes, since rho(1) is finite wherever any rho is.
@@ -94,8 +110,10 @@ class TruncatedNegativeBinomial:
 class PoissonRuns:
     """A Poisson number of runs; with probability e^-mean there is none, and nothing comes out.
 
-    mean: at least 1. delta_at: an upper bound on one run's delta at an epsilon, asked once for
-    every order; left out, it comes from the curve.
+    Attributes:
+        mean: finite and at least 1.
+        delta_at: an upper bound on one run's delta at an epsilon, asked once for every order; None
+            takes it from the curve.
     """
 
     mean: float
@@ -109,11 +127,19 @@ class PoissonRuns:
 
     @property
     def expected_runs(self) -> float:
-        """The mean."""
+        """The mean number of runs."""
         return self.mean
 
     def curve(self, orders: Array, rho: Array) -> Array:
-        """Theorem 6: rho + mean * delta(log(1 + 1 / (a - 1))) + log(mean) / (a - 1)."""
+        """Theorem 6: rho + mean * delta(log(1 + 1 / (a - 1))) + log(mean) / (a - 1).
+
+        Args:
+            orders: a, [orders], each > 1.
+            rho: of one run, [orders], >= 0, inf where there is no bound.
+
+        Returns:
+            rho of the best run, [orders].
+        """
         delta_at = self.delta_at or (lambda epsilon: delta_from_curve(orders, rho, epsilon))
         # The bound on epsilon is from above: round it down.
         deltas = np.asarray(
@@ -126,6 +152,9 @@ class PoissonRuns:
 class FixedRuns:
     """A number of runs that is fixed in advance: all of them are paid for, as if every one were
     published.
+
+    Attributes:
+        count: number of runs, >= 1.
     """
 
     count: int
@@ -136,11 +165,18 @@ class FixedRuns:
 
     @property
     def expected_runs(self) -> float:
-        """The count."""
+        """The number of runs, which is certain."""
         return float(self.count)
 
     def curve(self, orders: Array, rho: Array) -> Array:
-        """Composition: count * rho."""
+        """Composition: count * rho.
+
+        Args:
+            rho: of one run, [orders], >= 0, inf where there is no bound.
+
+        Returns:
+            rho of all runs together, [orders].
+        """
         return self.count * rho
 
 
@@ -149,9 +185,17 @@ Runs = TruncatedNegativeBinomial | PoissonRuns | FixedRuns
 
 def selection_curve(orders: Array, rho: Array, runs: Runs) -> tuple[Array, Array]:
     """Rényi curve of the best run out of `runs`, from that of a single run (see
-    `renyi.renyi_curve`).
+    `rdp.curve.renyi_curve`).
 
-    orders: in (1, inf), shape (n,); rho: >= 0, shape (n,), inf where there is no bound. Rounded up.
+    Args:
+        orders: [orders], each in (1, inf).
+        rho: [orders], >= 0, inf where there is no bound.
+
+    Returns:
+        (orders in increasing order, rho), each [orders]; rho is rounded up.
+
+    Raises:
+        InputError: not one rho >= 0 for every order above 1.
     """
     orders, rho = np.asarray(orders, dtype=float), np.asarray(rho, dtype=float)
     if (
@@ -176,7 +220,17 @@ def selection_curve(orders: Array, rho: Array, runs: Runs) -> tuple[Array, Array
 
 
 def selection_epsilon(orders: Array, rho: Array, runs: Runs, delta: float) -> tuple[float, float]:
-    """(epsilon at delta of publishing the best run, best order), from the Rényi curve of a single
-    run.
+    """Epsilon at delta of publishing the best run, from the Rényi curve of a single run.
+
+    Args:
+        orders: [orders], each in (1, inf).
+        rho: [orders], >= 0, inf where there is no bound.
+        delta: in [0, 1).
+
+    Returns:
+        (epsilon, best order); epsilon is inf where there is no bound.
+
+    Raises:
+        InputError: a delta out of range, or not one rho >= 0 for every order above 1.
     """
     return epsilon_from_curve(*selection_curve(orders, rho, runs), delta)

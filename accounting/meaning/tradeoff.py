@@ -39,12 +39,15 @@ _LARGEST_WINDOW = 2**20
 class GaussianFit(NamedTuple):
     """The smallest mu whose Gaussian mechanism reveals at least as much, and how much more that is.
 
-    mu: no test whose false positive and false negative rates are both at least smallest_rate does
-    better than against N(0, 1) and N(mu, 1); inf where the points do not show that for any mu.
-    regret: the smallest shift of the points' trade-off curve, towards (0, 0) along both axes, that
-    brings it below the Gaussian one; equally the largest difference between the chances of a right
-    guess that they leave, over all prior probabilities. note: why the fit is bad; empty if it is
-    good.
+    Attributes:
+        mu: no test whose false positive and false negative rates are both at least smallest_rate
+            does better than against N(0, 1) and N(mu, 1); inf where the points do not show that for
+            any mu.
+        regret: the smallest shift of the points' trade-off curve, towards (0, 0) along both axes,
+            that brings it below the Gaussian one; equally the largest difference between the
+            chances of a right guess that they leave, over all prior probabilities.
+        smallest_rate: an error rate in [0, 1/2); 0 where the fit is exact.
+        note: why the fit is bad; empty if it is good.
     """
 
     mu: float
@@ -54,8 +57,10 @@ class GaussianFit(NamedTuple):
 
 
 def gaussian_fit(accountant: Accountant) -> GaussianFit:
-    """mu of everything charged: exact where all of it is unsampled Gaussian noise, else that of
-    `gdp_mu`.
+    """mu of everything charged.
+
+    Returns:
+        an exact fit where all of it is unsampled Gaussian noise, else that of `gdp_mu`.
     """
     mus = [event.gaussian_mu(accountant.adjacency) for event, _ in accountant.events]
     if any(mu is None for mu in mus) or unsupported_reasons(
@@ -69,11 +74,20 @@ def gaussian_fit(accountant: Accountant) -> GaussianFit:
 
 
 def trade_off_curve(points: Iterable[Point], false_positive_rates: Sequence[float]) -> Array:
-    """A lower bound, rounded down, on any test's false negative rate at each of these false
-    positive rates.
+    """A lower bound, rounded down, on any test's false negative rate at given false positive rates.
 
     The largest of the straight lines that the points give, so it is convex and never rises: f of
     f-DP.
+
+    Args:
+        points: (epsilon, delta) with epsilon >= 0 and delta in [0, 1].
+        false_positive_rates: [n], each in [0, 1].
+
+    Returns:
+        false negative rates [n], each in [0, 1].
+
+    Raises:
+        InputError: a rate outside [0, 1], or a point that is no guarantee.
     """
     require_rates(false_positive_rates)
     rates = np.asarray(false_positive_rates, dtype=float)
@@ -89,16 +103,27 @@ def trade_off_curve(points: Iterable[Point], false_positive_rates: Sequence[floa
 def advantage(accountant: Accountant) -> float:
     """The largest (true positive rate - false positive rate) of any test: delta at epsilon 0, the
     total variation.
+
+    Returns:
+        an upper bound in [0, 1].
     """
     return accountant.delta(0.0)
 
 
 def profile_points(accountant: Accountant, count: int = 40) -> list[Point]:
-    """About 3/2 `count` (epsilon, delta) points of everything charged, for a tight curve at rates
-    from 1e-12 up.
+    """Points of everything charged, for a tight curve at rates from 1e-12 up.
 
     Evenly spread epsilons suit Gaussian mechanisms, whose mu is then met within 1 % with 40 points;
     a geometric series is added for those whose losses are tiny but for a long tail.
+
+    Args:
+        count: evenly spread epsilons, >= 4.
+
+    Returns:
+        about 3/2 `count` (epsilon, delta) points, delta rounded up.
+
+    Raises:
+        InputError: the count is below 4.
     """
     require(count >= 4, f"count={count!r} is too few for a curve; give at least 4")
     # At no rate above the smallest one is the curve steeper than 1 / rate.
@@ -112,11 +137,19 @@ def profile_points(accountant: Accountant, count: int = 40) -> list[Point]:
 
 
 def largest_true_positive_rate(accountant: Accountant, false_positive_rate: float) -> float:
-    """The bound of `true_positive_rate` at one rate in (0, 1), close to the epsilon where it is
-    smallest.
+    """The bound of `true_positive_rate` at one rate, close to the epsilon where it is smallest.
 
     Every epsilon gives a valid bound. The profile's points show where to look; a parabola through
     the best of them and its neighbours gives the epsilon that is looked at closely.
+
+    Args:
+        false_positive_rate: share of non-members accused, in [0, 1].
+
+    Returns:
+        a share of members in [0, 1].
+
+    Raises:
+        InputError: a rate outside [0, 1].
     """
     require_rates([false_positive_rate])
     points = profile_points(accountant)
@@ -171,7 +204,8 @@ def _deltas(accountant: Accountant, epsilons: list[float]) -> list[float]:
 def _composed_deltas(events: Counted, adjacency: str, epsilons: list[float]) -> list[float]:
     """The larger one of both directions, each the least bound over tilts that are sharp nearby.
 
-    Raises CannotComputeError.
+    Raises:
+        CannotComputeError: no grid within the limits serves any tilt.
     """
     orders, rho = renyi_curve(as_event(events), adjacency, COARSE_ORDERS)
     schedule = blended(list(events), adjacency, upper=True)
@@ -224,7 +258,7 @@ def _both_directions(
 def _width(variance: float, tilt: float, releases: int) -> float:
     """A grid of losses that adds at most about 1e-3 to delta, relatively.
 
-    A grid of width v adds v^2 / 6 to the variance of one release's loss (see `refinement`).
+    A grid of width v adds v^2 / 6 to the variance of one release's loss (see `grid_refinement`).
     """
     widest = math.sqrt(12e-3 / releases * min(variance / 2, 1 / (tilt * (tilt + 1))))
     return 2.0 ** math.floor(math.log2(min(max(widest, 1e-12), 0.05)))
@@ -237,8 +271,15 @@ def gdp_mu(points: Iterable[Point], smallest_rate: float = SMALLEST_RATE) -> Gau
     it is enough to compare them at the corners (and at the smallest rate). Below the smallest rate
     no mu need cover a sampled mechanism. Regret: Gomez, Kulynych, Kaissis, Calmon, Hayes, Balle and
     Honkela 2025 (arXiv 2503.10945), after Kaissis, Kolek, Balle, Hayes and Rueckert 2024 (arXiv
-    2406.08918), against the curve of the points. With support
-    functions (derived here): the largest (delta_mu(epsilon) - delta(epsilon)) / (1 + e^epsilon).
+    2406.08918), against the curve of the points. With support functions (derived here): the largest
+    (delta_mu(epsilon) - delta(epsilon)) / (1 + e^epsilon).
+
+    Args:
+        points: (epsilon, delta) with epsilon >= 0 and delta in [0, 1].
+        smallest_rate: an error rate in (0, 1/2).
+
+    Raises:
+        InputError: a rate out of range, or a point that is no guarantee.
     """
     require(
         0.0 < smallest_rate < 0.5,

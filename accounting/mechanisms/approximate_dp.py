@@ -28,7 +28,17 @@ _MOST_RELEASES = 2**20  # terms of the exact composition
 
 
 def response_delta(stated: float, failure: float, epsilon: float, upper: bool = True) -> float:
-    """delta of one (stated, failure)-DP release at epsilon >= 0, rounded up (or down)."""
+    """delta of one (stated, failure)-DP release, in the worst case.
+
+    Args:
+        stated: epsilon of the statement, finite and >= 0.
+        failure: delta of the statement, in [0, 1).
+        epsilon: >= 0.
+        upper: round up, else down.
+
+    Returns:
+        a probability in [0, 1].
+    """
     gap = epsilon - stated
     lost = -math.expm1(min(gap, 0.0)) / (1 + math.exp(-stated))
     allowance = 1e-15 * (epsilon + stated) * math.exp(min(gap, 0.0)) if gap < 0.0 else 0.0
@@ -38,9 +48,16 @@ def response_delta(stated: float, failure: float, epsilon: float, upper: bool = 
 
 
 def response_renyi(stated: float, order: float) -> float:
-    """Rényi divergence at an order > 1 of a release that is (stated, 0)-DP, rounded up.
+    """Rényi divergence of a release that is (stated, 0)-DP, in the worst case, rounded up.
 
     A - 1 = (e^((a-1) eps) - 1) (e^eps - e^((1-a) eps)) / (1 + e^eps), with positive factors.
+
+    Args:
+        stated: epsilon of the statement, finite and >= 0.
+        order: > 1.
+
+    Returns:
+        rho in [0, stated].
     """
     if stated == 0.0:
         return 0.0
@@ -54,9 +71,16 @@ def response_renyi(stated: float, order: float) -> float:
 
 
 def response_loss_grid(stated: float, failure: float, interval: float, tail: float) -> LossGrid:
-    """Privacy loss of one (stated, failure)-DP release.
+    """Privacy loss of one (stated, failure)-DP release, in the worst case.
 
-    Raises CannotComputeError when the grid would be too large.
+    Args:
+        stated: epsilon of the statement, finite and >= 0.
+        failure: delta of the statement, in [0, 1); mass at +inf.
+        interval: width of the grid, in loss, > 0.
+        tail: probability charged for rounding; nothing is cut off.
+
+    Raises:
+        CannotComputeError: the grid would be too large.
     """
     if not 2 * stated / interval < LARGEST_PMF:
         raise CannotComputeError(
@@ -70,11 +94,18 @@ def response_loss_grid(stated: float, failure: float, interval: float, tail: flo
 
 
 def response_epsilon(stated: float, failure: float, count: int, delta: float) -> Interval | None:
-    """Epsilon at delta of `count` (stated, failure)-DP releases, exactly (arXiv 1311.0776, Theorem
-    3.3).
+    """Epsilon at delta of several (stated, failure)-DP releases (arXiv 1311.0776, Theorem 3.3).
 
-    None if there are too many of them; upper and lower end are inf where the failures alone exceed
-    delta.
+    Args:
+        stated: epsilon of each statement, finite and >= 0.
+        failure: delta of each statement, in [0, 1).
+        count: number of releases, >= 1.
+        delta: in [0, 1).
+
+    Returns:
+        both ends, equal up to rounding; None if there are more than 2^20 releases. They are inf
+        where the failures alone exceed delta, and at delta = 0 if anything is revealed, where the
+        lower one proves nothing.
     """
     if count > _MOST_RELEASES:
         return None

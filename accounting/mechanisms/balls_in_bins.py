@@ -36,8 +36,15 @@ _GRID = 96  # values of epsilon that are tried
 
 
 def allocation_renyi(bins: int, sigma: float, order: float) -> float:
-    """Rényi divergence of one epoch at an order > 1, the larger direction, rounded up; inf above
-    order 192.
+    """Rényi divergence of one epoch, the larger direction, rounded up.
+
+    Args:
+        bins: batches of an epoch, >= 1.
+        sigma: noise standard deviation / L2 sensitivity of one unit.
+        order: > 1.
+
+    Returns:
+        rho >= 0; inf above order 192 and without noise.
     """
     if sigma < 1e-100 or order > _LARGEST_ORDER:
         return math.inf
@@ -123,8 +130,7 @@ def _add_moment(bins: int, sigma: float, b: float) -> float:
 
 
 def simulated_epsilon(bins: int, sigma: float, count: int, delta: float) -> Interval | None:
-    """Epsilon at delta of `count` epochs by Monte Carlo; None where delta is too small to be
-    verified.
+    """Epsilon at delta of several epochs by Monte Carlo.
 
     X = (1 - e^(eps - L))+ lies in [0, 1]; for n samples with mean m, the true mean exceeds u > m
     with n KL(m, u) >= log(1/b) with probability at most b (Hoeffding 1963). All values of a grid of
@@ -132,6 +138,16 @@ def simulated_epsilon(bins: int, sigma: float, count: int, delta: float) -> Inte
     with probability 1 - beta all bounds hold, also the one that is chosen afterwards. beta = delta
     / 20 is added to delta: a run whose accountant errs reveals at most everything (as in Wang,
     Mahloujifar, Wu, Jia and Mittal 2023, arXiv 2304.01244).
+
+    Args:
+        bins: batches of an epoch, >= 1.
+        sigma: noise standard deviation / L2 sensitivity of one unit.
+        count: number of epochs, >= 1.
+        delta: in (0, 1).
+
+    Returns:
+        an interval without a lower end; None without noise, or where the affordable number of
+        samples verifies nothing.
     """
     samples = min(_MOST_SAMPLES, _LARGEST_DRAWS // (bins * count))
     if samples * delta < _LEAST_HITS or sigma < 1e-100:

@@ -29,9 +29,12 @@ _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(5)
 class Pair:
     """P = sum of weight * N(mean, sigma^2) against such a Q; log(P/Q) must increase along the line.
 
-    loss: log(P/Q) at each x. where: the x at which the loss has each value, -inf (inf) at or beyond
-    its infimum (supremum). anchor: a loss that shall be on the grid, such as one that most of the
-    mass is close to.
+    Attributes:
+        sigma: standard deviation of every component, > 0.
+        p, q: the components of P and Q; the weights are probabilities that sum to 1.
+        loss: x [n] -> log(P/Q) [n].
+        where: loss [n] -> x [n], -inf (inf) at or beyond the loss's infimum (supremum).
+        anchor: a loss that shall be on the grid, such as one that most of the mass is close to.
     """
 
     sigma: float
@@ -42,10 +45,14 @@ class Pair:
     anchor: float = 0.0
 
     def loss_grids(self, interval: float, tail: float) -> tuple[LossGrid, LossGrid]:
-        """The loss log(P/Q) under P and the loss log(Q/P) under Q, on a grid of this width.
+        """The loss log(P/Q) under P and the loss log(Q/P) under Q.
 
-        tail: mass that may lie beyond the grid at each end. Raises CannotComputeError when the grid
-            would be too large.
+        Args:
+            interval: width of the grid, in loss, > 0.
+            tail: probability that may lie beyond the grid at each end, in (0, 1).
+
+        Raises:
+            GridTooFineError: the grid would be too large.
         """
         grid, first = self._grid(interval, tail)
         edges = self.where(grid)
@@ -189,7 +196,16 @@ class Pair:
 
 
 def log_likelihood_ratio(mixture: Mixture, sigma: float, x: Array) -> Array:
-    """log of the density ratio (sum of weight * N(mean, sigma^2)) / N(0, sigma^2) at each x."""
+    """log of the density ratio (sum of weight * N(mean, sigma^2)) / N(0, sigma^2).
+
+    Args:
+        mixture: (weight, mean) pairs; the weights are probabilities that sum to 1.
+        sigma: > 0.
+        x: where it is asked, any shape.
+
+    Returns:
+        the logs, of x's shape.
+    """
     exponents = [mean * (2 * x - mean) / (2 * sigma) / sigma for _, mean in mixture]
     largest = np.maximum.reduce(exponents)
     small = np.abs(largest) < 1.0

@@ -14,7 +14,16 @@ from scipy.special import log_ndtr
 
 
 def gaussian_delta(epsilon: float, mu: float, upper: bool = True) -> float:
-    """delta of mu-GDP at epsilon, rounded up (or down); evaluated in log space. mu = inf: 1."""
+    """delta of mu-GDP at epsilon, evaluated in log space.
+
+    Args:
+        epsilon: >= 0.
+        mu: >= 0; inf where everything is revealed.
+        upper: round up, else down.
+
+    Returns:
+        a probability in [0, 1].
+    """
     if mu == 0.0:
         return 0.0
     if math.isinf(mu) or math.isinf(epsilon):
@@ -28,8 +37,15 @@ def gaussian_delta(epsilon: float, mu: float, upper: bool = True) -> float:
 
 
 def gaussian_epsilon(delta: float, mu: float, upper: bool = True) -> float:
-    """The smallest epsilon >= 0 at which mu-GDP gives delta, from above (or below), by
-    bisection.
+    """The smallest epsilon at which mu-GDP gives delta, by bisection.
+
+    Args:
+        delta: in [0, 1).
+        mu: >= 0.
+        upper: from above, else from below.
+
+    Returns:
+        epsilon >= 0; inf at delta = 0 if mu > 0, and at mu = inf.
     """
     return invert_profile(
         lambda epsilon: gaussian_delta(epsilon, mu, upper), delta, mu * mu / 2 + mu, upper
@@ -39,10 +55,16 @@ def gaussian_epsilon(delta: float, mu: float, upper: bool = True) -> float:
 def invert_profile(
     delta_at: Callable[[float], float], delta: float, guess: float, upper: bool = True
 ) -> float:
-    """The smallest epsilon >= 0 with delta_at(epsilon) <= delta, from above (or below), by
-    bisection.
+    """The smallest epsilon >= 0 with delta_at(epsilon) <= delta, by bisection.
 
-    delta_at never increases; guess: where to start looking. inf if no such epsilon is found.
+    Args:
+        delta_at: a profile, which never increases.
+        delta: in [0, 1].
+        guess: epsilon >= 0 where to start looking.
+        upper: from above, else from below.
+
+    Returns:
+        epsilon; inf if none is found, if the guess is inf, and at delta = 0 unless 0 meets it.
     """
     if delta_at(0.0) <= delta:
         return 0.0

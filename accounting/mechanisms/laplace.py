@@ -29,8 +29,15 @@ _ROUNDING = 1e-14  # relative, of a handful of elementary functions
 
 
 def laplace_delta(reach: float, epsilon: float, upper: bool = True) -> float:
-    """delta = 1 - e^((epsilon - y)/2) of one release at epsilon >= 0, rounded up (or down); reach
-    is y.
+    """delta = 1 - e^((epsilon - y)/2) of one release, 0 from epsilon = y on.
+
+    Args:
+        reach: y, L1 sensitivity / scale of the noise, finite.
+        epsilon: >= 0.
+        upper: round up, else down.
+
+    Returns:
+        a probability in [0, 1].
     """
     value = -math.expm1(min(0.0, (epsilon - reach) / 2))
     # The two terms of the exponent may cancel: the allowance is on their size.
@@ -47,12 +54,17 @@ def laplace_delta(reach: float, epsilon: float, upper: bool = True) -> float:
 
 
 def laplace_renyi(reach: float, order: float) -> float:
-    """Rényi divergence of one release at an order > 1, rounded up (Mironov 2017, arXiv 1702.07476,
-    Proposition 6).
+    """Rényi divergence of one release, rounded up (Mironov 2017, arXiv 1702.07476, Proposition 6).
 
     A = (a e^((a-1) y) + (a-1) e^(-a y)) / (2a - 1); A - 1 is a sum of two positive terms, since
-    those of first
-    order cancel: (a g((a-1) y) + (a-1) g(-a y)) / (2a - 1) with g(t) = e^t - 1 - t.
+    those of first order cancel: (a g((a-1) y) + (a-1) g(-a y)) / (2a - 1) with g(t) = e^t - 1 - t.
+
+    Args:
+        reach: y, L1 sensitivity / scale of the noise, finite.
+        order: > 1.
+
+    Returns:
+        rho in [0, y].
     """
     up, down = (order - 1) * reach, -order * reach
     if up > 600.0:
@@ -67,11 +79,18 @@ def laplace_renyi(reach: float, order: float) -> float:
 
 
 def laplace_loss_grid(reach: float, interval: float, tail: float) -> LossGrid:
-    """Privacy loss of one release; both ends are kept exactly. Raises CannotComputeError when the
-    grid would be too large.
+    """Privacy loss of one release; both ends are kept exactly.
 
     A density proportional to e^(l/2) has the same P mass and Q mass as its whole P mass at its
     middle.
+
+    Args:
+        reach: y, L1 sensitivity / scale of the noise.
+        interval: width of the grid, in loss, > 0.
+        tail: probability charged for rounding; nothing is cut off.
+
+    Raises:
+        CannotComputeError: the grid would be too large.
     """
     if not 2 * reach / interval < LARGEST_PMF:
         raise CannotComputeError(

@@ -31,11 +31,16 @@ Array = NDArray[np.floating[Any]]
 
 @dataclass(frozen=True)
 class LossPmf:
-    """A privacy loss: offset + (first + i) * interval with P mass masses[i], and +inf with mass
-    `infinite`.
+    """A privacy loss on a grid: the value offset + (first + i) * interval has P mass masses[i].
 
-    lowered_by: what the divergence at any epsilon must be lowered by, once for each release (0 if
-    pessimistic).
+    Attributes:
+        first: index of the first mass.
+        masses: probabilities [points].
+        infinite: P mass at +inf.
+        interval: width of the grid, in loss, > 0.
+        offset: the loss at index 0.
+        lowered_by: what the divergence at any epsilon must be lowered by, once for each release; 0
+            if pessimistic.
     """
 
     first: int
@@ -47,12 +52,19 @@ class LossPmf:
 
     @cached_property
     def support(self) -> tuple[Array, Array]:
-        """Indices and logs of the positive masses."""
+        """Indices and logs of the positive masses, each [positive masses]."""
         held = np.nonzero(self.masses > 0)[0]
         return (held + self.first).astype(float), np.log(self.masses[held])
 
     def cumulant(self, tilt: float) -> float:
-        """log E[exp(tilt * (loss - offset)); loss finite]."""
+        """log E[exp(tilt * (loss - offset)); loss finite].
+
+        Args:
+            tilt: any real number.
+
+        Returns:
+            the log; -inf if no finite loss has mass.
+        """
         index, log_mass = self.support
         if not index.size:
             return -math.inf
@@ -61,15 +73,27 @@ class LossPmf:
         return largest + math.log(float(np.sum(np.exp(exponent - largest))))
 
     def tilted(self, tilt: float) -> tuple[NDArray[np.int64], Array, float]:
-        """(indices, masses proportional to mass * exp(tilt * loss), their log normaliser)."""
+        """The distribution weighted by exp(tilt * (loss - offset)), finite losses only.
+
+        Args:
+            tilt: any real number.
+
+        Returns:
+            (indices, probabilities that sum to 1, log of what they were divided by); both arrays
+            are [positive masses].
+        """
         index, log_mass = self.support
         exponent = log_mass + tilt * self.interval * index
         cumulant = self.cumulant(tilt)
         return index.astype(np.int64), np.exp(exponent - cumulant), cumulant
 
     def realigned(self, offset: float, upper: bool) -> LossPmf:
-        """The same on a grid with another offset: split between neighbours (upper), or
-        moved down.
+        """The same on a grid with another offset.
+
+        Args:
+            offset: of the new grid, in loss.
+            upper: split each mass between its neighbours, so that no divergence falls; else move it
+                down, so that none rises.
         """
         if offset == self.offset:
             return self
@@ -89,12 +113,19 @@ class LossPmf:
 class LossGrid:
     """P masses of the privacy loss, cell by cell, each split so that its Q mass is kept, too.
 
-    Cell i lies between the losses offset + (first + i) * interval and one interval more; up[i] of
-    its P mass belongs to the upper end and down[i] to the lower one. below, above: P mass of
-    smaller and larger finite losses; above_least: e^(largest grid loss) times the Q mass of the
-    larger ones; infinite: P mass at +inf;
-    rounding_mass: probability charged for the rounding of masses; share_rounding: bound on the
-    rounding of up/(up + down).
+    Cell i lies between the losses offset + (first + i) * interval and one interval more.
+
+    Attributes:
+        interval: width of the grid, in loss, > 0.
+        first: index of the first cell's lower end.
+        up: P mass [cells] that belongs to each cell's upper end.
+        down: P mass [cells] that belongs to each cell's lower end.
+        below, above: P mass of smaller and larger finite losses.
+        above_least: e^(largest grid loss) times the Q mass of the larger ones.
+        infinite: P mass at +inf.
+        rounding_mass: probability charged for the rounding of masses.
+        share_rounding: bound on the rounding of up/(up + down).
+        offset: the loss at index 0.
     """
 
     interval: float
@@ -128,7 +159,9 @@ class LossGrid:
         """A distribution whose divergences, less `lowered_by`, are nowhere larger, before and after
         composition.
 
-        tilt: of two such distributions the one with the larger E[exp(tilt * loss)] is returned.
+        Args:
+            tilt: of two such distributions, with `lowered_by` within a factor of 2, the one with
+                the larger E[exp(tilt * loss)] is returned.
         """
         mass = self.up + self.down
         moved = np.minimum(self.up, self.share_rounding * mass)
@@ -166,17 +199,21 @@ class DiscretizableLoss(Protocol):
         """A distribution whose divergences are nowhere smaller, before and after composition."""
 
     def optimistic(self, tilt: float = 1.0) -> LossPmf:
-        """A distribution whose divergences, less `lowered_by`, are nowhere larger; as good as
-        possible at this tilt.
+        """A distribution whose divergences, less `lowered_by`, are nowhere larger.
+
+        Args:
+            tilt: where it shall be as good as possible, > 0.
         """
 
 
 @dataclass(frozen=True)
 class Mixture:
-    """The loss of a mechanism that also tells which of several pairs it used: (weight, loss) with
-    weights summing to 1.
+    """The loss of a mechanism that also tells which of several pairs it used.
 
     By joint convexity it is at least as revealing as the mechanism that does not tell.
+
+    Attributes:
+        parts: (weight, loss) pairs; the weights are probabilities that sum to 1.
     """
 
     parts: tuple[tuple[float, DiscretizableLoss], ...]
@@ -191,7 +228,12 @@ class Mixture:
 
 
 def mixed(parts: Sequence[tuple[float, LossPmf]], upper: bool) -> LossPmf:
-    """The weighted sum of distributions of one interval, on the grid of the heaviest one."""
+    """The weighted sum of distributions, on the grid of the heaviest one.
+
+    Args:
+        parts: (weight, distribution) pairs; all distributions have one interval.
+        upper: how the others are moved to that grid, see `LossPmf.realigned`.
+    """
     offset = max(parts, key=lambda part: part[0])[1].offset
     aligned = [(weight, pmf.realigned(offset, upper)) for weight, pmf in parts]
     first = min(pmf.first for _, pmf in aligned)
@@ -211,7 +253,15 @@ def loss_grid_from_atoms(
     interval: float,
     rounding_mass: float,
 ) -> LossGrid:
-    """Cells of a loss with finitely many values (P masses that sum to 1 with `infinite`)."""
+    """Cells of a loss with finitely many values.
+
+    Args:
+        losses: the finite values [n].
+        masses: the P mass of each [n], which sum to 1 with `infinite`.
+        infinite: P mass at +inf.
+        interval: width of the grid, in loss, > 0.
+        rounding_mass: probability charged for the rounding of masses.
+    """
     positions = np.asarray(losses, dtype=float) / interval
     weights = np.asarray(masses, dtype=float)
     first = math.floor(float(positions.min()))

@@ -42,7 +42,21 @@ def mixture_loss_grid(
     interval: float,
     tail: float,
 ) -> tuple[LossGrid, ...]:
-    """Privacy loss of one release: (remove, add) directions, or one direction under replace-one."""
+    """Privacy loss of one release.
+
+    Args:
+        sizes: norms in units of C, each >= 0.
+        chances: the probability of each, summing to 1.
+        sigma: noise standard deviation / C.
+        interval: width of the grid, in loss, > 0.
+        tail: probability that may lie beyond the grid at each end, in (0, 1).
+
+    Returns:
+        (remove, add) directions, or one direction under replace-one.
+
+    Raises:
+        CannotComputeError: there is no noise, or the grid would be too large.
+    """
     if sigma < 1e-100:
         raise CannotComputeError(f"noise_multiplier={sigma!r} hides nothing")
     pair = _pair(_components(sizes, chances), sigma, adjacency)
@@ -110,8 +124,16 @@ def _mean_size(mixture: Mixture, sigma: float, x: Array) -> Array:
 def mixture_renyi(
     sizes: tuple[float, ...], chances: tuple[float, ...], sigma: float, order: float, adjacency: str
 ) -> float:
-    """Rényi divergence of the dominating pair, the larger direction, rounded up; inf where it is
-    out of reach.
+    """Rényi divergence of the dominating pair, the larger direction, rounded up.
+
+    Args:
+        sizes: norms in units of C, each >= 0, one of positive probability above 0.
+        chances: the probability of each, summing to 1.
+        sigma: noise standard deviation / C.
+        order: > 1.
+
+    Returns:
+        rho >= 0; inf without noise, or where the integral needs too many nodes.
     """
     if sigma < 1e-100:
         return math.inf

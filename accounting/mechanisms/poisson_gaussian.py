@@ -34,9 +34,19 @@ Array = NDArray[np.floating[Any]]
 def poisson_loss_grid(
     rate: float, sigma: float, adjacency: str, interval: float, tail: float
 ) -> tuple[LossGrid, ...]:
-    """Privacy loss of one release: (remove, add) directions, or one direction under replace-one.
+    """Privacy loss of one release.
 
-    Raises CannotComputeError without noise, or when the grid would be too large.
+    Args:
+        rate: q, in (0, 1].
+        sigma: noise standard deviation / L2 sensitivity of one unit.
+        interval: width of the grid, in loss, > 0.
+        tail: probability that may lie beyond the grid at each end, in (0, 1).
+
+    Returns:
+        (remove, add) directions, or one direction under replace-one.
+
+    Raises:
+        CannotComputeError: there is no noise, or the grid would be too large.
     """
     if sigma < 1e-100:
         raise CannotComputeError(f"noise_multiplier={sigma!r} hides nothing")
@@ -46,7 +56,12 @@ def poisson_loss_grid(
 
 
 def add_remove_pair(rate: float, sigma: float) -> Pair:
-    """(1-q) N(0) + q N(1) against N(0), with the infimum of the loss on the grid."""
+    """(1-q) N(0) + q N(1) against N(0), with the infimum of the loss on the grid.
+
+    Args:
+        rate: q, in (0, 1].
+        sigma: noise standard deviation / L2 sensitivity of one unit, > 0.
+    """
     p = ((1.0 - rate, 0.0), (rate, 1.0)) if rate < 1.0 else ((1.0, 1.0),)
 
     def where(values: Array) -> Array:
@@ -106,10 +121,19 @@ def _replace_pair(rate: float, sigma: float) -> Pair:
 
 
 def poisson_delta(rate: float, sigma: float, epsilon: float, upper: bool = True) -> float:
-    """delta of one release at epsilon >= 0 under add-remove, rounded up (or down).
+    """delta of one release under add-remove.
 
     Remove: q d(log(1 + (e^eps - 1)/q)), with d the profile of the unsampled release; add: c d(log(q
     e^eps / c)), c = 1 - e^eps (1-q), and 0 where c <= 0.
+
+    Args:
+        rate: q, in (0, 1].
+        sigma: noise standard deviation / L2 sensitivity of one unit.
+        epsilon: >= 0.
+        upper: round up, else down.
+
+    Returns:
+        a probability in [0, 1].
     """
     mu = unsampled_mu(sigma, "add-remove")
     high = epsilon - math.log(rate) + math.log1p((rate - 1) * math.exp(-epsilon))
@@ -122,10 +146,18 @@ def poisson_delta(rate: float, sigma: float, epsilon: float, upper: bool = True)
 
 
 def poisson_renyi(rate: float, sigma: float, order: float, adjacency: str) -> float:
-    """Rényi divergence of one release at an order > 1, rounded up.
+    """Rényi divergence of one release, rounded up.
 
     The remove direction is the larger one at every order (Mironov, Talwar and Zhang 2019, arXiv
     1908.10530).
+
+    Args:
+        rate: q, in [0, 1].
+        sigma: noise standard deviation / L2 sensitivity of one unit.
+        order: > 1.
+
+    Returns:
+        rho >= 0; inf without noise, unless the rate is 0.
     """
     if rate == 0.0:
         return 0.0

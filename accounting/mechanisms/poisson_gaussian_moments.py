@@ -23,7 +23,13 @@ _REACH = 13.0  # standard deviations kept around each mode: beyond them lies les
 
 @lru_cache(maxsize=65536)
 def log_moment_excess(rate: float, noise_multiplier: float, order: float) -> float:
-    """log(A - 1) at an order > 1 for 0 < rate < 1 and noise_multiplier > 0, rounded up."""
+    """log(A - 1), rounded up.
+
+    Args:
+        rate: q, in (0, 1).
+        noise_multiplier: s, > 0.
+        order: a > 1.
+    """
     if order == math.floor(order) and order <= 2**20:
         return _binomial(rate, noise_multiplier, int(order))
     return _quadrature(rate, noise_multiplier, order)
@@ -54,8 +60,12 @@ def _log_binomials(order: int) -> tuple[Array, Array]:
 
 @lru_cache(maxsize=65536)
 def log_replaced_excess(rate: float, noise_multiplier: float, order: float) -> float:
-    """log(A - 1) for (1-q) N(0) + q N(1) against (1-q) N(0) + q N(-1), rounded up; 0 < rate < 1,
-    order > 1.
+    """log(A - 1) for (1-q) N(0) + q N(1) against (1-q) N(0) + q N(-1), rounded up.
+
+    Args:
+        rate: q, in (0, 1).
+        noise_multiplier: s, > 0.
+        order: a > 1.
     """
     edges = _panel_edges(rate, noise_multiplier, order, mirrored=True)
     x, weights = _nodes(edges)
@@ -95,8 +105,14 @@ def _log_sampled(x: Array, rate: float, noise_multiplier: float) -> Array:
 
 
 def log_bend(log_ratio: Array, order: float) -> Array:
-    """log((1+u)^a - 1 - a u) at log(1+u); the form is chosen by the size of u to keep all
-    digits.
+    """log((1+u)^a - 1 - a u); the form is chosen by the size of u to keep all digits.
+
+    Args:
+        log_ratio: log(1+u), any shape.
+        order: a > 1.
+
+    Returns:
+        the logs, of the same shape; -inf where u = 0.
     """
     u = np.expm1(np.minimum(log_ratio, 700.0))
     power = (order - 1) * log_ratio

@@ -46,8 +46,12 @@ _LARGEST_TAIL = 0.01
 
 @dataclass(frozen=True)
 class Truncation:
-    """What cutting large samples does: 1-p, log p and c, each within a relative error of _BINOMIAL
-    (p and 1-p).
+    """What cutting large samples does, each within a relative error of _BINOMIAL (p and 1-p).
+
+    Attributes:
+        uncut: 1-p, the probability of "not b".
+        log_cut: log p.
+        survival: c, the probability of being in the sample given b.
     """
 
     uncut: float
@@ -55,7 +59,11 @@ class Truncation:
     survival: float
 
     def rounded(self, sign: int) -> Truncation:
-        """All of them rounded up (sign 1) or down (-1)."""
+        """Round all of them one way.
+
+        Args:
+            sign: 1 for up, -1 for down.
+        """
         shift = 3 * sign * _BINOMIAL
         cut = math.exp(self.log_cut)
         # Of the two bounds on 1-p, the one that errs by the smaller of p and 1-p.
@@ -67,8 +75,12 @@ class Truncation:
 
 
 def truncation(units: int, rate: float, largest: int) -> Truncation:
-    """The probabilities for n = units, q = rate in (0, 1] and B = largest < n; log p is only a
-    bound where p is 0.
+    """The probabilities of a cut; where p is below 1e-290, log p and c are only bounds from above.
+
+    Args:
+        units: n.
+        rate: q, in (0, 1].
+        largest: B, from 1 to n - 1.
     """
     cut = float(betainc(largest, units - largest, rate))
     uncut = float(betaincc(largest, units - largest, rate))
@@ -90,19 +102,24 @@ def _log_chernoff(trials: int, rate: float, least: int) -> float:
 
 @dataclass(frozen=True)
 class Between:
-    """A loss whose parameters are only known up to rounding: too large ones from above, too small
-    ones from below.
+    """A loss whose parameters are only known up to rounding.
+
+    Attributes:
+        above: its loss at parameters that are too large.
+        below: its loss at parameters that are too small.
     """
 
     above: DiscretizableLoss
     below: DiscretizableLoss
 
     def pessimistic(self) -> LossPmf:
-        """From the larger parameters."""
+        """A distribution whose divergences are nowhere smaller, from the larger parameters."""
         return self.above.pessimistic()
 
     def optimistic(self, tilt: float = 1.0) -> LossPmf:
-        """From the smaller parameters."""
+        """A distribution whose divergences, less `lowered_by`, are nowhere larger, from the smaller
+        ones.
+        """
         return self.below.optimistic(tilt)
 
 
@@ -115,9 +132,21 @@ def truncated_loss(
     interval: float,
     tail: float,
 ) -> tuple[DiscretizableLoss, ...]:
-    """Privacy loss of one release: (remove, add) directions, or one direction under replace-one.
+    """Privacy loss of one release.
 
-    Raises CannotComputeError without noise, or when the grid would be too large.
+    Args:
+        units: n.
+        rate: q, in (0, 1].
+        largest: B, from 1 to n - 1.
+        sigma: noise standard deviation / L2 sensitivity of one unit.
+        interval: width of the grid, in loss, > 0.
+        tail: probability that may lie beyond the grid at each end, in (0, 1); more after a cut.
+
+    Returns:
+        (remove, add) directions, or one direction under replace-one.
+
+    Raises:
+        CannotComputeError: there is no noise, or the grid would be too large.
     """
     plain = poisson_loss_grid(rate, sigma, adjacency, interval, tail)
     exact = truncation(units, rate, largest)
@@ -141,9 +170,19 @@ def truncated_loss(
 def truncated_renyi(
     units: int, rate: float, largest: int, sigma: float, order: float, adjacency: str
 ) -> float:
-    """Rényi divergence of the dominating mixture of one release at an order > 1, rounded up.
+    """Rényi divergence of the dominating mixture of one release, rounded up.
 
     The moments e^((a-1) D_a) are averaged; what they exceed 1 by is averaged where it is small.
+
+    Args:
+        units: n.
+        rate: q, in (0, 1].
+        largest: B, from 1 to n - 1.
+        sigma: noise standard deviation / L2 sensitivity of one unit.
+        order: > 1.
+
+    Returns:
+        rho >= 0; inf without noise.
     """
     parts = truncation(units, rate, largest).rounded(1)
     plain = (order - 1) * poisson_renyi(rate, sigma, order, adjacency)

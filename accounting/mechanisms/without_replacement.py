@@ -47,8 +47,14 @@ _REACH = 13.0  # standard deviations beyond a mode that are integrated
 def fixed_size_loss_grid(rate: float, sigma: float, interval: float, tail: float) -> LossGrid:
     """Privacy loss of the dominating pair of one release under replace-one; it is symmetric.
 
-    rate: drawn units / all units, in (0, 1]; sigma: noise standard deviation / C. Raises
-    CannotComputeError without noise, or when the grid would be too large.
+    Args:
+        rate: drawn units / all units, in (0, 1].
+        sigma: noise standard deviation / C.
+        interval: width of the grid, in loss, > 0.
+        tail: probability that may lie beyond the grid at each end, in (0, 1).
+
+    Raises:
+        CannotComputeError: there is no noise, or the grid would be too large.
     """
     if sigma < 1e-100:
         raise CannotComputeError(f"noise_multiplier={sigma!r} hides nothing")
@@ -68,14 +74,31 @@ def fixed_size_loss_grid(rate: float, sigma: float, interval: float, tail: float
 
 
 def fixed_size_delta(rate: float, sigma: float, epsilon: float, upper: bool = True) -> float:
-    """delta of one release at epsilon >= 0 under replace-one, rounded up (or down):
-    h(e^epsilon).
+    """delta of one release under replace-one: h(e^epsilon).
+
+    Args:
+        rate: drawn units / all units, in (0, 1].
+        sigma: noise standard deviation / C.
+        epsilon: >= 0.
+        upper: round up, else down.
+
+    Returns:
+        a probability in [0, 1].
     """
     return poisson_delta(rate, sigma / 2, epsilon, upper)
 
 
 def fixed_size_renyi(rate: float, sigma: float, order: float) -> float:
-    """Rényi divergence of the dominating pair of one release at an order > 1, rounded up."""
+    """Rényi divergence of the dominating pair of one release under replace-one, rounded up.
+
+    Args:
+        rate: drawn units / all units, in (0, 1].
+        sigma: noise standard deviation / C.
+        order: > 1.
+
+    Returns:
+        rho >= 0; inf without noise.
+    """
     if sigma < 1e-100:
         return math.inf
     log_excess = _log_excess(rate, sigma / 2, order)

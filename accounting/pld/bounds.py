@@ -27,11 +27,14 @@ _LARGE_EPSILON = 50.0  # a first guess where there is no other
 
 
 def pld_epsilon(events: Counted, delta: float, adjacency: str) -> Bounds:
-    """Bounds on epsilon at delta in (0, 1).
+    """Bounds on epsilon at delta, normally within 0.1 % of each other.
 
-    events: (event, count) pairs, fixed in advance. Raises CannotComputeError, with the reason,
-    where the distribution cannot be computed; otherwise the bounds are normally within 0.1 % of
-    each other.
+    Args:
+        events: (event, count) pairs, fixed in advance.
+        delta: in (0, 1).
+
+    Raises:
+        CannotComputeError: the distribution cannot be computed; the message says why.
     """
     if delta <= 0.0:
         raise CannotComputeError("delta = 0 is out of reach of a discretised distribution")
@@ -58,7 +61,15 @@ def pld_epsilon(events: Counted, delta: float, adjacency: str) -> Bounds:
 
 
 def pld_delta(events: Counted, epsilon: float, adjacency: str) -> Bounds:
-    """Bounds on delta at epsilon >= 0; may raise CannotComputeError."""
+    """Bounds on delta at epsilon.
+
+    Args:
+        events: (event, count) pairs, fixed in advance.
+        epsilon: >= 0.
+
+    Raises:
+        CannotComputeError: the distribution cannot be computed; the message says why.
+    """
     mu, sampled = _parts(events, adjacency)
     if not sampled:
         return Bounds(gaussian_delta(epsilon, mu, upper=False), gaussian_delta(epsilon, mu))
@@ -82,7 +93,15 @@ def attained_lower(events: Counted, lower: float, delta: float, adjacency: str) 
     """What is certain if some dominating pairs are not attained: the largest bound of a part that
     is.
 
-    lower: the bound on the epsilon of the dominating pairs.
+    Args:
+        lower: the lower bound on the epsilon of the dominating pairs.
+        delta: in (0, 1).
+
+    Returns:
+        a lower bound on epsilon, >= 0.
+
+    Raises:
+        CannotComputeError: the distribution of a part cannot be computed.
     """
     strange = [
         (event, count)
@@ -102,6 +121,13 @@ def attained_lower(events: Counted, lower: float, delta: float, adjacency: str) 
 def cheap_lower(events: Counted, delta: float, adjacency: str) -> float:
     """A lower bound on epsilon without any grid: that of the costliest release with a closed form,
     alone.
+
+    Args:
+        events: (event, count) pairs.
+        delta: in [0, 1).
+
+    Returns:
+        epsilon >= 0; 0 where nothing is known.
     """
     best = 0.0
     for event, count in events:

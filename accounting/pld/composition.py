@@ -39,12 +39,18 @@ _REVIEW = 8  # terms between two looks for such frequencies
 class Composition:
     """The distribution of a sum of independent losses, seen through one tilt.
 
-    pmfs: one-release distributions on one grid; terms: what is composed of them; tilt > 0: where
-    the transform is sharpest; target: the delta whose neighbourhood is asked for (tails far below
-    it are charged, not kept);
-    upper: whether delta is bounded from above (pmfs pessimistic) or from below (pmfs optimistic);
-    largest: points the window may have. Raises CannotComputeError, before anything is allocated, if
-    it needs more.
+    Args:
+        pmfs: one-release distributions on one grid.
+        terms: what is composed of them.
+        tilt: where the transform is sharpest, > 0.
+        target: the delta whose neighbourhood is asked for; tails far below it are charged, not
+            kept.
+        upper: whether delta is bounded from above (pmfs pessimistic) or from below (pmfs
+            optimistic).
+        largest: points the window may have.
+
+    Raises:
+        CannotComputeError: the window needs more; nothing is allocated by then.
     """
 
     def __init__(
@@ -76,6 +82,9 @@ class Composition:
 
         From above: with every allowance it is within (inf if none is). From below: with every
         allowance it is not within yet (0 if it already is there).
+
+        Args:
+            delta: in (0, 1).
         """
         for reach in _REACHES:
             losses, deltas = self._deltas_on_grid(delta, reach)
@@ -94,7 +103,14 @@ class Composition:
         return max(0.0, self._largest_loss()) if self._lost <= delta else math.inf
 
     def delta(self, epsilon: float) -> float:
-        """The bound on delta at epsilon."""
+        """The bound on delta at epsilon, with every allowance.
+
+        Args:
+            epsilon: any number.
+
+        Returns:
+            a probability in [0, 1].
+        """
         losses = self._losses()
         if epsilon < losses[0]:
             if not self._upper:
@@ -121,6 +137,9 @@ class Composition:
     def sharpest_tilt(self, epsilon: float) -> float:
         """The tilt at which the round-off of delta at epsilon would be smallest: that of the
         Chernoff bound.
+
+        Returns:
+            a tilt > 0, within a factor of 100 of the present one.
         """
         best = self._tilt
         for reach, count in ((64.0, 25), (1.41, 9)):
@@ -135,7 +154,11 @@ class Composition:
         """Losses around the answer, and the bound on delta at each by running sums (which cancel a
         little).
 
-        reach: how far to look below the Chernoff bound, in units of 1 / tilt.
+        Args:
+            reach: how far to look below the Chernoff bound, in units of 1 / tilt.
+
+        Returns:
+            (losses, deltas), each [points].
         """
         losses = self._losses()
         reference = self._offset + (self._normaliser - math.log(delta)) / self._tilt

@@ -31,15 +31,24 @@ _LARGEST_REFINED = 2**21  # points of a window that is only wanted for closer bo
 
 
 class Bounds(NamedTuple):
-    """lower <= truth <= upper."""
+    """lower <= truth <= upper.
+
+    Attributes:
+        lower: >= 0.
+        upper: >= 0; inf where there is no bound.
+    """
 
     lower: float
     upper: float
 
 
 class Grid(NamedTuple):
-    """Width of the grid of losses, tilt of the transform, and the delta below which tails may be
-    cut.
+    """How losses are discretised and composed.
+
+    Attributes:
+        width: of the grid, in loss, > 0.
+        tilt: of the transform, > 0.
+        target: the delta below which tails may be cut.
     """
 
     width: float
@@ -49,11 +58,18 @@ class Grid(NamedTuple):
 
 @dataclass(frozen=True)
 class Query:
-    """What is asked of the composition of some releases.
+    """What is asked of the composition of some releases: epsilon at `delta`, or delta at `epsilon`.
 
-    Either epsilon at `delta`, or delta at `epsilon`. near: an epsilon close to (not below) where it
-    is asked; target: the delta there, roughly; tilt: a first guess; absolute: how wide the bounds
-    may always be.
+    Attributes:
+        steps: (event, count) pairs.
+        adjacency: the neighbouring relation.
+        tilt: a first guess, > 0.
+        target: the delta at `near`, roughly.
+        near: an epsilon close to (not below) where it is asked.
+        delta: in (0, 1) if epsilon is asked for, else None.
+        epsilon: >= 0 if delta is asked for, else None.
+        absolute: how wide the bounds may always be, in the unit of the answer.
+        above, below: schedules that bound the steps from above and from below.
     """
 
     steps: list[tuple[Event, int]]
@@ -72,7 +88,11 @@ class Query:
         object.__setattr__(self, "below", blended(self.steps, self.adjacency, upper=False))
 
     def ask(self, composition: Composition) -> float:
-        """The answer, read from a composition."""
+        """Read the answer from a composition.
+
+        Returns:
+            a bound on epsilon, or on delta.
+        """
         return (
             composition.epsilon(self.delta)
             if self.delta is not None
@@ -80,11 +100,22 @@ class Query:
         )
 
     def epsilon_of(self, answer: float) -> float:
-        """The epsilon that an answer belongs to."""
+        """The epsilon that an answer belongs to.
+
+        Args:
+            answer: an epsilon, or a delta, as asked for.
+        """
         return answer if self.epsilon is None else self.epsilon
 
     def point(self, answer: float) -> tuple[float, float]:
-        """(epsilon, delta) that an answer stands for."""
+        """The point that an answer stands for.
+
+        Args:
+            answer: an epsilon, or a delta, as asked for.
+
+        Returns:
+            (epsilon, delta).
+        """
         return (answer, self.delta) if self.delta is not None else (self.epsilon or 0.0, answer)
 
     @property
@@ -97,7 +128,8 @@ def over_directions(query: Query) -> Bounds:
     """The larger of the directions' bounds; a direction that is clearly the smaller one is not
     refined.
 
-    Raises CannotComputeError where no grid within the limits gives an answer.
+    Raises:
+        CannotComputeError: no grid within the limits gives an answer.
     """
     start = Grid(_first_width(query), query.tilt, query.target)
     first, grid = _converged(query, 0, 0.0, start)
@@ -201,7 +233,14 @@ def _easier(grid: Grid, done: Grid | None, too_fine: bool) -> Grid | None:
 def _on_grid(
     query: Query, side: int, enough: float, grid: Grid, largest: int, best: Bounds
 ) -> tuple[Bounds, float]:
-    """(bounds on one grid, the tilt that would be best there); best: those of coarser grids."""
+    """One direction's bounds on one grid.
+
+    Args:
+        best: the bounds of coarser grids.
+
+    Returns:
+        (bounds, the tilt that would be best there).
+    """
     losses = _losses(query, query.above.nodes, side, grid)
     if not losses:  # the pairs are symmetric: there is no second direction
         return Bounds(0.0, 0.0), grid.tilt

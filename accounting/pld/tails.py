@@ -12,15 +12,28 @@ Array = NDArray[np.floating[Any]]
 
 
 def sums_beyond(values: Array) -> Array:
-    """At each position the sum of all later values."""
+    """At each position the sum of all later values.
+
+    Args:
+        values: [n].
+
+    Returns:
+        the sums [n]; the last one is 0.
+    """
     sums = np.zeros(values.size)
     sums[:-1] = np.cumsum(values[:0:-1])[::-1]
     return sums
 
 
 def discounted_beyond(values: Array, interval: float) -> Array:
-    """At each position j the sum over later i of values[i] e^(-(i - j) interval), in blocks that
-    cannot overflow.
+    """At each position j the sum over later i of values[i] e^(-(i - j) interval).
+
+    Args:
+        values: [n].
+        interval: > 0.
+
+    Returns:
+        the sums [n], computed in blocks that cannot overflow.
     """
     result = np.zeros(values.size)
     block = max(1, int(500.0 / interval))

@@ -18,6 +18,14 @@ def chernoff_delta(pmfs: Sequence[LossPmf], terms: Sequence[Term], epsilon: floa
     alone.
 
     (1 - e^(eps - s))+ <= c e^(t (s - eps)) with a = t + 1 and c = (1/a) (1 - 1/a)^t.
+
+    Args:
+        pmfs: pessimistic one-release distributions.
+        terms: what is composed of them.
+        epsilon: >= 0.
+
+    Returns:
+        a probability in [0, 1].
     """
     infinite, best = infinite_mass(pmfs, terms), 1.0
     for tilt in np.geomspace(1e-3, 1e5, 33).tolist():
@@ -29,6 +37,12 @@ def chernoff_delta(pmfs: Sequence[LossPmf], terms: Sequence[Term], epsilon: floa
 
 
 def infinite_mass(pmfs: Sequence[LossPmf], terms: Sequence[Term]) -> float:
+    """Probability that the loss of a composition is +inf.
+
+    Args:
+        pmfs: one-release distributions.
+        terms: what is composed of them.
+    """
     each = [
         (math.fsum(w * pmfs[i].infinite for i, w in term.weights), term.count) for term in terms
     ]
@@ -38,7 +52,14 @@ def infinite_mass(pmfs: Sequence[LossPmf], terms: Sequence[Term]) -> float:
 def aligned(
     pmfs: list[LossPmf], terms: list[Term], upper: bool
 ) -> tuple[list[LossPmf], list[Term]]:
-    """Give the distributions of each term one grid: that of the term's heaviest one."""
+    """Give the distributions of each term one grid: that of the term's heaviest one.
+
+    Args:
+        upper: how the others are moved to that grid, see `LossPmf.realigned`.
+
+    Returns:
+        (distributions, terms), where moved distributions are added and the terms refer to them.
+    """
     result, moved = list(pmfs), []
     known: dict[tuple[int, float], int] = {}
     for term in terms:
@@ -54,7 +75,11 @@ def aligned(
 
 
 def blended_cumulant(term: Term, cumulants: Sequence[float]) -> float:
-    """log of the weighted sum of e^cumulant."""
+    """log of the weighted sum of e^cumulant over the distributions of a term.
+
+    Args:
+        cumulants: one for each distribution.
+    """
     if len(term.weights) == 1:
         return cumulants[term.weights[0][0]] + math.log(term.weights[0][1])
     largest = max(cumulants[i] for i, _ in term.weights)

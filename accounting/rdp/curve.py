@@ -59,10 +59,18 @@ COARSE_ORDERS: tuple[float, ...] = tuple(
 
 
 def renyi_divergence(event: Event, order: float, adjacency: str) -> float:
-    """Rényi divergence of one event at one order > 1, rounded up.
+    """Rényi divergence of one event at one order, rounded up.
 
-    rho(a) = log E_Q[(P/Q)^a] / (a - 1); inf where there is no bound. Composite events add up.
-    Raises InputError for an order that is not in (1, inf) or an unknown adjacency.
+    rho(a) = log E_Q[(P/Q)^a] / (a - 1). Composite events add up.
+
+    Args:
+        order: in (1, inf).
+
+    Returns:
+        rho >= 0; inf where there is no bound.
+
+    Raises:
+        InputError: an order that is not in (1, inf), or an unknown adjacency.
     """
     require_adjacency(adjacency)
     require(
@@ -77,7 +85,11 @@ def renyi_divergence(event: Event, order: float, adjacency: str) -> float:
 
 
 def failures(event: Event, adjacency: str) -> float:
-    """Probability that some release gives everything away, rounded up."""
+    """Probability that some release gives everything away, rounded up.
+
+    Returns:
+        a probability in [0, 1].
+    """
     each = [(part.failure_probability_under(adjacency), count) for part, count in flatten(event)]
     log_kept = math.fsum(count * math.log1p(-min(failing, 1 - 2**-53)) for failing, count in each)
     return min(1.0, -math.expm1(log_kept) * (1 + 1e-12))
@@ -86,8 +98,16 @@ def failures(event: Event, adjacency: str) -> float:
 def renyi_curve(
     event: Event, adjacency: str, orders: Sequence[float] | None = None
 ) -> tuple[Array, Array]:
-    """(orders, rho) of an event on a grid of orders; rho is rounded up, inf where there is no
-    bound.
+    """Rényi divergences of an event on a grid of orders.
+
+    Args:
+        orders: each in (1, inf); `DEFAULT_ORDERS` if left out.
+
+    Returns:
+        (orders, rho), each [orders]; rho >= 0 is rounded up, inf where there is no bound.
+
+    Raises:
+        InputError: no orders, one that is not in (1, inf), or an unknown adjacency.
     """
     require_adjacency(adjacency)
     grid = DEFAULT_ORDERS if orders is None else tuple(float(order) for order in orders)
@@ -118,6 +138,13 @@ def _sum_of_curves(event: Event, adjacency: str, grid: tuple[float, ...]) -> Arr
 def mixed_curve(orders: Array, parts: Sequence[tuple[float, Array]]) -> Array:
     """Rényi curve of a mechanism that tells which of several it is: the moments e^((a-1) rho) are
     averaged.
+
+    Args:
+        orders: [orders], each > 1.
+        parts: (weight, rho [orders]) pairs; the weights are probabilities that sum to 1.
+
+    Returns:
+        rho [orders], rounded up.
     """
     if len(parts) == 1:
         return parts[0][1]
@@ -127,11 +154,22 @@ def mixed_curve(orders: Array, parts: Sequence[tuple[float, Array]]) -> Array:
 
 
 def epsilon_from_curve(orders: Array, rho: Array, delta: float) -> tuple[float, float]:
-    """(epsilon, best order) implied by a Rényi curve at delta, rounded up and never below 0.
+    """The smallest epsilon a Rényi curve implies at delta, rounded up and never below 0.
 
-    min over a of rho + log((a-1)/a) - (log delta + log a) / (a-1)   (Canonne, Kamath and Steinke
+    min over a of rho + log((a-1)/a) - (log delta + log a) / (a-1) (Canonne, Kamath and Steinke
     2020, Proposition 12; Balle et al. 2020, Theorem 21), and 0 where delta^2 >= 1 - e^(-rho)
     (Bretagnolle and Huber, through the Kullback-Leibler divergence, which no rho is below).
+
+    Args:
+        orders: [orders], each > 1.
+        rho: [orders], >= 0, inf where there is no bound.
+        delta: in [0, 1).
+
+    Returns:
+        (epsilon, the order it comes from); epsilon is inf where there is no bound.
+
+    Raises:
+        InputError: a delta out of range, or not one rho >= 0 for every order.
     """
     require_delta(delta)
     orders, rho = _checked_curve(orders, rho)
@@ -149,10 +187,18 @@ def epsilon_from_curve(orders: Array, rho: Array, delta: float) -> tuple[float, 
 
 
 def delta_from_curve(orders: Array, rho: Array, epsilon: float) -> float:
-    """The smallest delta a Rényi curve implies at epsilon >= 0, rounded up and never above 1.
+    """The smallest delta a Rényi curve implies at epsilon, rounded up and never above 1.
 
     min over a of exp((a-1)(rho - epsilon)) (1 - 1/a)^a / (a-1), and sqrt(1 - e^(-rho)) (the bound
     on the total variation distance, which no delta exceeds).
+
+    Args:
+        orders: [orders], each > 1.
+        rho: [orders], >= 0, inf where there is no bound.
+        epsilon: >= 0.
+
+    Raises:
+        InputError: a negative epsilon, or not one rho >= 0 for every order.
     """
     require(
         epsilon >= 0.0, f"epsilon={epsilon!r} is not a number >= 0; give a non-negative epsilon"
@@ -170,10 +216,20 @@ def delta_from_curve(orders: Array, rho: Array, epsilon: float) -> float:
 def renyi_epsilon(
     event: Event, delta: float, adjacency: str, orders: Sequence[float] | None = None
 ) -> tuple[float, float]:
-    """(epsilon, best order) of an event; the grid grows upwards while its last order is the best
-    one.
+    """The smallest epsilon an event's Rényi curve implies at delta, failures included.
 
-    Without orders, a coarse grid is searched first and the default grid only around its best order.
+    The grid grows upwards while its last order is the best one. Without orders, a coarse grid is
+    searched first and the default grid only around its best order.
+
+    Args:
+        delta: in [0, 1).
+        orders: in increasing order, each in (1, inf).
+
+    Returns:
+        (epsilon >= 0, best order); epsilon is inf where there is no bound.
+
+    Raises:
+        InputError: a delta out of range, or an unknown adjacency.
     """
     require_adjacency(adjacency)
     require_delta(delta)
@@ -203,7 +259,15 @@ def renyi_epsilon(
 def renyi_delta(
     event: Event, epsilon: float, adjacency: str, orders: Sequence[float] | None = None
 ) -> float:
-    """The smallest delta the event's Rényi curve implies at epsilon >= 0, failures included."""
+    """The smallest delta an event's Rényi curve implies at epsilon, failures included.
+
+    Args:
+        epsilon: >= 0.
+        orders: each in (1, inf); `DEFAULT_ORDERS` if left out.
+
+    Returns:
+        a probability in [0, 1], rounded up.
+    """
     failing = failures(event, adjacency)
     if unsupported_reason(event, adjacency) is not None or failing >= 1.0:
         return 1.0
@@ -213,9 +277,14 @@ def renyi_delta(
 
 
 def given_success(delta: float, failing: float) -> float:
-    """The delta left if nothing is given away (with probability 1 - F); negative if F uses it up.
+    """The delta left if nothing is given away: delta' in delta = F + (1 - F) delta'.
 
-    delta = F + (1 - F) delta'.
+    Args:
+        delta: in [0, 1).
+        failing: F, the probability that something is given away, in [0, 1].
+
+    Returns:
+        delta', rounded down; negative if F uses delta up.
     """
     if failing <= 0.0:
         return delta
@@ -255,8 +324,13 @@ def _checked_curve(orders: Array, rho: Array) -> tuple[Array, Array]:
 
 @lru_cache(maxsize=4096)
 def curve_of(event: Event, orders: tuple[float, ...], adjacency: str) -> Array:
-    """Rényi divergences of one release of a primitive event at these orders; kept for the next
-    question.
+    """Rényi divergences of one release of a primitive event, kept for the next question.
+
+    Args:
+        orders: each in (1, inf).
+
+    Returns:
+        rho [orders], shared by all callers: not to be written to.
     """
     return np.asarray([event.renyi(order, adjacency) for order in orders])
 

@@ -42,8 +42,11 @@ class RunningCurve:
     """The sum of the Rényi curves of everything charged, on a sparse grid of orders.
 
     A release that was charged before costs one addition. Where every release differs, each is
-    bounded by a mixture of neighbours on a lattice (see `blending`), so that few curves are ever
+    bounded by a mixture of neighbours on a lattice (see `schedules`), so that few curves are ever
     computed.
+
+    Args:
+        adjacency: the neighbouring relation.
     """
 
     def __init__(self, adjacency: str) -> None:
@@ -55,11 +58,22 @@ class RunningCurve:
         self._pending: dict[Event, int] = {}
 
     def charge(self, event: Event, count: int) -> None:
-        """Book `count` releases of a primitive event."""
+        """Book some releases of a primitive event.
+
+        Args:
+            count: >= 0.
+        """
         self._pending[event] = self._pending.get(event, 0) + count
 
     def epsilon(self, delta: float) -> float:
-        """Upper bound on epsilon at delta of everything charged."""
+        """Upper bound on epsilon at delta of everything charged.
+
+        Args:
+            delta: in [0, 1).
+
+        Returns:
+            epsilon >= 0; inf where there is no bound.
+        """
         for event, count in self._pending.items():
             self._rho = self._rho + count * self._curve(event) * (1 + 1e-15)
             self._log_kept += count * math.log1p(

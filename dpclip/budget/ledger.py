@@ -32,6 +32,7 @@ class Ledger:
     def __init__(self, plan: Plan, journal: Journal | None) -> None:
         self.plan = plan
         self._journal = journal
+        self._kept: list[dict[str, Any]] = []  # what a journal would have, while there is none
         self._charged: dict[tuple[int, int], Receipt] = {}
         self._charges: Counter[Charge] = Counter()
         self._released: dict[tuple[int, int], str] = {}
@@ -48,10 +49,33 @@ class Ledger:
             plan: what is charged against.
             settings: keyed digest of the run's settings, which binds them to its history.
         """
-        header = {"plan": plan.to_json(), "digest": plan.digest()} | (
-            {"settings": settings} if settings else {}
-        )
-        return cls(plan, Journal.create(path, header) if path else None)
+        return cls(plan, Journal.create(path, _header(plan, settings)) if path else None)
+
+    def move_to(self, path: Path) -> None:
+        """Keep a ledger that lived in memory at a path from now on, with all that it has.
+
+        Raises:
+            InputError: it is kept at a path already.
+        """
+        if self._journal is not None:
+            raise InputError(
+                "the ledger is kept in a file already (ledger_path), and a run has one ledger: "
+                "leave ledger_path out, and the run's folder keeps it"
+            )
+        journal = Journal.create(path, _header(self.plan, None))
+        try:
+            for body in self._kept:
+                journal.append(body)
+        except BaseException:
+            journal.close()
+            raise
+        self._journal, self._kept = journal, []
+
+    def _write(self, body: dict[str, Any]) -> None:
+        if self._journal is not None:
+            self._journal.append(body)
+        else:
+            self._kept.append(body)
 
     @staticmethod
     def header(path: Path) -> dict[str, Any]:
@@ -117,14 +141,14 @@ class Ledger:
             return known
         event = self.plan.event(noise_multiplier)
         self._check_budget(Charge(event, step % 2, generation))
-        if self._journal is not None:
-            body = {
+        self._write(
+            {
                 "kind": "step",
                 "step": step,
                 "generation": generation,
                 "event": event.to_json(),
             }
-            self._journal.append(body)
+        )
         return self._book(step, generation, event)
 
     def confirm(self, receipt: Receipt, digest: str) -> bool:
@@ -146,14 +170,14 @@ class Ledger:
         known = self._released.get(slot)
         if known is not None:
             return known == digest
-        if self._journal is not None:
-            body = {
+        self._write(
+            {
                 "kind": "release",
                 "step": receipt.step,
                 "generation": receipt.generation,
                 "commitment": digest,
             }
-            self._journal.append(body)
+        )
         self._released[slot] = digest
         return True
 
@@ -217,14 +241,14 @@ class Ledger:
     def start_generation(self, from_step: int, reason: str) -> int:
         """Open a new generation of randomness for steps that cannot be replayed bit for bit."""
         generation = 1 + max((g for _, g in self._charged), default=-1)
-        if self._journal is not None:
-            body = {
+        self._write(
+            {
                 "kind": "fresh-randomness",
                 "from_step": from_step,
                 "generation": generation,
                 "reason": reason,
             }
-            self._journal.append(body)
+        )
         return generation
 
     def compare(self) -> Comparison:
@@ -273,3 +297,8 @@ class Ledger:
         """Release the journal's lock."""
         if self._journal is not None:
             self._journal.close()
+
+
+def _header(plan: Plan, settings: str | None) -> dict[str, Any]:
+    bound = {"settings": settings} if settings else {}
+    return {"plan": plan.to_json(), "digest": plan.digest(), **bound}

@@ -11,10 +11,9 @@ from rich.table import Table
 from dpclip.diagnosis.doctor import Diagnosis, examine
 from dpclip.errors import InputError
 from dpclip.models.loading import load_model
-from dpclip.tasks.classification import Classification
-from dpclip.tasks.language_modelling import LanguageModelling
+from dpclip.tasks import TASKS
+from dpclip.train.rows import vocabulary_of
 
-_LABELS = ["a", "b"]
 _LONGEST = 128
 
 
@@ -33,14 +32,12 @@ def run(
     Raises:
         InputError: options that cannot be used.
     """
-    if task not in ("lm", "classification"):
-        raise InputError(f"--task {task!r} is unknown: choose one of lm, classification")
+    kind = TASKS.get(task)
+    options = kind.stand_in_options()  # type: ignore[attr-defined]
     warnings.filterwarnings("ignore")
-    labels = _LABELS if task == "classification" else None
     loaded = load_model(
         model,
-        task,
-        labels=labels,
+        kind.head(**options),  # type: ignore[attr-defined]
         tokenizer=tokenizer,
         from_scratch=from_scratch,
         lora=lora,
@@ -52,14 +49,15 @@ def run(
             f"--max-length {length} must be between 1 and the model's context of {loaded.context} "
             "tokens"
         )
-    stand_in: LanguageModelling | Classification = LanguageModelling(loaded.tokenizer, length)
-    if task == "classification":
-        stand_in = Classification(loaded.tokenizer, length, tuple(_LABELS))
-    vocabulary = min(len(loaded.tokenizer), loaded.model.get_input_embeddings().num_embeddings)  # type: ignore[operator]
+    stand_in = kind(loaded.tokenizer, length, **options)
+    vocabulary = vocabulary_of(loaded)
     found = examine(
-        loaded.model, stand_in.losses, stand_in.collate, stand_in.synthetic(4, vocabulary),
+        loaded.model,
+        stand_in.losses,
+        stand_in.collate,
+        stand_in.synthetic(4, vocabulary),
         stand_in.synthetic(3, vocabulary, length=length),
-    )  # fmt: skip
+    )
     if as_json:
         print(json.dumps({"model": model, "task": task, "max_length": length, **found.to_json()}))  # noqa: T201
     else:

@@ -12,6 +12,7 @@ from dpclip.cli.progress import ConsoleProgress, NoProgress
 from dpclip.cli.quiet import quieten_libraries
 from dpclip.errors import InputError
 from dpclip.record.run_folder import RunFolder, check_free, free_folder
+from dpclip.train.run_settings import settings_of
 from dpclip.train.settings import UNBOUND, Settings, option, read_toml
 
 
@@ -61,7 +62,7 @@ def _folder_to_resume(resume: Path, config: Path | None, output: Path | None) ->
 
 
 def _settings_to_resume(folder: RunFolder, given: dict[str, Any]) -> Settings:
-    settings = folder.settings()
+    settings = settings_of(folder)
     for name, value in given.items():
         before = getattr(settings, name)
         if value != before and name not in UNBOUND:

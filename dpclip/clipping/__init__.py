@@ -36,6 +36,9 @@ RULES.alias("normalised", "normalized")  # as runs before version 0.2 spelt it
 def make_rule(text: str) -> ClippingRule:
     """Build a rule from `NAME` or `NAME:key=value,key=value`.
 
+    Args:
+        text: a name of `RULES` and settings of that rule, as on the command line.
+
     Raises:
         InputError: unknown rule or setting (the known ones are listed), or a value that is not a
             number.

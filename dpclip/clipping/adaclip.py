@@ -1,5 +1,6 @@
-"""AdaClip: each coordinate shifted and scaled by what was released of it, so that noise goes where
-there is room.
+"""AdaClip: coordinates are shifted and scaled so that noise goes where there is room.
+
+Shift and scale follow the released gradients.
 """
 
 from __future__ import annotations
@@ -30,17 +31,17 @@ class AdaClip(TransformedClipping):
     small would stay so.
 
     Args:
-        mean_decay: of a.
-        variance_decay: of s^2.
-        headroom: h.
-        lowest, highest: s^2 stays between.
+        mean_decay: of a, in [0, 1).
+        variance_decay: of s^2, in [0, 1).
+        headroom: h, positive.
+        lowest, highest: s^2 stays between; 0 < lowest < highest.
 
     Guarantee: one sample moves the sum of w by at most 1.
 
     Edge cases: a starts at 0 and s^2 at sqrt(lowest highest), so b starts small and the first steps
     clip hard. Where sigma sqrt(d) is not well below sqrt(B), what is left of the noise after v is
-    subtracted feeds s, and
-    the scale grows to `highest`: then flat clipping is better (measured here).
+    subtracted feeds s, and the scale grows to `highest`: then flat clipping is better (measured
+    here).
 
     Reference: Pichapati, Suresh, Yu, Reddi, Kumar, "AdaCliP: Adaptive Clipping for Private SGD",
     2019 (updates and constants from memory of the paper).
@@ -62,26 +63,55 @@ class AdaClip(TransformedClipping):
         self._variance: list[Tensor] = []
 
     def partition(self, names: Sequence[str], sizes: Sequence[int]) -> list[int]:
+        """Put all parameters in one group and start a at 0 and s^2 at sqrt(lowest highest).
+
+        Args:
+            names: of the trainable parameters.
+            sizes: their numbers of elements d.
+        """
         start = (self.lowest * self.highest) ** 0.5
         self._mean = [torch.zeros(size) for size in sizes]
         self._variance = [torch.full((size,), start) for size in sizes]
         return super().partition(names, sizes)
 
     def _scale(self, slot: int, like: Tensor) -> tuple[Tensor, Tensor]:
-        """a and b of one parameter."""
+        """Return a and b of one parameter, [d] each, in the dtype and on the device of `like`."""
         whole = sum(float(v.double().sqrt().sum()) for v in self._variance)
         scale = (self._variance[slot].sqrt() * whole).sqrt()
         return self._mean[slot].to(like), scale.to(like)
 
     def transform(self, slot: int, gradients: Tensor) -> Tensor:
+        """Compute w = (g - a) / b.
+
+        Args:
+            slot: the parameter's index.
+            gradients: per-sample gradients, [B, d].
+
+        Returns:
+            w, [B, d].
+        """
         mean, scale = self._scale(slot, gradients)
         return (gradients - mean) / scale
 
     def inverse(self, slot: int, mean: Tensor) -> Tensor:
+        """Compute b w + a.
+
+        Args:
+            slot: the parameter's index.
+            mean: released mean of w, [d].
+
+        Returns:
+            the gradient, on the scale of the mean, [d].
+        """
         shift, scale = self._scale(slot, mean)
         return mean * scale + shift
 
     def observe(self, released: Released[StepRelease]) -> None:
+        """Move a and s^2 towards what the released gradient says of them.
+
+        Args:
+            released: the step, its gradient already inverted and on the scale of the mean.
+        """
         step = released.value
         noise = step.stds[0] / step.divisor
         scales = [self._scale(slot, value)[1].cpu() for slot, value in enumerate(self._mean)]

@@ -1,6 +1,4 @@
-"""Automatic clipping: every gradient is scaled by its own norm, so the threshold needs no
-tuning.
-"""
+"""Automatic clipping: gradients are scaled by their own norm; the threshold needs no tuning."""
 
 from __future__ import annotations
 
@@ -44,6 +42,14 @@ class Automatic(ClippingRule):
         return [self.max_grad_norm]
 
     def clip_factors(self, norms: Tensor) -> dict[str, Tensor]:
+        """Divide R by each norm plus gamma.
+
+        Args:
+            norms: L2 norms of whole per-sample gradients, [1, B].
+
+        Returns:
+            {"release": factors [1, B], in [0, R / gamma]}.
+        """
         return {"release": self.max_grad_norm / (norms + self.gamma)}
 
     def describe(self) -> dict[str, Any]:
@@ -76,6 +82,14 @@ class AutomaticV(ClippingRule):
         return [self.max_grad_norm]
 
     def clip_factors(self, norms: Tensor) -> dict[str, Tensor]:
+        """Divide R by each norm.
+
+        Args:
+            norms: L2 norms of whole per-sample gradients, [1, B].
+
+        Returns:
+            {"release": factors [1, B], in [0, 1e30 R]; 0 for norm 0}.
+        """
         tiny = 1e-30  # keeps the factor finite in float32; what is shorter is scaled less
         return {"release": (self.max_grad_norm / norms.clamp(min=tiny)) * (norms > 0)}
 

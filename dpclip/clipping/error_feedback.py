@@ -1,6 +1,4 @@
-"""DiceSGD: what clipping cuts off is kept in a private error, and fed back within a bound of its
-own.
-"""
+"""DiceSGD: what clipping cuts off is kept as a private error and fed back within its own bound."""
 
 from __future__ import annotations
 
@@ -33,20 +31,20 @@ _ASSUMED = (
 @RULES.register
 @dataclass
 class ErrorFeedback(ClippingRule):
-    """Release v = sum_i clip(g_i, C1) + clip(e, C2); the error e takes up what v left out, and is
-    never released.
+    """Release v = sum_i clip(g_i, C1) + clip(e, C2); the error e takes up what v left out.
 
-    On the scale of sums, with B the public expected batch and P = clip(., B C2):
+    e is never released. On the scale of sums, with B the public expected batch and
+    P = clip(., B C2):
 
         v     = sum_i clip(g_i, C1) + P(e)
         e_new = residual(e - P(e)) + sum_i clip(g_i, C3) - sum_i clip(g_i, C1)
 
-    | mode       | residual          | C3            | batches | sensitivity S of what is released
-    | | one-step   | 0                 | cap           | halves  | sqrt(C1^2 + min(2 B C2, C3 -
-    C1)^2), each pair     | | capped     | e - P(e)          | cap           | passes  | sqrt(k) C1
-    + k (C3 - C1), all steps together       | | leaky      | P(e - P(e))       | none          |
-    passes  | sqrt(k) (C1 + sqrt(8) B C2)                        | | literal    | e - P(e)
-    | none          | passes  | sqrt(k) C1 + 2 B C2 sqrt(T)                        |
+    | mode     | residual    | C3   | batches | sensitivity S of what is released                |
+    |----------|-------------|------|---------|--------------------------------------------------|
+    | one-step | 0           | cap  | halves  | sqrt(C1^2 + min(2 B C2, C3 - C1)^2), each pair   |
+    | capped   | e - P(e)    | cap  | passes  | sqrt(k) C1 + k (C3 - C1), all steps together     |
+    | leaky    | P(e - P(e)) | none | passes  | sqrt(k) (C1 + sqrt(8) B C2)                      |
+    | literal  | e - P(e)    | none | passes  | sqrt(k) C1 + 2 B C2 sqrt(T)                      |
 
     k is the number of passes, T of steps; capped with k = 1: sqrt(C1^2 + (C3 - C1)^2). `literal` is
     the paper's algorithm, `leaky` its published code's residual. The four sensitivities are derived
@@ -112,6 +110,11 @@ class ErrorFeedback(ClippingRule):
         return _ASSUMED if self.calibration == "published" else None
 
     def set_run(self, shape: RunShape) -> None:
+        """Keep the plan's expected batch B, steps T and passes k, which S depends on.
+
+        Args:
+            shape: of the run; public.
+        """
         self._shape = shape
 
     @property
@@ -145,10 +148,26 @@ class ErrorFeedback(ClippingRule):
     # --- the step ---------------------------------------------------------------------------------
 
     def clip_factors(self, norms: Tensor) -> dict[str, Tensor]:
+        """Scale each gradient to norm at most C1 for the release and at most C3 for the error.
+
+        Args:
+            norms: L2 norms of whole per-sample gradients, [1, B].
+
+        Returns:
+            {"release": factors [1, B], "capped": factors [1, B]}, all in [0, 1].
+        """
         first, _, third = self.thresholds
         return {"release": (first / norms).clamp(max=1.0), "capped": (third / norms).clamp(max=1.0)}
 
     def combine(self, sums: Mapping[str, Sum]) -> GradientSum:
+        """Add P(e) to the clipped sum and work out the error that follows.
+
+        Args:
+            sums: "release" and "capped", on the sum scale; sensitive.
+
+        Returns:
+            v in float64, on the sum scale; sensitive until noise is added.
+        """
         clipped, capped = (_in_float64(sums[name]) for name in ("release", "capped"))
         error = self._current(clipped)
         fed_back = shortened(error, self.thresholds[1])
@@ -161,7 +180,11 @@ class ErrorFeedback(ClippingRule):
         return GradientSum(totals, clipped.groups, clipped.dtypes)
 
     def observe(self, released: Released[StepRelease]) -> None:
-        """The step has been released: its error counts from now on."""
+        """Put the new error in force, now that the step has been released.
+
+        Args:
+            released: unused; that it exists is what counts.
+        """
         self._error, self._next = self._next, None
 
     def forget_unreleased(self) -> None:
@@ -182,7 +205,7 @@ class ErrorFeedback(ClippingRule):
     # --- state: private ---------------------------------------------------------------------------
 
     def tensor_state(self) -> dict[str, Tensor]:
-        """The error. It holds raw gradients: private checkpoints only."""
+        """Return the error, which holds raw gradients: private checkpoints only."""
         if self._error is None:
             return dict(self._restored)
         return {str(index): tensor for index, tensor in enumerate(self._error.tensors)}
@@ -213,7 +236,15 @@ def _in_float64(total: Sum) -> GradientSum:
 
 
 def shortened(tensors: list[Tensor], threshold: float) -> list[Tensor]:
-    """All tensors scaled alike so that their joint norm is at most the threshold."""
+    """Scale all tensors alike so that their joint norm is at most the threshold.
+
+    Args:
+        tensors: one a parameter, of any shapes.
+        threshold: largest joint L2 norm, at least 0.
+
+    Returns:
+        new tensors of the same shapes.
+    """
     square = sum(
         (t.double().square().sum() for t in tensors), start=torch.zeros((), dtype=torch.float64)
     )
@@ -243,8 +274,9 @@ class _Mode:
 
 
 def _rounding(first: float, second: float, shape: RunShape, steps: int) -> float:
-    """What rounding v to float32 may add over so many steps: two half units in the last place of 2
-    B C1 + 2 B C2.
+    """Bound what rounding v to float32 may add over `steps` steps.
+
+    Two half units in the last place of 2 B C1 + 2 B C2, where `second` is B C2.
     """
     return math.sqrt(steps) * 2.0**-23 * (2 * shape.expected_batch_size * first + 2 * second)
 

@@ -37,6 +37,14 @@ class Flat(ClippingRule):
         return [self.max_grad_norm]
 
     def clip_factors(self, norms: Tensor) -> dict[str, Tensor]:
+        """Scale each gradient to norm at most C.
+
+        Args:
+            norms: L2 norms of whole per-sample gradients, [1, B].
+
+        Returns:
+            {"release": factors [1, B], in [0, 1]}.
+        """
         return {"release": (self.max_grad_norm / norms).clamp(max=1.0)}
 
     def describe(self) -> dict[str, Any]:

@@ -1,5 +1,6 @@
-"""GeoClip: gradients rotated and scaled by the covariance of what was released, so that noise
-follows its shape.
+"""GeoClip: noise that follows the shape of the gradients.
+
+They are rotated and scaled by the covariance of what was released.
 """
 
 from __future__ import annotations
@@ -20,16 +21,16 @@ from dpclip.released import Released, StepRelease
 
 
 class Covariance:
-    """An estimate of one parameter's covariance: k directions with variances of their own, one for
-    all the others.
+    """An estimate of one parameter's covariance by k directions and a remainder.
 
-    With k = d it is the full covariance. A new observation z is taken in exactly within the span of
-    the directions and z; then the direction of least variance joins the others.
+    The directions have variances of their own; all others share one. With k = d it is the full
+    covariance. A new observation z is taken in exactly within the span of the directions and z;
+    then the direction of least variance joins the others.
 
     Args:
         size: d.
         rank: k <= d.
-        decay: of the exponential average.
+        decay: of the exponential average, in [0, 1).
         lowest, highest: every variance stays between.
     """
 
@@ -41,7 +42,7 @@ class Covariance:
 
     @property
     def others(self) -> int:
-        """d - k."""
+        """d - k, the number of directions that share one variance."""
         return self.directions.shape[0] - self.directions.shape[1]
 
     def spread(self) -> float:
@@ -49,7 +50,15 @@ class Covariance:
         return float(self.variances.sqrt().sum() + self.others * self.rest.sqrt())
 
     def power(self, exponent: float, vectors: Tensor) -> Tensor:
-        """Covariance^exponent times each row of [n, d]."""
+        """Multiply each row by Covariance^exponent.
+
+        Args:
+            exponent: any real number; variances are positive.
+            vectors: rows, [n, d].
+
+        Returns:
+            the products, [n, d].
+        """
         directions = self.directions.to(vectors)
         rest = float(self.rest) ** exponent
         along = vectors @ directions
@@ -62,7 +71,7 @@ class Covariance:
         """Covariance <- decay covariance + (1 - decay) weight z z^T.
 
         Args:
-            z: shape [d].
+            z: a released mean less its own running mean, [d].
             weight: the number of samples that z is a mean of.
         """
         z = z.to(self.directions)
@@ -146,6 +155,12 @@ class GeoClip(TransformedClipping):
         self._shapes: list[Covariance] = []
 
     def partition(self, names: Sequence[str], sizes: Sequence[int]) -> list[int]:
+        """Put all parameters in one group and start every a at 0 and every covariance at I.
+
+        Args:
+            names: of the trainable parameters.
+            sizes: their numbers of elements d.
+        """
         self._mean = [torch.zeros(size, dtype=torch.float64) for size in sizes]
         self._shapes = [self._start(size) for size in sizes]
         return super().partition(names, sizes)
@@ -160,14 +175,37 @@ class GeoClip(TransformedClipping):
         return math.sqrt(self.gamma / sum(shape.spread() for shape in self._shapes))
 
     def transform(self, slot: int, gradients: Tensor) -> Tensor:
+        """Compute w = M (g - a).
+
+        Args:
+            slot: the parameter's index.
+            gradients: per-sample gradients, [B, d].
+
+        Returns:
+            w, [B, d].
+        """
         centred = gradients - self._mean[slot].to(gradients)
         return self._shapes[slot].power(-0.25, centred) * self._scale
 
     def inverse(self, slot: int, mean: Tensor) -> Tensor:
+        """Compute M^-1 w + a.
+
+        Args:
+            slot: the parameter's index.
+            mean: released mean of w, [d].
+
+        Returns:
+            the gradient, on the scale of the mean, [d].
+        """
         found = self._shapes[slot].power(0.25, mean.unsqueeze(0))[0] / self._scale
         return found + self._mean[slot].to(mean)
 
     def observe(self, released: Released[StepRelease]) -> None:
+        """Take the released gradient into each parameter's covariance and mean.
+
+        Args:
+            released: the step, its gradient already inverted and on the scale of the mean.
+        """
         step = released.value
         for slot, gradient in enumerate(step.gradient):
             found = gradient.detach().reshape(-1).to("cpu", torch.float64)

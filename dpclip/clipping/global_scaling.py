@@ -1,6 +1,4 @@
-"""Global clipping: all gradients are scaled alike, so their directions add up as without
-clipping.
-"""
+"""Global clipping: all gradients are scaled alike, which keeps the direction of their sum."""
 
 from __future__ import annotations
 
@@ -54,6 +52,14 @@ class Global(ClippingRule):
         return [self.max_grad_norm]
 
     def clip_factors(self, norms: Tensor) -> dict[str, Tensor]:
+        """Multiply norms up to Z by C / Z, and clip or drop what lies beyond.
+
+        Args:
+            norms: L2 norms of whole per-sample gradients, [1, B].
+
+        Returns:
+            {"release": factors [1, B], in [0, C / Z]}.
+        """
         beyond = self.max_grad_norm / norms if self.beyond == "clip" else torch.zeros_like(norms)
         alike = torch.full_like(norms, self.max_grad_norm / self.upper)
         return {"release": torch.where(norms <= self.upper, alike, beyond)}

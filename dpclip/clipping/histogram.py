@@ -30,9 +30,9 @@ class Histogram(ClippingRule):
     Args:
         max_grad_norm: C_0.
         lowest, highest: ends of the binned range; C stays within it.
-        bins: number of bins.
-        budget_share: the histogram's part of 1/sigma^2 in the steps that take one.
-        every: steps from one histogram to the next.
+        bins: number of bins, at least 2.
+        budget_share: the histogram's part of 1/sigma^2 in the steps that take one, in (0, 1).
+        every: steps from one histogram to the next, at least 1.
         floor: in noise standard deviations; 0 empties negative bins only.
 
     Guarantee: one sample moves the sum by at most C_t, and the histogram by 1.
@@ -73,6 +73,12 @@ class Histogram(ClippingRule):
         self._threshold, self._steps, self._size = self.max_grad_norm, 0, 1
 
     def partition(self, names: Sequence[str], sizes: Sequence[int]) -> list[int]:
+        """Put all parameters in one group and keep their number of elements d.
+
+        Args:
+            names: of the trainable parameters.
+            sizes: their numbers of elements.
+        """
         self._size = sum(sizes)
         return super().partition(names, sizes)
 
@@ -80,6 +86,14 @@ class Histogram(ClippingRule):
         return [self._threshold]
 
     def clip_factors(self, norms: Tensor) -> dict[str, Tensor]:
+        """Scale each gradient to norm at most C_t.
+
+        Args:
+            norms: L2 norms of whole per-sample gradients, [1, B].
+
+        Returns:
+            {"release": factors [1, B], in [0, 1]}.
+        """
         return {"release": (self._threshold / norms).clamp(max=1.0)}
 
     @property
@@ -90,8 +104,9 @@ class Histogram(ClippingRule):
 
     @property
     def centres(self) -> list[float]:
-        """What stands for the norms in a bin: its geometric middle; its one end for the first and
-        the last.
+        """What stands for the norms in each bin, [bins].
+
+        The bin's geometric middle; for the first and the last its one end.
         """
         edges = self.edges
         return [edges[0], *(math.sqrt(a * b) for a, b in itertools.pairwise(edges)), edges[-1]]
@@ -109,6 +124,11 @@ class Histogram(ClippingRule):
         return [SideQuery("histogram", 1.0, None, binned, self.bins, share=self.budget_share)]
 
     def observe(self, released: Released[StepRelease]) -> None:
+        """Choose the next threshold where a histogram was released.
+
+        Args:
+            released: the step; `sides["histogram"]` holds noisy counts [bins], on the sum scale.
+        """
         counts = released.value.sides.get("histogram")
         self._steps += 1
         if counts is None:
@@ -121,7 +141,15 @@ class Histogram(ClippingRule):
 
     @abstractmethod
     def choose(self, counts: list[float], step: StepRelease) -> float:
-        """The next threshold, from noisy counts that are not negative."""
+        """Choose the next threshold; the caller keeps it within `lowest` and `highest`.
+
+        Args:
+            counts: noisy counts, [bins], none negative and not all 0.
+            step: the release that they come from.
+
+        Returns:
+            C_{t+1}, a norm.
+        """
 
     def metrics(self) -> dict[str, float]:
         return {"threshold": self._threshold}
@@ -147,7 +175,7 @@ class HistogramQuantile(Histogram):
     """DC-SGD-P: C is a quantile of the noisy histogram.
 
     Args:
-        quantile: which.
+        quantile: share of the samples at or below C, in (0, 1).
     """
 
     quantile: float = 0.5
@@ -162,6 +190,15 @@ class HistogramQuantile(Histogram):
             )
 
     def choose(self, counts: list[float], step: StepRelease) -> float:
+        """Interpolate the quantile in log within the bin that holds it.
+
+        Args:
+            counts: noisy counts, [bins], none negative and not all 0.
+            step: unused.
+
+        Returns:
+            C_{t+1}, a norm.
+        """
         wanted, seen = self.quantile * sum(counts), 0.0
         edges = [*self.edges, self.highest]
         for index, (count, edge) in enumerate(zip(counts, edges, strict=True)):
@@ -178,19 +215,27 @@ class HistogramQuantile(Histogram):
 @RULES.register
 @dataclass
 class HistogramError(Histogram):
-    """DC-SGD-E: C minimises noise plus clipping error, z^2 C^2 d / B^2 + mean_i max(||g_i|| - C,
-    0)^2.
+    """DC-SGD-E: C minimises z^2 C^2 d / B^2 + mean_i max(||g_i|| - C, 0)^2.
 
-    z is the gradient's own noise multiplier, d its size and B the expected batch; the second term
-    is taken on the noisy histogram's bin centres and its own total, never on the norms themselves.
-    Bins within four standard deviations of nothing count as empty (`floor`, ours): the noise of an
-    empty bin at a large norm would outweigh every sample.
+    That is noise plus clipping error. z is the gradient's own noise multiplier, d its size and B
+    the expected batch; the second term is taken on the noisy histogram's bin centres and its own
+    total, never on the norms themselves. Bins within four standard deviations of nothing count as
+    empty (`floor`, ours): the noise of an empty bin at a large norm would outweigh every sample.
     """
 
     floor: float = 4.0
     name: ClassVar[str] = "dc-sgd-e"
 
     def choose(self, counts: list[float], step: StepRelease) -> float:
+        """Minimise the error on a grid of 401 thresholds from `lowest` to `highest`, even in log.
+
+        Args:
+            counts: noisy counts, [bins], none negative and not all 0.
+            step: the release, for the noise of the gradient's sum and the divisor.
+
+        Returns:
+            C_{t+1}, a norm.
+        """
         noise = (step.stds[0] / self._threshold / step.divisor) ** 2 * self._size
         whole, centres = sum(counts), self.centres
 

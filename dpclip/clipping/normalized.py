@@ -42,6 +42,14 @@ class Normalized(ClippingRule):
         return [self.max_grad_norm]
 
     def clip_factors(self, norms: Tensor) -> dict[str, Tensor]:
+        """Divide C by each norm plus r.
+
+        Args:
+            norms: L2 norms of whole per-sample gradients, [1, B].
+
+        Returns:
+            {"release": factors [1, B], in [0, C / r]}.
+        """
         return {"release": self.max_grad_norm / (norms + self.regularizer)}
 
     def describe(self) -> dict[str, Any]:

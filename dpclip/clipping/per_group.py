@@ -1,6 +1,4 @@
-"""A threshold for each group of parameters: each layer, each block, each tensor, or groups of your
-own.
-"""
+"""A threshold for each group of parameters: each layer, block or tensor, or groups of your own."""
 
 from __future__ import annotations
 
@@ -21,13 +19,24 @@ Grouping = Callable[[str], Hashable]
 
 
 def is_adapter(name: str) -> bool:
-    """Whether a parameter is a part of a LoRA adapter."""
+    """Whether a parameter is a part of a LoRA adapter.
+
+    Args:
+        name: its full dotted name.
+    """
     return any(half in name.split(".") for half in _ADAPTERS)
 
 
 def layer_of(name: str) -> str:
-    """The layer that owns a parameter: its weight and bias go together, and so do the two halves of
-    a LoRA adapter.
+    """Return the layer that owns a parameter.
+
+    A weight and its bias have the same layer, and so do the two halves of a LoRA adapter.
+
+    Args:
+        name: the parameter's full dotted name.
+
+    Returns:
+        the module's dotted name, "" for parameters of the model itself.
     """
     path = name.split(".")
     for half in _ADAPTERS:
@@ -37,8 +46,13 @@ def layer_of(name: str) -> str:
 
 
 def block_of(name: str) -> str:
-    """The numbered block that owns a parameter (`transformer.h.3`), or its layer where there is
-    none.
+    """Return the numbered block that owns a parameter, or its layer where there is none.
+
+    Args:
+        name: the parameter's full dotted name.
+
+    Returns:
+        its dotted name up to the first number, such as `transformer.h.3`.
     """
     path = layer_of(name).split(".")
     numbers = [i for i, part in enumerate(path) if part.isdigit()]
@@ -46,20 +60,24 @@ def block_of(name: str) -> str:
 
 
 def tensor_of(name: str) -> str:
-    """The parameter itself."""
+    """Return the parameter's own name: a group a parameter."""
     return name
 
 
 def noise_shares(allocation: str, bounds: Sequence[float], sizes: Sequence[int]) -> list[float]:
-    """Each group's share of 1/sigma^2, (C_k / s_k)^2 / sum_j (C_j / s_j)^2, for a choice of the
-    noise's s_k.
+    """Compute each group's share of 1/sigma^2, (C_k / s_k)^2 / sum_j (C_j / s_j)^2.
+
+    s_k is the noise of group k's sum, as `allocation` chooses it.
 
     Args:
         allocation: "uniform": s_k equal; "proportional": s_k proportional to C_k;
             "minimum-variance": sum_k d_k s_k^2 is least, which s_k^2 proportional to C_k /
             sqrt(d_k) reaches (derived here with a Lagrange multiplier).
-        bounds: C_k.
-        sizes: d_k, elements of each group.
+        bounds: C_k, [K], positive.
+        sizes: d_k, elements of each group, [K].
+
+    Returns:
+        the shares, [K], summing to 1.
     """
     weigh = _ALLOCATIONS[allocation]
     weights = [weigh(bound, size) for bound, size in zip(bounds, sizes, strict=True)]
@@ -115,6 +133,18 @@ class PerGroup(ClippingRule):
         self._sizes = [1]
 
     def partition(self, names: Sequence[str], sizes: Sequence[int]) -> list[int]:
+        """Number the groups in the order in which the parameters first name them.
+
+        Args:
+            names: of the trainable parameters.
+            sizes: their numbers of elements.
+
+        Returns:
+            the group k of each parameter, 0 to K - 1.
+
+        Raises:
+            InputError: `thresholds` names a group that the model does not have.
+        """
         owners = [self.group_of(name) for name in names]
         self.group_names = list(dict.fromkeys(owners))
         unknown = [group for group in self.thresholds if group not in self.group_names]
@@ -137,6 +167,14 @@ class PerGroup(ClippingRule):
         return noise_shares(self.allocation, self.bounds(), self._sizes)
 
     def clip_factors(self, norms: Tensor) -> dict[str, Tensor]:
+        """Scale each group of each gradient to norm at most C_k.
+
+        Args:
+            norms: L2 norms by group, [K, B].
+
+        Returns:
+            {"release": factors [K, B], in [0, 1]}.
+        """
         return {"release": (column(self.bounds(), norms) / norms).clamp(max=1.0)}
 
     def describe(self) -> dict[str, Any]:
@@ -176,7 +214,12 @@ class PerTensor(PerGroup):
 
 
 def column(values: Sequence[float], like: Tensor) -> Tensor:
-    """One value a group as [K, 1], where and as the norms are."""
+    """Make a column [K, 1] of one value a group.
+
+    Args:
+        values: one a group, [K].
+        like: the tensor whose dtype and device it gets.
+    """
     return torch.tensor(list(values), dtype=like.dtype, device=like.device).unsqueeze(1)
 
 

@@ -1,6 +1,4 @@
-"""Per-sample adaptive clipping: like automatic clipping, without blowing up the smallest
-gradients.
-"""
+"""Per-sample adaptive clipping: automatic clipping that does not blow up the smallest gradients."""
 
 from __future__ import annotations
 
@@ -45,6 +43,14 @@ class Psac(ClippingRule):
         return [self.max_grad_norm]
 
     def clip_factors(self, norms: Tensor) -> dict[str, Tensor]:
+        """Divide C by each norm plus r / (norm + r).
+
+        Args:
+            norms: L2 norms of whole per-sample gradients, [1, B].
+
+        Returns:
+            {"release": factors [1, B]}; the largest is C / (2 sqrt(r) - r) for r < 1.
+        """
         return {
             "release": self.max_grad_norm / (norms + self.regularizer / (norms + self.regularizer))
         }

@@ -1,6 +1,4 @@
-"""Thresholds that follow a quantile of the gradient norms, learned from noisy counts that share
-each step's release.
-"""
+"""Thresholds at a quantile of the gradient norms, from noisy counts in each step's release."""
 
 from __future__ import annotations
 
@@ -21,33 +19,34 @@ _LOWEST, _HIGHEST = 1e-8, 1e8  # a threshold never leaves this range
 
 
 def single_group(name: str) -> str:
-    """All parameters in one group."""
+    """Put every parameter in one group, "model"."""
     return "model"
 
 
 @RULES.register
 @dataclass
 class Quantile(PerGroup):
-    """factor_i = min(1, C_t / ||g_i||); C_{t+1} = C_t exp(-eta (b - gamma)), b the noisy share of
-    samples within C_t.
+    """factor_i = min(1, C_t / ||g_i||); C_{t+1} = C_t exp(-eta (b - gamma)).
 
-    A step counts, for each group, the samples whose norm is at most C_t, centred: b_i - 1/2, so
-    that one sample moves the count by 1/2 and not by 1. The K counts are one side statistic of
-    sensitivity sqrt(K)/2, noised in the same release as the gradient and paid for in sigma_eff:
-    with count noise sigma_b on a single group the gradient's own multiplier is (z^-2 - (2
-    sigma_b)^-2)^(-1/2). The share divides by the public expected batch size.
+    b is the noisy share of samples within C_t. A step counts, for each group, the samples whose
+    norm is at most C_t, centred: b_i - 1/2, so that one sample moves the count by 1/2 and not by 1.
+    The K counts are one side statistic of sensitivity sqrt(K)/2, noised in the same release as the
+    gradient and paid for in sigma_eff: with count noise sigma_b on a single group the gradient's
+    own multiplier is (z^-2 - (2 sigma_b)^-2)^(-1/2). The share divides by the public expected batch
+    size.
 
     Args:
         max_grad_norm: C_0, shared by the groups as in `PerGroup`.
-        quantile: gamma.
-        rate: eta, of the geometric update.
-        budget_share: the counts' part of each step's 1/sigma^2.
+        quantile: gamma, in (0, 1).
+        rate: eta, of the geometric update; positive.
+        budget_share: the counts' part of each step's 1/sigma^2, in (0, 1).
         count_noise: sigma_b itself, standard deviation of each noisy count (paper: batch / 20); 0
             goes by the share.
         first_rate: the rate of step t is first_rate / sqrt(t) while that is more than `rate`; 0:
             not (as in the paper).
         total: if positive, thresholds are rescaled after each update to this joint norm
-        (post-processing). allocation, group_of, thresholds: as in `PerGroup`.
+            (post-processing).
+        allocation, group_of, thresholds: as in `PerGroup`.
 
     Guarantee: one sample moves group k's sum by at most C_k and the counts by at most sqrt(K)/2 in
     all.
@@ -56,9 +55,8 @@ class Quantile(PerGroup):
     exp(eta gamma). A share so far out that C would leave [1e-8, 1e8] leaves it at the end.
 
     Reference: Andrew, Thakkar, McMahan, Ramaswamy, "Differentially Private Learning with Adaptive
-    Clipping", 2021;
-    by layer: He et al., "Exploring the Limits of Differentially Private Deep Learning with
-    Group-wise Clipping", 2023.
+    Clipping", 2021; by layer: He et al., "Exploring the Limits of Differentially Private Deep
+    Learning with Group-wise Clipping", 2023.
     """
 
     max_grad_norm: float = 0.1
@@ -92,6 +90,18 @@ class Quantile(PerGroup):
         self._updates = 0
 
     def partition(self, names: Sequence[str], sizes: Sequence[int]) -> list[int]:
+        """Number the groups as `PerGroup` does and start their thresholds.
+
+        Args:
+            names: of the trainable parameters.
+            sizes: their numbers of elements.
+
+        Returns:
+            the group k of each parameter, 0 to K - 1.
+
+        Raises:
+            InputError: `thresholds` names a group that the model does not have.
+        """
         groups = super().partition(names, sizes)
         self._current = self._rescaled(super().bounds())
         return groups
@@ -108,7 +118,14 @@ class Quantile(PerGroup):
         return [counts]
 
     def counts(self, share: float) -> SideQuery:
-        """The centred counts of units within the thresholds, for a part of the step's budget."""
+        """Ask for the centred counts of units within the thresholds.
+
+        Args:
+            share: the counts' part of the step's budget 1/sigma^2, in (0, 1).
+
+        Returns:
+            the query "within": norms [K, B] -> 1/2 within the threshold and -1/2 beyond, [K, B].
+        """
         groups, thresholds = len(self._current), list(self._current)
 
         def within(norms: Tensor) -> Tensor:
@@ -117,6 +134,12 @@ class Quantile(PerGroup):
         return SideQuery("within", math.sqrt(groups) / 2, None, within, groups, share=share)
 
     def observe(self, released: Released[StepRelease]) -> None:
+        """Move each threshold towards its quantile.
+
+        Args:
+            released: the step; `sides["within"]` holds the noisy centred counts [K], on the sum
+                scale.
+        """
         step = released.value
         shares = (step.sides["within"] / step.divisor + 0.5).tolist()
         self._share = sum(shares) / len(shares)

@@ -1,4 +1,4 @@
-"""No clipping: for training without privacy through the same road."""
+"""No clipping: for training without privacy on the same path."""
 
 from __future__ import annotations
 
@@ -20,4 +20,12 @@ class Unclipped(ClippingRule):
         return [float("inf")]
 
     def clip_factors(self, norms: Tensor) -> dict[str, Tensor]:
+        """Keep every gradient as it is.
+
+        Args:
+            norms: [1, B].
+
+        Returns:
+            {"release": ones [1, B]}.
+        """
         return {"release": torch.ones_like(norms)}

@@ -43,15 +43,25 @@ class Value(TransformedClipping):
 
     @property
     def threshold(self) -> float:
-        """c."""
+        """c = C / sqrt(d), d the elements of all parameters."""
         return self.max_grad_norm / math.sqrt(sum(self._sizes))
 
     def transform(self, slot: int, gradients: Tensor) -> Tensor:
+        """Clamp each coordinate to [-c, c]; one that is not finite becomes NaN.
+
+        Args:
+            slot: the parameter's index.
+            gradients: per-sample gradients, [B, d].
+
+        Returns:
+            what is clipped of them, [B, d].
+        """
         clamped = gradients.clamp(-self.threshold, self.threshold)
         # so that the sample is dropped (law 6)
         return torch.where(gradients.isfinite(), clamped, torch.nan)
 
     def inverse(self, slot: int, mean: Tensor) -> Tensor:
+        """Return the released mean unchanged, [d]."""
         return mean
 
     def describe(self) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NoReturn, Protocol
 
 import torch
@@ -16,14 +16,15 @@ from dpclip import raw_gradients
 from dpclip.clipping import StepRelease
 from dpclip.engine.engine import Engine
 from dpclip.engine.guarantee import Guarantee, guarantee_kind
+from dpclip.engine.handed_out import Pending, check_batch, explained_failures
 from dpclip.engine.loop_checks import LoopChecks
 from dpclip.errors import InputError, PrivacyError
 from dpclip.guards.model_state import StateWatch
-from dpclip.guards.row_check import RowCheck, Turn
+from dpclip.guards.row_check import Turn
 from dpclip.guards.seeding import Dice, seeded
 from dpclip.per_sample import Backend, FactoredView
 from dpclip.released import Released
-from dpclip.sampling.micro_batches import MicroBatch, Packer, tensors_in, with_last
+from dpclip.sampling.micro_batches import MicroBatch, Packer, with_last
 from dpclip.sampling.units import UnitIndex
 
 __all__ = ["PrivateTraining", "StepObserver"]
@@ -41,16 +42,16 @@ class StepObserver(Protocol):
         ...
 
 
-@dataclass
-class _Pending:
-    """A micro-batch that was handed out and waits for its backward pass."""
+class Recorder(Protocol):
+    """Keeps a run in a folder; `dpclip.loop.recorder` does."""
 
-    micro: MicroBatch
-    seed: int
-    last: bool = False
-    check: RowCheck | None = None
-    turn: Turn | None = None
-    losses: Tensor | None = None  # one a row, once they were handed over
+    def save(self, training: PrivateTraining, folder: Path) -> None:
+        """`PrivateTraining.save`."""
+        ...
+
+    def write_report(self, training: PrivateTraining, folder: Path) -> Path:
+        """`PrivateTraining.write_report`."""
+        ...
 
 
 class PrivateTraining:
@@ -72,6 +73,7 @@ class PrivateTraining:
         units: which rows belong to which unit.
         rows_per_unit: most rows of one unit in one step.
         checks: that rows do not depend on one another.
+        recorder: keeps the run in a folder, where its loop asks for that.
     """
 
     def __init__(
@@ -84,13 +86,14 @@ class PrivateTraining:
         *,
         rows_per_unit: int,
         checks: LoopChecks,
+        recorder: Recorder | None = None,
     ) -> None:
         self.engine, self.plan = engine, engine.plan
         self.observers: list[StepObserver] = []
         self._backend, self._model, self._packer, self._units = backend, model, packer, units
-        self._rows_per_unit, self._checks = rows_per_unit, checks
+        self._rows_per_unit, self._checks, self._recorder = rows_per_unit, checks, recorder
         self._state = StateWatch(model)
-        self._pending: _Pending | None = None
+        self._pending: Pending | None = None
         self._ready = self._closed = False
         self._iterator = 0  # the latest; one from before adds nothing any more
         backend.refuse_plain_backward()
@@ -119,13 +122,13 @@ class PrivateTraining:
                 observer.on_step_begin(step, generation)
             for number, (micro, last) in enumerate(self._micro_batches(drawn, step, generation)):
                 for check, turn in self._checks.turns(micro, number):
-                    yield self._hand_out(_Pending(turn.micro, turn.seed, check=check, turn=turn))
+                    yield self._hand_out(Pending(turn.micro, turn.seed, check=check, turn=turn))
                     self._require_used(mine)
                 if micro.units != self._packer.room(micro.shape):
                     with seeded(self.engine.key.integer(f"wider/{number}", step, generation)):
                         micro = self._packer.compose(micro.members)
                 seed = self.engine.key.integer(f"dropout/{number}", step, generation)
-                yield self._hand_out(_Pending(micro, seed, last))
+                yield self._hand_out(Pending(micro, seed, last))
                 self._require_used(mine)
             if not len(drawn):
                 self._finish()
@@ -150,18 +153,18 @@ class PrivateTraining:
         pending = self._pending
         if pending is None:
             raise PrivacyError("microbatch() takes the batch that batches() has just yielded, once")
-        _check_batch(batch, pending.micro.batch)
+        check_batch(batch, pending.micro.batch)
         pending.losses = None
         if pending.turn is None:
             with self._absorbed(pending):
                 yield
         else:
-            with _failures(pending.turn), self._judged(pending, pending.turn):
+            with explained_failures(pending.turn), self._judged(pending, pending.turn):
                 yield
         self._pending = None
 
     @contextmanager
-    def _absorbed(self, pending: _Pending) -> Iterator[None]:
+    def _absorbed(self, pending: Pending) -> Iterator[None]:
         micro = pending.micro
         clip_part = self.engine.open_micro_batch(len(micro.members))
         self._state.mark()
@@ -176,7 +179,7 @@ class PrivateTraining:
         self._ready = pending.last
 
     @contextmanager
-    def _judged(self, pending: _Pending, turn: Turn) -> Iterator[None]:
+    def _judged(self, pending: Pending, turn: Turn) -> Iterator[None]:
         micro = turn.micro
         self._state.mark(read_parameters=True)
         capture = self._backend.capture(micro.units, micro.rows_each)
@@ -190,7 +193,7 @@ class PrivateTraining:
         pending.check.judge(turn, losses, view, random)
 
     @staticmethod
-    def _require_losses(pending: _Pending, dice: Dice) -> Tensor:
+    def _require_losses(pending: Pending, dice: Dice) -> Tensor:
         if pending.losses is None:
             raise PrivacyError(
                 "no loss was handed over for this micro-batch, so its rows would silently be left "
@@ -273,6 +276,46 @@ class PrivateTraining:
             assumption,
         )
 
+    def save(self, folder: str | Path) -> None:
+        """Keep the run in a folder, so that `dpclip.resume` can go on with it.
+
+        The ledger moves into the folder with the first call and is written there from then on.
+
+        Args:
+            folder: new at the first call, the same at later ones. `private/` in it must stay
+                secret: it has the key.
+
+        Raises:
+            InputError: the folder is in use, or the run is kept elsewhere already.
+        """
+        self._kept_by().save(self, Path(folder))
+
+    def write_report(self, folder: str | Path) -> Path:
+        """Write `public/statement.json` and `public/report.html` for the steps so far.
+
+        Args:
+            folder: as for `save`.
+
+        Returns:
+            the path of the report.
+        """
+        return self._kept_by().write_report(self, Path(folder))
+
+    def _kept_by(self) -> Recorder:
+        if self._recorder is None:
+            raise RuntimeError("this run is kept by the command that began it")
+        return self._recorder
+
+    @property
+    def model(self) -> nn.Module:
+        """As it was given."""
+        return self._model
+
+    @property
+    def physical_batch_size(self) -> int:
+        """Rows that a micro-batch was asked to have."""
+        return self._packer.size
+
     def close_step(self) -> None:
         """Forget a step that was begun but not released."""
         self._pending, self._ready = None, False
@@ -295,7 +338,7 @@ class PrivateTraining:
             step, generation, unit, self._units.rows[unit], self._rows_per_unit
         )
 
-    def _hand_out(self, pending: _Pending) -> Any:
+    def _hand_out(self, pending: Pending) -> Any:
         self._pending = pending
         return pending.micro.batch
 
@@ -334,7 +377,7 @@ class PrivateTraining:
             observer.on_step_end(step, released)
 
     @staticmethod
-    def _by_unit(pending: _Pending) -> Tensor | None:
+    def _by_unit(pending: Pending) -> Tensor | None:
         """Each unit's loss, [units]."""
         if pending.losses is None:
             return None
@@ -355,48 +398,3 @@ class PrivateTraining:
             "to two gradients, whose difference shows them; call make_private again, or copy the "
             "model alone"
         )
-
-
-@contextmanager
-def _failures(turn: Turn) -> Iterator[None]:
-    """What an error of the loop itself means in a turn that hands it what it may not be
-    made for.
-    """
-    try:
-        yield
-    except (InputError, PrivacyError, MemoryError, torch.OutOfMemoryError):
-        raise
-    except Exception as error:
-        if turn.kept is None:
-            raise InputError(
-                f"the loop fails on a micro-batch of {turn.micro.rows} rows "
-                f"({type(error).__name__}), from which rows are told from positions: it has to "
-                "work with any number of them"
-            ) from error
-        if turn.loud == 1:
-            raise
-        # rows that are not numbers may be refused by the loop itself
-
-
-def _check_batch(given: Any, handed: Any) -> None:
-    """The batch that is watched is the one that was handed out, on whatever device."""
-    if given is handed:
-        return
-    ours, theirs = tensors_in(handed), tensors_in(given)
-    same = len(ours) == len(theirs) and all(
-        a is b or _alike(a, b) for a, b in zip(ours, theirs, strict=True)
-    )
-    if not same:
-        raise PrivacyError(
-            "microbatch() was given another batch than batches() has handed out, whose rows were "
-            "not drawn at random; nothing was released: compute the losses of the batch that "
-            "batches() yields"
-        )
-
-
-def _alike(one: Tensor, other: Tensor) -> bool:
-    if one.shape != other.shape:
-        return False
-    one = one.to(other)
-    # what is not a number equals itself
-    return bool(((one == other) | ((one != one) & (other != other))).all())

@@ -13,16 +13,13 @@ import torch
 from torch import nn
 from transformers import (
     AutoConfig,
-    AutoModelForCausalLM,
-    AutoModelForSequenceClassification,
     AutoTokenizer,
 )
 from transformers.utils import logging as transformers_logging
 
 from dpclip.errors import InputError
 from dpclip.models import builtin_model_path
-
-_HEADS = {"lm": AutoModelForCausalLM, "classification": AutoModelForSequenceClassification}
+from dpclip.models.heads import ModelHead
 
 
 @dataclass(frozen=True)
@@ -46,9 +43,8 @@ class LoadedModel:
 
 def load_model(
     name: str,
-    task: str,
+    head: ModelHead,
     *,
-    labels: list[str] | None = None,
     tokenizer: str | None = None,
     from_scratch: bool = False,
     lora: int | None = None,
@@ -58,8 +54,7 @@ def load_model(
 
     Args:
         name: "builtin", a local folder, or a hub name.
-        task: "lm" or "classification".
-        labels: class names, for classification.
+        head: what the task asks of the model.
         tokenizer: another folder or hub name for the tokenizer.
         from_scratch: build the architecture of the folder's config.json with random weights.
         lora: train adapters of this rank instead of all weights.
@@ -72,7 +67,7 @@ def load_model(
     transformers_logging.disable_progress_bar()
     source = str(builtin_model_path()) if name == "builtin" else name
     text = _load_tokenizer(tokenizer or source, name)
-    model = _load_weights(source, name, task, labels, from_scratch)
+    model = _load_weights(source, name, head, from_scratch)
     if len(text) > model.get_input_embeddings().num_embeddings:
         raise InputError(
             f"the tokenizer of {tokenizer or name!r} has {len(text)} tokens, the model {name!r} "
@@ -80,7 +75,7 @@ def load_model(
         )
     model.config.pad_token_id = text.pad_token_id
     if lora is not None:
-        model = _add_adapters(model, task, lora, name)
+        model = _add_adapters(model, head, lora, name)
     context = getattr(model.config, "max_position_embeddings", None) or 1024
     return LoadedModel(model.to(find_device(device)), text, name, int(context), lora)
 
@@ -102,23 +97,13 @@ def find_device(name: str) -> torch.device:
         ) from error
 
 
-def _load_weights(
-    source: str, name: str, task: str, labels: list[str] | None, from_scratch: bool
-) -> Any:
-    extra: dict[str, Any] = {}
-    if task == "classification":
-        names = list(labels or [])
-        extra = {
-            "id2label": dict(enumerate(names)),
-            "label2id": {n: i for i, n in enumerate(names)},
-        }
-    head = _HEADS[task]
+def _load_weights(source: str, name: str, head: ModelHead, from_scratch: bool) -> Any:
+    extra = dict(head.config)
     try:
         if from_scratch:
-            return head.from_config(
-                AutoConfig.from_pretrained(source, **extra), dtype=torch.float32
-            )
-        return head.from_pretrained(source, dtype=torch.float32, **extra)
+            config = AutoConfig.from_pretrained(source, **extra)
+            return head.auto_class.from_config(config, dtype=torch.float32)
+        return head.auto_class.from_pretrained(source, dtype=torch.float32, **extra)
     except Exception as error:
         raise InputError(_cannot_load("model", name, source, error)) from error
 
@@ -150,10 +135,10 @@ def _cannot_load(what: str, name: str, source: str, error: Exception) -> str:
     )
 
 
-def _add_adapters(model: Any, task: str, rank: int, name: str) -> nn.Module:
+def _add_adapters(model: Any, head: ModelHead, rank: int, name: str) -> nn.Module:
     from peft import LoraConfig, TaskType, get_peft_model
 
-    kind = TaskType.CAUSAL_LM if task == "lm" else TaskType.SEQ_CLS
+    kind = TaskType(head.adapter_task)
     if rank < 1:
         raise InputError(f"LoRA rank {rank}: at least 1 is needed; 8 is common")
     settings = LoraConfig(

@@ -1,5 +1,4 @@
-"""Round sums with Gaussian noise exactly, where float32 is too coarse to tell on which side of a
-boundary they lie.
+"""Round sums with Gaussian noise exactly, where float32 is too coarse to decide.
 
 Box and Muller (1958): z = r cos t or r sin t with r^2 = -2 ln u, t = 2 pi a. u and a are real
 numbers between 0 and 1 whose binary digits are secret bits, drawn as far as they are needed: 32 for
@@ -12,7 +11,7 @@ relative error 3v if d >= 2^-44.
     below 1/2:  -ln d      is wrong by 3v + 8v (-ln d),       r >= 1.17:  r by (3/1.17 + 4r + r) v
     above 1/2:  -ln(1 - d) is wrong by (1.44 * 3 + 8) v of it,             r by (6.2 + 1) r v
     angle:      64 bits, pi and the product rounded, 3 pi v; cosine or sine 4v; so 13.5 r v in z,
-    and v r to multiply
+                and v r to multiply
 
 In all less than 23 v max(r, 1) = 2^-48.4 max(r, 1), against a tolerance of 2^-45 max(r, 1).
 Multiples of the grid are told apart after the whole part of S/g has been taken away, so that |f + z
@@ -106,11 +105,14 @@ def decided(
     """round(part + ratio z) by interval arithmetic, with as many bits as that takes.
 
     Args:
-        part: the fraction of S/g.
+        part: the fraction of S/g, in [-1/2, 1/2].
         ratio: s/g.
         pair: the first 96 bits of u and of a.
         sine: whether z takes the sine.
         more: the next 64 bits of both at a level from 2 on.
+
+    Raises:
+        PrivacyError: 992 bits do not decide it.
     """
     radius, angle = pair
     for level in range(2, LEVELS + 1):

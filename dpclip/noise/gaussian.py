@@ -1,13 +1,12 @@
-"""Release a sum with Gaussian noise, rounded to a public grid: exactly what an ideal generator
-would have given.
+"""Release a sum with Gaussian noise, rounded to a public grid: as an ideal generator would.
 
     Y = round_g(S + s Z),  g = 2^(floor(log2 s) - 8),  Z standard normal with endless secret digits
 
 Ideal noise makes the step a Gaussian mechanism, and rounding its result is post-processing. Noise
-that is itself a
-rounded float32 is neither: which floats can come out depends on the sum, and shows it (Mironov
-2012, "On significance of the least significant bits for differential privacy"). Here every multiple
-of g is possible for every sum. The grid adds a variance of g^2/12, at most 1.3e-6 s^2.
+that is itself a rounded float32 is neither: which floats can come out depends on the sum, and shows
+it (Mironov 2012, "On significance of the least significant bits for differential privacy"). Here
+every multiple of g is possible for every sum. The grid adds a variance of g^2/12, at most
+1.3e-6 s^2.
 
 Digits are found by position. Value e of a tensor belongs to block e >> 16; within it, value i uses
 pair j = i mod 2^15, the cosine if i < 2^15 and otherwise the sine. At level 0 of the block (see
@@ -20,11 +19,12 @@ Box and Muller's transform (1958) in float32 decides nearly all coordinates; Num
 are vectorised. How wrong it is, with u between 2^-12 and 1 - 2^-12, so that .0221 <= r <= 4.08, w =
 2^-24 and log2, cos and sin of NumPy assumed within 4 ulp:
 
-    u          24 bits, 2^-32 not drawn: ln u is wrong by 17w at 2^-12, w/2 at 1 - 2^-12     that /
-    r log2       8w of it                                                                  4 r w
-    constant and its product (halved), square root, product with the cosine              3 r w angle
-    24 bits, pi 2^-31 and their product rounded, 2^-32 not drawn              (3 pi + 2^-5) r w cos,
-    sin   4 ulp below 1                                                             4 r w
+    u          24 bits, 2^-32 not drawn: ln u is wrong by 17w at 2^-12,
+               w/2 at 1 - 2^-12                                               that / r
+    log2       8w of it                                                       4 r w
+    constant and its product (halved), square root, product with the cosine   3 r w
+    angle      24 bits, pi 2^-31 and their product rounded, 2^-32 not drawn   (3 pi + 2^-5) r w
+    cos, sin   4 ulp below 1                                                  4 r w
 
 In all 20.5 r w + (17 w or less) / r, which is largest at the largest r: 88 w = 2^-17.5. The
 tolerance is 2^-17. Coordinates closer than that, times s/g, to a boundary between multiples of g
@@ -89,7 +89,14 @@ class GaussianSampler:
         self._doubt = np.empty(BLOCK, np.bool_)
 
     def added(self, parts: Sequence[tuple[np.ndarray, float]]) -> np.ndarray:
-        """The sum of array * factor, float64, valid until the next call."""
+        """Add up array * factor in float64.
+
+        Args:
+            parts: flat arrays of one length, at most `BLOCK`, each with its factor.
+
+        Returns:
+            the sum, float64, [n], valid until the next call.
+        """
         sums, rest = self._sums[: len(parts[0][0])], self._rest[: len(parts[0][0])]
         for index, (array, factor) in enumerate(parts):
             place = rest if index else sums
@@ -102,7 +109,14 @@ class GaussianSampler:
     def approximate(
         self, stream: NoiseStream, tensor: int, block: int, count: int, ratio: float
     ) -> tuple[np.ndarray, np.ndarray]:
-        """ratio z of the first `count` values of a block, in float32 and within the tolerance.
+        """Compute ratio z of the first `count` values of a block in float32, within the tolerance.
+
+        Args:
+            stream: secret.
+            tensor: which tensor of the release.
+            block: which of its blocks.
+            count: at most `BLOCK`.
+            ratio: s/g, from 1 to 2^10.
 
         Returns:
             the values, float32 [count], and the pairs whose u is too near an end, int64 [.]; their
@@ -234,8 +248,9 @@ def released(
 
 
 def _room(parts: Sequence[tuple[Tensor, float]], dtype: torch.dtype) -> Tensor:
-    """Where the result goes: into the single part if it has its size, because large models fill the
-    memory.
+    """Choose where the result goes: into the single part if it has its size.
+
+    Large models fill the memory.
     """
     first, _ = parts[0]
     kinds = (torch.int32, torch.float32)
@@ -251,8 +266,9 @@ def _room(parts: Sequence[tuple[Tensor, float]], dtype: torch.dtype) -> Tensor:
 
 
 def _spread(task: Callable[[GaussianSampler, int], None], blocks: int) -> None:
-    """Run the task on every block, on as many threads as torch uses; the values do not depend on
-    how many.
+    """Run the task on every block, on as many threads as torch uses.
+
+    The values do not depend on how many.
     """
     threads = min(torch.get_num_threads(), blocks // _FEWEST)
 

@@ -35,13 +35,24 @@ _INSIDE = 20  # bits that count AES blocks within a level of a block of values
 
 
 class Keystream:
-    """An endless stream of pseudo-random words under one 256-bit key."""
+    """An endless stream of pseudo-random words under one 256-bit key.
+
+    Args:
+        key: 32 bytes, secret.
+    """
 
     def __init__(self, key: bytes) -> None:
         self._cipher = Cipher(algorithms.AES(key), modes.CTR(bytes(16))).encryptor()
 
     def words(self, count: int) -> np.ndarray:
-        """The next `count` uniform 64-bit words of the stream, shape [count], dtype uint64."""
+        """Draw the next words of the stream.
+
+        Args:
+            count: how many.
+
+        Returns:
+            uniform 64-bit words, uint64, [count].
+        """
         out = bytearray(8 * count)
         view = memoryview(out)
         for start in range(0, len(out), _CHUNK):
@@ -51,8 +62,7 @@ class Keystream:
 
 
 class NoiseStream:
-    """The noise bits of one step, addressed by position; nothing is remembered from one draw to the
-    next.
+    """The noise bits of one step, addressed by position; draws leave nothing behind.
 
     Args:
         key: 32 bytes, secret, the same for all steps of a run.
@@ -157,12 +167,16 @@ class SecretKey:
 
     @classmethod
     def generate(cls) -> SecretKey:
-        """A fresh key from the operating system."""
+        """Draw a fresh key from the operating system."""
         return cls(os.urandom(KEY_BYTES), known=False)
 
     @classmethod
     def for_tests(cls, number: int) -> SecretKey:
-        """The same key each time, known to everybody who reads the test: it protects nothing."""
+        """Make the same key each time, known to everybody who reads the test: it protects nothing.
+
+        Args:
+            number: which key.
+        """
         digest = hashlib.blake2b(
             str(number).encode(), digest_size=KEY_BYTES, person=b"dpclip-tests"
         ).digest()
@@ -188,7 +202,12 @@ class SecretKey:
         )
 
     def subkey(self, purpose: str, step: int = 0, generation: int = 0) -> bytes:
-        """The 32-byte key of one stream.
+        """Derive the 32-byte key of one stream.
+
+        Args:
+            purpose: what the stream serves, "sample" for example.
+            step: of the logical step, from 0.
+            generation: which stream of randomness serves the step.
 
         Raises:
             PrivacyError: in a forked child of the process that the key belongs to.
@@ -205,15 +224,35 @@ class SecretKey:
         ).digest()
 
     def stream(self, purpose: str, step: int, generation: int) -> Keystream:
-        """The stream that serves one purpose in one step."""
+        """Open the stream that serves one purpose in one step, at its beginning.
+
+        Args:
+            purpose, step, generation: as in `subkey`.
+
+        Raises:
+            PrivacyError: in a forked child of the process that the key belongs to.
+        """
         return Keystream(self.subkey(purpose, step, generation))
 
     def noise(self, step: int, generation: int) -> NoiseStream:
-        """The noise bits of one step, under the run's one key for noise."""
+        """Open the noise bits of one step, under the run's one key for noise.
+
+        Args:
+            step: of the logical step, below 2^32.
+            generation: below 2^16.
+
+        Raises:
+            PrivacyError: in a forked child, or a number that has no place in the counter.
+        """
         return NoiseStream(self.subkey("noise"), step, generation)
 
     def integer(self, purpose: str, step: int = 0, generation: int = 0) -> int:
-        """A 63-bit integer for seeding a non-private generator (dropout, adapter
-        initialisation).
+        """Derive a seed for a generator that protects nothing (dropout, adapter initialisation).
+
+        Args:
+            purpose, step, generation: as in `subkey`.
+
+        Returns:
+            an integer in [0, 2^63).
         """
         return int.from_bytes(self.subkey(purpose, step, generation)[:8], "little") >> 1

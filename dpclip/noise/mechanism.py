@@ -1,6 +1,4 @@
-"""The contract of a noise mechanism: how a step's noise is shared out, and the one release
-of it.
-"""
+"""The contract of a noise mechanism: how a step's noise is divided, and its one release."""
 
 from __future__ import annotations
 
@@ -31,13 +29,16 @@ class NoiseMechanism(ABC):
         shares: Sequence[float],
         sides: Sequence[SideQuery] = (),
     ) -> NoiseScale:
-        """The noise of one step, fixed before its batch is drawn.
+        """Fix the noise of one step before its batch is drawn.
 
         Args:
             noise_multiplier: sigma_eff, as it will be charged; 0 for training without privacy.
             bounds: what one unit moves each group's sum by, L2, on the sum scale, shape [K].
             shares: each group's part of the gradient's budget, shape [K], summing to 1.
             sides: statistics that are released with the gradient.
+
+        Returns:
+            standard deviations on the sum scale.
 
         Raises:
             PrivacyError: there is no such noise.
@@ -62,6 +63,9 @@ class NoiseMechanism(ABC):
             receipt: what was charged for this step.
             key: the run's secret.
             divisor: the public expected batch size, by which the noisy gradient is divided.
+
+        Returns:
+            the gradient on the mean's scale, the side statistics on the sum's.
 
         Raises:
             PrivacyError: the release would be less private than what was charged.

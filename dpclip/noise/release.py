@@ -1,5 +1,6 @@
-"""The privacy boundary: one whitened Gaussian release a logical step, and the only maker of
-`Released` values.
+"""The privacy boundary: one whitened Gaussian release a logical step.
+
+No other module makes `Released` values.
 
 Group g has per-sample bound C_g and noise standard deviation s_g on the sum; side statistic j has
 sensitivity D_j and standard deviation t_j. The whole release is as private as one Gaussian of unit
@@ -44,12 +45,15 @@ def release(
     Args:
         total: the combined sum; its tensors mean nothing any more after the release, whose gradient
             has the dtypes `total.dtypes`.
-        side_sums: summed side statistics by name; released in float64.
+        side_sums: summed side statistics by name, each [m]; released in float64.
         scale: from `scale_noise`.
         receipt: what was charged for this step.
         key: the run's secret.
         divisor: the public expected batch size, by which the noisy gradient (not the side
             statistics) is divided.
+
+    Returns:
+        the gradient on the mean's scale, the side statistics on the sum's.
 
     Raises:
         PrivacyError: the release would be less private than what was charged.
@@ -98,6 +102,14 @@ class WhiteGaussian(NoiseMechanism):
         shares: Sequence[float],
         sides: Sequence[SideQuery] = (),
     ) -> NoiseScale:
+        """Divide the step's budget by `scale_noise`.
+
+        Args:
+            noise_multiplier: sigma_eff; 0 for training without privacy.
+            bounds: C_g on the sum scale, [K].
+            shares: each group's part of the gradient's budget, [K], summing to 1.
+            sides: statistics that are released with the gradient.
+        """
         return scale_noise(noise_multiplier, bounds, shares, sides)
 
     def release(
@@ -109,4 +121,14 @@ class WhiteGaussian(NoiseMechanism):
         key: SecretKey,
         divisor: float = 1.0,
     ) -> Released[StepRelease]:
+        """Release by the module's `release`.
+
+        Args:
+            total: the combined sum; its tensors mean nothing any more afterwards.
+            side_sums: summed side statistics by name, each [m].
+            scale: from `scale`.
+            receipt: what was charged for this step.
+            key: the run's secret.
+            divisor: the public expected batch size.
+        """
         return release(total, side_sums, scale, receipt, key, divisor)

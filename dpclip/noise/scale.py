@@ -1,4 +1,4 @@
-"""How one step's noise is shared out between groups of parameters and side statistics."""
+"""How one step's noise is divided between groups of parameters and side statistics."""
 
 from __future__ import annotations
 
@@ -36,7 +36,17 @@ def sigma_eff(
     sides: Sequence[SideQuery] = (),
     side_stds: Mapping[str, float] | None = None,
 ) -> float:
-    """Noise multiplier of the joint release; 0 when any part is released without noise."""
+    """Compute the noise multiplier of the joint release.
+
+    Args:
+        bounds: C_g on the sum scale, [K].
+        stds: s_g on the sum scale, [K].
+        sides: side statistics with sensitivities D_j.
+        side_stds: t_j by name.
+
+    Returns:
+        sigma_eff, over unit sensitivity; 0 when any part has no noise or an infinite bound.
+    """
     parts = list(zip(bounds, stds, strict=True))
     parts += [(side.sensitivity, (side_stds or {})[side.name]) for side in sides]
     if any(std <= 0 or not math.isfinite(bound) for bound, std in parts):
@@ -50,14 +60,16 @@ def scale_noise(
     shares: Sequence[float],
     sides: Sequence[SideQuery] = (),
 ) -> NoiseScale:
-    """Divide one step's budget 1/sigma^2 between the groups, after the side statistics have taken
-    theirs.
+    """Divide one step's budget 1/sigma^2 between the groups, once the side statistics have theirs.
 
     Args:
         noise_multiplier: the planned sigma_eff; 0 for training without privacy.
         bounds: C_g, shape [K].
         shares: each group's part of what is left, positive, summing to 1.
         sides: side statistics with the noise they ask for, relative to their sensitivity.
+
+    Returns:
+        standard deviations on the sum scale, for bounds enlarged by `FLOAT_SLACK`.
 
     Raises:
         PrivacyError: bounds that bound nothing, shares that are not shares, sides that cost more

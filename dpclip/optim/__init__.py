@@ -1,7 +1,7 @@
-"""Optimizers that clip inside their step: from the theory of clipping, for training with and
-without privacy.
+"""Optimizers that clip inside their step: from the theory of clipping.
 
-In a private run they only see the released gradient, so what they do with it costs no privacy.
+They train with and without privacy. In a private run they only see the released gradient, so what
+they do with it costs no privacy.
 """
 
 from __future__ import annotations

@@ -42,7 +42,7 @@ class Adaptive(MeasuredOptimizer):
 
 
 class AdaGradSettings(Adaptive):
-    """The settings of both AdaGrads."""
+    """The settings of both AdaGrads; `ClipAdaGradNorm` says what they mean."""
 
     def __init__(
         self,
@@ -77,7 +77,7 @@ class AdaGradSettings(Adaptive):
 
 
 class AdamSettings(Adaptive):
-    """The settings of both Adams."""
+    """The settings of both Adams; `ClipAdamNorm` says what they mean."""
 
     def __init__(
         self,
@@ -109,7 +109,10 @@ class AdamSettings(Adaptive):
 
 
 def eta_of(group: dict[str, Any]) -> float:
-    """eta as a number; "reweighted" follows the learning rate.
+    """Return eta as a number; "reweighted" is the learning rate squared.
+
+    Args:
+        group: with "eta" and "lr".
 
     Raises:
         InputError: neither a positive number nor "reweighted".
@@ -124,6 +127,13 @@ def eta_of(group: dict[str, Any]) -> float:
 
 
 def check_betas(group: dict[str, Any]) -> None:
-    """Raise `InputError` unless both betas are in [0, 1)."""
+    """Refuse decays that cannot be used.
+
+    Args:
+        group: with "betas", a pair.
+
+    Raises:
+        InputError: one is not in [0, 1).
+    """
     for index, beta in enumerate(group["betas"], start=1):
         fraction(f"beta{index}", beta)

@@ -1,6 +1,4 @@
-"""AdaGrad and Adam with a step size for each coordinate, clipped by norm, with and without
-delay.
-"""
+"""AdaGrad and Adam with a step size a coordinate, clipped by norm, with and without delay."""
 
 from __future__ import annotations
 
@@ -49,8 +47,7 @@ class _CoordinateAdaptive(Adaptive):
 
 
 class ClipAdaGrad(AdaGradSettings, _CoordinateAdaptive):
-    """`ClipAdaGradNorm` by coordinates: b_t^2 = b_{t-1}^2 + eta c_t^2, x <- x - lr m_t / b_t,
-    elementwise.
+    """`ClipAdaGradNorm` by coordinates: b_t^2 = b_{t-1}^2 + eta c_t^2, x <- x - lr m_t / b_t.
 
     Args:
         params: parameters or groups of them; every setting may differ between groups.
@@ -79,8 +76,9 @@ class ClipAdaGrad(AdaGradSettings, _CoordinateAdaptive):
 
 
 class ClipAdam(AdamSettings, _CoordinateAdaptive):
-    """`ClipAdamNorm` by coordinates: b_t^2 = beta2 b_{t-1}^2 + (1 - beta2) c_t^2, x <- x - lr m_t /
-    b_t.
+    """`ClipAdamNorm` by coordinates: b_t^2 = beta2 b_{t-1}^2 + (1 - beta2) c_t^2.
+
+    x <- x - lr m_t / b_t.
 
     Args:
         params: parameters or groups of them; every setting may differ between groups.

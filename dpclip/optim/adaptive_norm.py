@@ -13,13 +13,14 @@ from dpclip.optim.measured import TINY, Share
 
 
 class _NormAdaptive(Adaptive):
-    """The scalar b is a float: in the group where groups are clipped together, else in each
-    tensor's state.
+    """The scalar b is a float.
+
+    It is kept in the group where groups are clipped together, else in each tensor's state.
     """
 
     @abstractmethod
     def _next(self, group: dict[str, Any], b: float, length: float) -> float:
-        """b after a clipped gradient of that length."""
+        """Return b after a clipped gradient of that length."""
 
     def _update(self, share: Share) -> None:
         before, after = self._advance(share)
@@ -41,7 +42,7 @@ class _NormAdaptive(Adaptive):
             torch._foreach_add_(share.parameters, direction, alpha=rates[0])
 
     def _advance(self, share: Share) -> tuple[list[float], list[float]]:
-        """b before and after this step, one for each parameter."""
+        """Return b before and after this step, one for each parameter."""
         group, count = share.group, len(share.parameters)
         if not share.per_tensor:
             before = float(group.get("b", group["b0"]))
@@ -56,8 +57,9 @@ class _NormAdaptive(Adaptive):
 
 
 class ClipAdaGradNorm(AdaGradSettings, _NormAdaptive):
-    """Clip-M-AdaGrad-Norm: x <- x - lr m_t / b_t, b_t^2 = b_{t-1}^2 + eta ||c_t||^2, c_t the
-    clipped gradient.
+    """Clip-M-AdaGrad-Norm: x <- x - lr m_t / b_t, b_t^2 = b_{t-1}^2 + eta ||c_t||^2.
+
+    c_t is the clipped gradient.
 
     Args:
         params: parameters or groups of them; every setting may differ between groups.
@@ -91,8 +93,9 @@ class ClipAdaGradNorm(AdaGradSettings, _NormAdaptive):
 
 
 class ClipAdamNorm(AdamSettings, _NormAdaptive):
-    """Clip-Adam-Norm: x <- x - lr m_t / b_t, b_t^2 = beta2 b_{t-1}^2 + (1 - beta2) ||c_t||^2, c_t
-    clipped.
+    """Clip-Adam-Norm: x <- x - lr m_t / b_t, b_t^2 = beta2 b_{t-1}^2 + (1 - beta2) ||c_t||^2.
+
+    c_t is the clipped gradient.
 
     Args:
         params: parameters or groups of them; every setting may differ between groups.

@@ -42,8 +42,9 @@ class _Descent(MeasuredOptimizer):
     def _averaged(
         self, parameters: list[Tensor], direction: list[Tensor], momentum: float
     ) -> list[Tensor]:
-        """The buffers after this step; the first direction of a parameter is its first buffer, as
-        in torch.
+        """Return the buffers after this step.
+
+        The first direction of a parameter is its first buffer, as in torch.
         """
         key = "momentum_buffer"
         begun = [i for i, p in enumerate(parameters) if key in self.state[p]]

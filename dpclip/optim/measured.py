@@ -1,5 +1,6 @@
-"""What the optimizers of the clipping theory share: norms, clip factors, gradients that are not
-finite, exact state.
+"""What the optimizers of the clipping theory share: norms, clip factors, exact state.
+
+Gradients that are not finite are met here, too.
 """
 
 from __future__ import annotations
@@ -25,8 +26,7 @@ CLIPS = ("global", "tensor")
 
 @dataclass
 class Share:
-    """One parameter group's part of a step; lists have one entry for each parameter that has a
-    gradient.
+    """One parameter group's part of a step; an entry for each parameter with a gradient.
 
     Attributes:
         group: the parameter group.
@@ -51,7 +51,7 @@ class Share:
         return bool(self.group.get("clip", "global") == "tensor")
 
     def clipped(self) -> list[Tensor]:
-        """The clipped gradients; the gradients themselves where nothing is clipped."""
+        """Return the clipped gradients; the gradients themselves where nothing is clipped."""
         if all(factor == 1.0 for factor in self.factors):
             return self.gradients
         return list(
@@ -75,7 +75,7 @@ class MeasuredOptimizer(Optimizer):
 
     @abstractmethod
     def _factor(self, group: dict[str, Any], norm: float) -> float:
-        """What a gradient of that norm is multiplied by."""
+        """Return what a gradient of that norm is multiplied by."""
 
     @abstractmethod
     def _update(self, share: Share) -> None:
@@ -84,7 +84,10 @@ class MeasuredOptimizer(Optimizer):
     # --- what all have ----------------------------------------------------------------------------
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """As in torch, after a check of the group's settings.
+        """Add a group as torch does, after a check of its settings.
+
+        Args:
+            param_group: parameters and settings; the defaults stand in for missing ones.
 
         Raises:
             InputError: a setting that cannot be used.
@@ -98,7 +101,7 @@ class MeasuredOptimizer(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One step.
+        """Take one step.
 
         Args:
             closure: computes the gradients anew and returns the loss; called once, with autograd
@@ -108,6 +111,7 @@ class MeasuredOptimizer(Optimizer):
             What the closure returns.
 
         Raises:
+            InputError: a sparse or complex gradient.
             FloatingPointError: `nonfinite="raise"` and a gradient is not finite; nothing has
                 changed then.
         """
@@ -124,8 +128,10 @@ class MeasuredOptimizer(Optimizer):
         return loss
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """As in torch, but tensors keep the precision they were saved in, and none is shared with
-        `state_dict`.
+        """Restore as torch does, but in the precision that tensors were saved in.
+
+        Args:
+            state_dict: what `state_dict` returned; no tensor is shared with it afterwards.
         """
         super().load_state_dict(state_dict)
         ours = [p for group in self.param_groups for p in group["params"]]
@@ -170,12 +176,20 @@ def _share(group: dict[str, Any]) -> Share:
 
 
 def widened(tensor: Tensor) -> Tensor:
-    """The tensor in float32 if it has 16 bits, else itself."""
+    """Return the tensor in float32 if it has 16 bits, else itself.
+
+    Args:
+        tensor: any shape.
+    """
     return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
 
 
 def measure(shares: Iterable[Share]) -> None:
-    """Fill in the norms: one transfer from the device for all of them."""
+    """Fill in the norms, with one transfer from the device for all of them.
+
+    Args:
+        shares: whose gradients are read; `norms` of those that have any is replaced.
+    """
     held = [share for share in shares if share.parameters]
     if not held:
         return
@@ -185,8 +199,14 @@ def measure(shares: Iterable[Share]) -> None:
 
 
 def clip_factor(norm: float, max_norm: float | None) -> float:
-    """min(1, max_norm / norm); 1 for a gradient of norm 0, and where `max_norm` is None or
-    infinite.
+    """Compute min(1, max_norm / norm).
+
+    Args:
+        norm: of a gradient, at least 0.
+        max_norm: in the same units; None or infinity leaves the gradient unclipped.
+
+    Returns:
+        a factor in [0, 1]; 1 for a gradient of norm 0.
     """
     if max_norm is None or norm <= max_norm or max_norm == math.inf:
         return 1.0
@@ -197,6 +217,15 @@ def clip_factor(norm: float, max_norm: float | None) -> float:
 
 
 def one_of(name: str, value: Any, choices: tuple[str, ...]) -> None:
-    """Raise `InputError` unless the value is one of the choices."""
+    """Refuse an unknown choice.
+
+    Args:
+        name: of the setting, for the message.
+        value: what was chosen.
+        choices: the known ones.
+
+    Raises:
+        InputError: the value is none of them.
+    """
     if value not in choices:
         raise InputError(f"{name} is {value!r}, which is unknown; choose {', '.join(choices)}")

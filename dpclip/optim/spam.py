@@ -18,12 +18,12 @@ from dpclip.postprocess.spike_aware import cut_spikes_, has_spikes
 
 
 class SPAM(MeasuredOptimizer):
-    """Adam with elements cut to sign(g) sqrt(threshold v) where g^2 > threshold v, v before this
-    step and uncorrected.
+    """Adam with elements cut to sign(g) sqrt(threshold v) where g^2 > threshold v.
 
-    Every `reset_interval` steps both moments are forgotten, and the learning rate rises again along
-    half a cosine. As in the paper, the bias corrections go on from where they were, so that the
-    first step after a reset is long, and the learning rate holds it down.
+    v is the second moment before this step, uncorrected. Every `reset_interval` steps both moments
+    are forgotten, and the learning rate rises again along half a cosine. As in the paper, the bias
+    corrections go on from where they were, so that the first step after a reset is long, and the
+    learning rate holds it down.
 
     Args:
         params: parameters or groups.
@@ -143,7 +143,15 @@ class SPAM(MeasuredOptimizer):
 
 
 def moments(state: dict[str, Any], parameter: Tensor) -> dict[str, Any]:
-    """Adam's state of a parameter, in float32 or wider; begun if there is none."""
+    """Return Adam's state of a parameter, begun at 0 if there is none.
+
+    Args:
+        state: of the parameter; filled in.
+        parameter: any shape.
+
+    Returns:
+        the same state: "step", and both moments in the parameter's shape, float32 or wider.
+    """
     if "exp_avg" not in state:
         state["step"] = 0
         for name in ("exp_avg", "exp_avg_sq"):
@@ -163,10 +171,14 @@ def adam_step(
     late_eps: bool,
     beta1_scale: float = 1.0,
 ) -> None:
-    """One step of Adam.
+    """Take one step of Adam, in place.
 
     Args:
-        gradients: float32 or wider.
+        parameters: n tensors, to be moved.
+        gradients: float32 or wider, of the same shapes.
+        states: as `moments` returns them.
+        group: with "betas" and "eps".
+        lr: step size.
         late_eps: eps beside the uncorrected root, as the first transformers' Adam has it; otherwise
             the corrected one.
         beta1_scale: what beta1 is multiplied by in this step.
@@ -198,8 +210,9 @@ def adam_step(
 def _move(
     columns: list[list[Tensor]], betas: tuple[float, float], size: float, root: float, eps: float
 ) -> None:
-    """p - size m/(sqrt(v)/root + eps), after m and v have seen g; columns of p, g, m and v that fit
-    the cache.
+    """p - size m/(sqrt(v)/root + eps), after m and v have seen g.
+
+    Columns of p, g, m and v that fit the cache.
     """
     parameters, gradients, means, squares = columns
     torch._foreach_lerp_(means, gradients, 1 - betas[0])
@@ -220,7 +233,14 @@ def _move(
 
 
 def check_adam(group: dict[str, Any]) -> None:
-    """Raise `InputError` for settings that Adam cannot use."""
+    """Refuse settings that Adam cannot use.
+
+    Args:
+        group: with "betas", "eps" and "weight_decay".
+
+    Raises:
+        InputError: a beta outside [0, 1), or one of the others outside [0, inf).
+    """
     for name, beta in zip(("beta1", "beta2"), group["betas"], strict=True):
         fraction(name, beta)
     not_negative("eps", group["eps"])
@@ -228,6 +248,14 @@ def check_adam(group: dict[str, Any]) -> None:
 
 
 def whole_number(name: str, value: Any) -> None:
-    """Raise `InputError` unless the value is a whole number of at least 0."""
+    """Refuse what is no whole number of at least 0.
+
+    Args:
+        name: of the setting, for the message.
+        value: what was given.
+
+    Raises:
+        InputError: it is no `int`, or negative.
+    """
     if not isinstance(value, int) or value < 0:
         raise InputError(f"{name} is {value}, not a whole number of at least 0; give one")

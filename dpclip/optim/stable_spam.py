@@ -14,8 +14,9 @@ from dpclip.postprocess.stable_spam import StableSPAM as Transform
 
 
 class StableSPAM(MeasuredOptimizer):
-    """Adam behind `dpclip.postprocess.StableSPAM`'s two transforms, with moment resets. Changes
-    `.grad` in place.
+    """Adam behind `dpclip.postprocess.StableSPAM`'s two transforms, with moment resets.
+
+    Changes `.grad` in place.
 
     Args:
         params: parameters or groups.
@@ -106,7 +107,7 @@ class StableSPAM(MeasuredOptimizer):
             state |= fresh  # what the published code has done with the moments of this step
 
     def _transform(self, group: dict[str, Any], parameters: list[Any]) -> Transform:
-        """The clipper of this step, with what is known of these parameters."""
+        """Return the clipper of this step, with what is known of these parameters."""
         made = Transform(
             parameters,
             gamma1=group["gamma1"],
@@ -126,8 +127,10 @@ class StableSPAM(MeasuredOptimizer):
         return made
 
     def _reset(self, group: dict[str, Any], states: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """Forget the moments if it is time; what replaces them after the step (match_published
-        only).
+        """Forget the moments if it is time.
+
+        Returns:
+            what replaces them after the step (`match_published` only).
         """
         if not group["reset_interval"] or group["total"] % group["reset_interval"]:
             return []

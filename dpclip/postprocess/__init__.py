@@ -1,7 +1,6 @@
-"""Clippers of a batch's gradient: free transforms of what a private step released, drop-ins for any
-other loop.
+"""Clippers of a batch's gradient: after a private step's release, or in any other loop.
 
-A new one is one file and one line here.
+What they make of a released gradient is free. A new one is one file and one line here.
 """
 
 from __future__ import annotations
@@ -21,13 +20,20 @@ from dpclip.postprocess.spike_aware import SpikeAware as SpikeAware
 from dpclip.postprocess.stable_spam import StableSPAM as StableSPAM
 from dpclip.postprocess.zclip import ZClip as ZClip
 
+CLIPPERS.alias("quirks", "match_published")  # as runs before version 0.2 spelt it
+
 
 def make_postprocessors(text: str) -> list[GradientClipper]:
-    """Build clippers from `NAME[:key=value,…][+NAME…]`, in the order in which they are applied;
-    none from "none".
+    """Build clippers from `NAME[:key=value,…][+NAME…]`.
+
+    Args:
+        text: names and settings; "none" or "" for no clippers.
+
+    Returns:
+        the clippers, in the order in which they are applied.
 
     Raises:
-        InputError: unknown name, setting or value.
+        InputError: unknown name, setting or value, or "none" beside others.
     """
     if text in ("", "none"):
         return []

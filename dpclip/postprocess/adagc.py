@@ -20,14 +20,13 @@ _QUIET = 2.5  # standard deviations of a noise norm that are let through
 @CLIPPERS.register
 @dataclass(eq=False)
 class AdaGC(NormClipper):
-    """g_i min(1, lambda_rel gamma_i/||g_i||), gamma_i the running mean of tensor i's norms after
-    clipping.
+    """g_i min(1, lambda_rel gamma_i/||g_i||), gamma_i a running mean of tensor i's clipped norms.
 
     Args:
-        lambda_rel: how far a norm may exceed gamma. In a private run no less than 1 + 2.5/sqrt(2 d)
-            for d elements, which is how far noise alone goes: otherwise small tensors are clipped
-            most of the time.
-        beta: decay of gamma. It can grow by (lambda_rel - 1)(1 - beta) a step at most.
+        lambda_rel: how far a norm may exceed gamma, at least 1. In a private run no less than
+            1 + 2.5/sqrt(2 d) for d elements, which is how far noise alone goes: otherwise small
+            tensors are clipped most of the time.
+        beta: decay of gamma, in [0, 1). It can grow by (lambda_rel - 1)(1 - beta) a step at most.
         warmup_steps: steps with the global norm clipped to `lambda_abs`, in which gamma is the
             smallest norm so far.
         lambda_abs: "auto": 1, and none in a private run, where noise alone may have a norm of 12
@@ -60,11 +59,25 @@ class AdaGC(NormClipper):
             )
 
     def reset(self, sizes: list[int]) -> None:
+        """Forget every gamma.
+
+        Args:
+            sizes: elements of each parameter.
+        """
         self._gamma = torch.full((self.rows,), float("nan"))  # not known yet
         whole = torch.tensor(sizes if self.scope == "tensor" else [sum(sizes)], dtype=torch.float64)
         self._sizes = whole.clamp(min=1)
 
     def factors(self, norms: Tensor, places: list[int]) -> Tensor:
+        """Clip to lambda_rel gamma, or during the warm-up to `lambda_abs`, and update gamma.
+
+        Args:
+            norms: measured, float64, [n] (global: [1]).
+            places: the gammas they belong to, [n].
+
+        Returns:
+            float64, [n], in [0, 1].
+        """
         gamma = self._gamma[places].double()
         known = ~gamma.isnan()
         if self._steps <= self.warmup_steps:
@@ -102,6 +115,14 @@ class AdaGC(NormClipper):
         }
 
     def load_state(self, state: Mapping[str, Any]) -> None:
+        """Restore `state`.
+
+        Args:
+            state: "gamma" by parameter name, or under "global".
+
+        Raises:
+            InputError: it names a parameter that is none of ours.
+        """
         if self.scope == "tensor":
             self._gamma = self.from_names(state["gamma"], float("nan"), self._gamma)
         else:

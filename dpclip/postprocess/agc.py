@@ -20,15 +20,14 @@ _TINY = 1e-6
 @CLIPPERS.register
 @dataclass(eq=False)
 class AGC(GradientClipper):
-    """Rows of a gradient are clipped to clip_factor max(||W_row||, eps); vectors and scalars as a
-    whole.
+    """Rows of a gradient are clipped to clip_factor max(||W_row||, eps); vectors as a whole.
 
     A row is what the first dimension counts: an output unit of `nn.Linear` and of convolutions.
-    (transformers' Conv1D
-    keeps its weight transposed: there it is an input unit.)
+    (transformers' Conv1D keeps its weight transposed: there it is an input unit.) Vectors and
+    scalars are one row.
 
     Args:
-        clip_factor: threshold over the weights' norm.
+        clip_factor: threshold over the weights' norm, positive.
         eps: least norm of weights that is reckoned with, so that weights of 0 can leave 0.
         exclude: a regular expression; parameters whose name it finds are left alone, usually the
             last layer.
@@ -53,12 +52,27 @@ class AGC(GradientClipper):
             ) from error
 
     def measure(self, gradients: list[Tensor]) -> Tensor:
-        """The norms are the rows' norms'."""
+        """Measure the rows, and the whole from their norms.
+
+        Args:
+            gradients: n tensors.
+
+        Returns:
+            squared norms, [n].
+        """
         self._norms = [_rows(gradient) for gradient in gradients]
         return squared_norms(self._norms)
 
     @torch.no_grad()
     def transform(self, seen: GradientStep) -> ClipReport:
+        """Clip each row in place by the norm of its weights.
+
+        Args:
+            seen: the gradients that `measure` has just read.
+
+        Returns:
+            a report whose scales are what is left of each tensor's norm, [n].
+        """
         scales = torch.ones(len(seen.gradients), dtype=torch.float64)
         kept = [
             i
@@ -75,7 +89,7 @@ class AGC(GradientClipper):
 
     @staticmethod
     def _clip(gradient: Tensor, norms: Tensor, allowed: Tensor) -> float:
-        """Clips in place; how much of the norm is left."""
+        """Clip in place, and return what part of the norm is left."""
         over = norms > allowed
         if not bool(over.any()):
             return 1.0
@@ -86,7 +100,7 @@ class AGC(GradientClipper):
 
 
 def _rows(tensor: Tensor) -> Tensor:
-    """Norm of each row, in a shape that the tensor can be multiplied by."""
+    """Return the norm of each row, in a shape that the tensor can be multiplied by."""
     inner = tuple(range(1, tensor.dim())) or None
     return reduced(
         torch.linalg.vector_norm(

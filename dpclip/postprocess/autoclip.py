@@ -51,10 +51,24 @@ class AutoClip(NormClipper):
             raise InputError(f"window = {self.window}: at least one norm has to be kept")
 
     def reset(self, sizes: list[int]) -> None:
+        """Forget all norms.
+
+        Args:
+            sizes: unused.
+        """
         self._kept = np.full((self.rows, self.window or _FIRST), np.inf, dtype=np.float32)
         self._counts = np.zeros(self.rows, dtype=np.int64)
 
     def factors(self, norms: Tensor, places: list[int]) -> Tensor:
+        """Keep the norms, and clip to the percentile.
+
+        Args:
+            norms: measured, float64, [n] (global: [1]).
+            places: the histories they belong to, [n].
+
+        Returns:
+            float64, [n], in [0, 1].
+        """
         rows = np.asarray(places)
         if self.include_current:
             self._keep(rows, norms.numpy())
@@ -76,7 +90,7 @@ class AutoClip(NormClipper):
         self._counts[rows] += 1
 
     def _percentile(self, rows: np.ndarray) -> np.ndarray:
-        """Linear between order statistics; infinite where nothing is kept.
+        """Interpolate between order statistics, [n]; infinite where nothing is kept.
 
         Empty places hold infinity, so come last.
         """
@@ -98,6 +112,15 @@ class AutoClip(NormClipper):
         return np.where(below == above, below, between)
 
     def clip_factors(self, threshold: Tensor, norms: Tensor) -> Tensor:
+        """Compute min(1, T/x); NaN where a kept NaN makes T one (`match_published` only).
+
+        Args:
+            threshold: T, float64, [n].
+            norms: x, float64, [n].
+
+        Returns:
+            float64, [n].
+        """
         if self.match_published and bool(threshold.isnan().any()):
             return (threshold / (norms + 1e-6)).clamp(max=1.0)
         return super().clip_factors(threshold, norms)
@@ -113,6 +136,14 @@ class AutoClip(NormClipper):
         return {"history": dict(zip(names, rows, strict=True)), "counts": counts}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
+        """Restore `state`.
+
+        Args:
+            state: the kept norms and how many there have been, by parameter name or "global".
+
+        Raises:
+            InputError: a name that is not here, or more norms than `window`.
+        """
         names = self.names if self.scope == "tensor" else ["global"]
         history = {name: values.numpy() for name, values in state["history"].items()}
         if unknown := sorted(set(history) - set(names)):

@@ -1,5 +1,6 @@
-"""Tensors in blocks that stay in the cache while several passes go over them; elsewhere than on
-CPUs in one block.
+"""Tensors in blocks that stay in the cache while several passes go over them.
+
+Elsewhere than on CPUs a tensor is one block.
 """
 
 from __future__ import annotations
@@ -14,8 +15,15 @@ BLOCK = 2**18
 
 
 def blocks_of(tensor: Tensor, size: int = BLOCK) -> tuple[Tensor, ...]:
-    """Flat views of a contiguous tensor; of any other, and of a distributed one, the tensor
-    itself.
+    """Split a contiguous CPU tensor into flat views.
+
+    Args:
+        tensor: any shape.
+        size: most elements of a block.
+
+    Returns:
+        views of the same memory; of any other tensor, a small or a distributed one, the tensor
+        itself.
     """
     if tensor.numel() <= size or not is_blocked(tensor):
         return (tensor,)
@@ -23,16 +31,24 @@ def blocks_of(tensor: Tensor, size: int = BLOCK) -> tuple[Tensor, ...]:
 
 
 def is_blocked(tensor: Tensor) -> bool:
-    """Whether it pays, and is possible, to take the tensor in parts."""
+    """Whether it pays, and is possible, to take the tensor in parts.
+
+    Args:
+        tensor: contiguous on a CPU and not distributed for a yes.
+    """
     return not is_distributed(tensor) and tensor.device.type == "cpu" and tensor.is_contiguous()
 
 
 def together(columns: Sequence[Sequence[Tensor]]) -> Iterator[list[list[Tensor]]]:
-    """Rows of equally shaped tensors, large ones in blocks, small ones several at a time: lists for
-    `torch._foreach_…`.
+    """Take rows of equally shaped tensors together, for `torch._foreach_…`.
+
+    Large ones come in blocks, small ones several at a time.
 
     Args:
         columns: lists of the same length, such as weights, gradients and moments.
+
+    Returns:
+        lists of columns again, which share the memory of the tensors that were given.
     """
     blocked = all(is_blocked(tensor) for column in columns for tensor in column)
     rows = list(zip(*columns, strict=True))

@@ -50,17 +50,25 @@ class NormClipper(GradientClipper):
 
     @abstractmethod
     def factors(self, norms: Tensor, places: list[int]) -> Tensor:
-        """What to multiply by, and learn from it.
+        """Compute what to multiply by, and learn from the norms.
 
         Args:
             norms: measured, float64, [n] (global: [1]).
             places: the histories they belong to, [n].
 
         Returns:
-            float64, [n].
+            float64, [n], at least 0.
         """
 
     def transform(self, seen: GradientStep) -> ClipReport:
+        """Multiply the gradients in place by `factors` of their measured norms.
+
+        Args:
+            seen: the gradients of the step.
+
+        Raises:
+            InputError: a private run's noise floor is asked for and not known.
+        """
         if not seen.gradients:
             return ClipReport(0.0)
         squares, variances = seen.squares, self._floor(seen)
@@ -73,8 +81,9 @@ class NormClipper(GradientClipper):
         return ClipReport.of(seen, scales)
 
     def _floor(self, seen: GradientStep) -> Tensor | None:
-        """Squared norm that noise alone has, in the clipper's scope; None where x is the norm as it
-        is.
+        """Return the squared norm that noise alone has, in the clipper's scope, [n] or [1].
+
+        None where x is the norm as it is.
         """
         wanted = self.input
         if wanted == "auto":
@@ -102,12 +111,27 @@ class NormClipper(GradientClipper):
         return torch.maximum(squares - floor, error).sqrt()
 
     def limit(self, value: Auto) -> float:
-        """The number that an `Auto` setting stands for; infinity for none."""
+        """Return the number that an `Auto` setting stands for.
+
+        Args:
+            value: the setting.
+
+        Returns:
+            a norm; for "auto" 1, or infinity in a private run; infinity for None.
+        """
         if value is None or (value == "auto" and self.private):
             return float("inf")
         return 1.0 if value == "auto" else float(value)
 
     def clip_factors(self, threshold: Tensor, norms: Tensor) -> Tensor:
-        """min(1, T/x); the published codes have a millionth in the denominator."""
+        """Compute min(1, T/x); the published codes have a millionth in the denominator.
+
+        Args:
+            threshold: T, float64, [n].
+            norms: x, float64, [n].
+
+        Returns:
+            float64, [n], in [0, 1].
+        """
         found = threshold / (norms + 1e-6) if self.match_published else threshold / norms
         return torch.where(norms > threshold, found.clamp(max=1.0), torch.ones_like(norms))

@@ -1,5 +1,4 @@
-"""The contract of a gradient clipper: a batch's gradient in, the same made smaller out, once per
-optimizer step.
+"""The contract of a gradient clipper: it makes a batch's gradient smaller, once a step.
 
 In a private run it transforms the released gradient, which costs nothing; without privacy it is a
 drop-in for any loop.
@@ -31,15 +30,14 @@ _VERSION = 1
 
 @dataclass(frozen=True)
 class GradientStep:
-    """The gradient of one step as a clipper sees it: n tensors, those of the parameters that have
-    one.
+    """The gradient of one step as a clipper sees it: n tensors, of parameters that have one.
 
     Attributes:
         gradients: to be changed in place.
         places: which parameters they belong to, [n].
         squares: their squared norms, float64 on the CPU, [n].
-        noise: standard deviation of the privacy noise in each coordinate, [n]; None if there is
-            none or it is not known.
+        noise: standard deviation of the privacy noise in each coordinate, [n], on the gradients'
+            own scale; None if there is none or it is not known.
     """
 
     gradients: list[Tensor]
@@ -64,7 +62,7 @@ class ClipReport:
 
     Attributes:
         norm: global L2 norm before.
-        clipped: tensors that were made smaller.
+        clipped: tensors (for `SpikeAware`: blocks) that were made smaller.
         factor: the smallest factor.
         skipped: the gradient was not finite and was set to zero.
         scales: by how much each tensor was multiplied, [n]; for what noise is left in it.
@@ -78,7 +76,12 @@ class ClipReport:
 
     @classmethod
     def of(cls, seen: GradientStep, scales: Tensor) -> ClipReport:
-        """Of tensors that were multiplied by these."""
+        """Report that tensors were multiplied.
+
+        Args:
+            seen: the gradients as they were measured.
+            scales: what each was multiplied by, [n].
+        """
         smallest = float(scales.min()) if len(scales) else 1.0
         return cls(seen.norm, int((scales < 1).sum()), smallest, scales=scales)
 
@@ -116,6 +119,9 @@ class GradientClipper(ABC):
         Args:
             parameters: named or not; those that are not trained are left out.
             private: their gradients carry privacy noise.
+
+        Raises:
+            InputError: none of them is trained.
         """
         listed = list(parameters)
         named = [p if isinstance(p, tuple) else (str(i), p) for i, p in enumerate(listed)]
@@ -132,35 +138,52 @@ class GradientClipper(ABC):
 
     @property
     def needs_floor(self) -> bool:
-        """Whether it was asked for what cannot be had where the privacy noise of each coordinate is
-        not known.
-        """
+        """Whether its settings need each coordinate's privacy noise, which may not be known."""
         return False
 
     # --- what a clipper brings --------------------------------------------------------------------
 
     def check(self) -> None:
-        """Raise InputError for settings that cannot work."""
+        """Raise `InputError` for settings that cannot work."""
         return None
 
     def reset(self, sizes: list[int]) -> None:
-        """Told how many elements each parameter has; forgets everything."""
+        """Forget everything, for parameters of these sizes.
+
+        Args:
+            sizes: elements of each parameter.
+        """
         return None
 
     def measure(self, gradients: list[Tensor]) -> Tensor:
-        """Squared norms, [n]; for clippers that read more of the gradient in the same pass."""
+        """Measure the gradients; overridden by clippers that read more in the same pass.
+
+        Args:
+            gradients: n tensors.
+
+        Returns:
+            squared norms, float64, [n].
+        """
         return squared_norms(gradients)
 
     @abstractmethod
     def transform(self, seen: GradientStep) -> ClipReport:
-        """Change the gradients in place and learn from them."""
+        """Change the gradients in place and learn from them.
+
+        Args:
+            seen: the gradients of the step, as `measure` read them.
+        """
 
     def state(self) -> dict[str, Any]:
-        """What is learned: numbers and tensors, float32 or wider."""
+        """Return what is learned: numbers and tensors, float32 or wider."""
         return {}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        """Restore `state`."""
+        """Restore `state`.
+
+        Args:
+            state: what `state` returned.
+        """
         return None
 
     # --- where it is used -------------------------------------------------------------------------
@@ -169,6 +192,11 @@ class GradientClipper(ABC):
         self, gradients: list[Tensor], places: list[int], noise: Tensor | None = None
     ) -> ClipReport:
         """Clip n gradients in place, once per optimizer step.
+
+        Args:
+            gradients: n tensors.
+            places: which parameters they belong to, [n].
+            noise: standard deviation of the privacy noise in each coordinate, [n], if it is known.
 
         Raises:
             FloatingPointError: a gradient is not finite, and the policy is "raise".
@@ -190,10 +218,12 @@ class GradientClipper(ABC):
         return ClipReport(seen.norm, count, 0.0, skipped=True, scales=torch.zeros(count))
 
     def step(self) -> ClipReport:
-        """Clip the parameters' `.grad`: after backward (and unscaling, and reduction over ranks),
-        before the optimizer.
+        """Clip the parameters' `.grad`, after backward and before the optimizer.
+
+        Unscaling and reduction over ranks come before it, too.
 
         Raises:
+            InputError: the clipper has no parameters.
             PrivacyError: they belong to a private run, so their gradients are raw outside its own
                 update.
         """
@@ -203,7 +233,14 @@ class GradientClipper(ABC):
         return self.clip([gradient for _, gradient in live], [place for place, _ in live])
 
     def attach(self, optimizer: torch.optim.Optimizer) -> RemovableHandle:
-        """Clip before each of the optimizer's steps; after the closure, where one is given."""
+        """Clip before each of the optimizer's steps; after the closure, where one is given.
+
+        Args:
+            optimizer: of the same parameters.
+
+        Returns:
+            what removes the hook again.
+        """
 
         def before(
             _: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -223,9 +260,16 @@ class GradientClipper(ABC):
         return optimizer.register_step_pre_hook(before)
 
     def apply(self, released: Released[StepRelease]) -> Released[StepRelease]:
-        """A private run's step: the released gradient, made smaller. Free, by post-processing.
+        """Make a private run's released gradient smaller. Free, by post-processing.
+
+        Args:
+            released: the step; its gradient, on the scale of the mean, is changed in place.
+
+        Returns:
+            the step with `coordinate_stds` scaled alike, where they are known.
 
         Raises:
+            InputError: the clipper has no parameters.
             PrivacyError: what it is given was not released.
         """
         self._check_bound()
@@ -258,7 +302,7 @@ class GradientClipper(ABC):
     # --- what is kept and shown -------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that is needed to go on bit for bit; tensors by parameter name."""
+        """Return everything that is needed to go on bit for bit; tensors by parameter name."""
         return {
             "version": _VERSION,
             "clipper": self.name,
@@ -269,6 +313,9 @@ class GradientClipper(ABC):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore `state_dict`.
+
+        Args:
+            state: what `state_dict` returned.
 
         Raises:
             InputError: it is another clipper's, or from a version that this one does not know.
@@ -283,7 +330,7 @@ class GradientClipper(ABC):
         self.load_state(state)
 
     def metrics(self) -> dict[str, float]:
-        """Of the last step, for a curve; released numbers in a private run."""
+        """Return numbers of the last step for a curve; released ones in a private run."""
         found = {
             "factor": self._report.factor,
             "clipped": float(self._report.clipped),
@@ -292,15 +339,27 @@ class GradientClipper(ABC):
         return {f"{self.name}_{key}": value for key, value in found.items()}
 
     def describe(self) -> dict[str, Any]:
-        """For the statement: the name and every setting."""
+        """Return the name and every setting, for the statement."""
         return {"name": self.name, **{k: v for k, v in asdict(self).items() if v is not None}}
 
     def by_name(self, values: Tensor) -> dict[str, Tensor]:
-        """One row a parameter, by its name."""
+        """Name the rows of a tensor.
+
+        Args:
+            values: one row a parameter, [n, ...].
+
+        Returns:
+            a copy of each row, by the parameter's name.
+        """
         return {name: values[i].clone() for i, name in enumerate(self.names)}
 
     def from_names(self, values: Mapping[str, Tensor], missing: float, like: Tensor) -> Tensor:
-        """The inverse of `by_name`; parameters that are not named start anew.
+        """Undo `by_name`; parameters that are not named start anew.
+
+        Args:
+            values: rows by parameter name.
+            missing: what a parameter starts with that is not named.
+            like: shape [n, ...] and dtype of the result.
 
         Raises:
             InputError: a name that is none of ours.
@@ -313,7 +372,14 @@ class GradientClipper(ABC):
         return found
 
     def refuse_unknown(self, values: Iterable[str]) -> None:
-        """Refuse the state of a parameter that is none of ours."""
+        """Refuse the state of a parameter that is none of ours.
+
+        Args:
+            values: parameter names.
+
+        Raises:
+            InputError: there is one.
+        """
         unknown = sorted(set(values) - set(self.names))
         if unknown:
             raise InputError(

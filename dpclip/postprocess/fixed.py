@@ -19,7 +19,7 @@ class FixedNorm(NormClipper):
     """g min(1, C/||g||): what `torch.nn.utils.clip_grad_norm_` does.
 
     Args:
-        max_grad_norm: C, absolute: of the gradient as it is.
+        max_grad_norm: C, absolute: of the gradient as it is; positive and finite.
     """
 
     max_grad_norm: float = 1.0
@@ -30,6 +30,15 @@ class FixedNorm(NormClipper):
         check_threshold("max_grad_norm", self.max_grad_norm)
 
     def factors(self, norms: Tensor, places: list[int]) -> Tensor:
+        """Compute min(1, C/x).
+
+        Args:
+            norms: the global norm as measured, float64, [1].
+            places: unused.
+
+        Returns:
+            float64, [1], in [0, 1].
+        """
         return self.clip_factors(torch.full_like(norms, self.max_grad_norm), norms)
 
 
@@ -55,5 +64,14 @@ class Normalized(NormClipper):
         check_between("beta", self.beta, 0.0, float("inf"))
 
     def factors(self, norms: Tensor, places: list[int]) -> Tensor:
+        """Compute C / (x + beta); 1 for a gradient of 0 with beta = 0.
+
+        Args:
+            norms: the global norm as measured, float64, [1].
+            places: unused.
+
+        Returns:
+            float64, [1], positive; above 1 where x + beta is below C.
+        """
         whole = norms + self.beta
         return torch.where(whole > 0, self.max_grad_norm / whole, torch.ones_like(norms))

@@ -1,6 +1,4 @@
-"""Norms of gradients in float32 or wider, one read of the memory for all tensors, and rescaling in
-place.
-"""
+"""Norms of gradients in float32 or wider, in one read of the memory, and rescaling in place."""
 
 from __future__ import annotations
 
@@ -29,7 +27,10 @@ def squared_norms(tensors: Sequence[Tensor]) -> Tensor:
 
 
 def largest(tensors: Sequence[Any]) -> Tensor:
-    """Largest absolute value of each tensor; 0 for one without elements.
+    """Find the largest absolute value of each tensor; 0 for one without elements.
+
+    Args:
+        tensors: n tensors of any shapes, dtypes and devices; DTensors too.
 
     Returns:
         float64, shape [n], on the CPU.
@@ -46,7 +47,12 @@ def largest(tensors: Sequence[Any]) -> Tensor:
 
 
 def scale_(tensors: Sequence[Tensor], factors: Sequence[float]) -> None:
-    """Multiply each tensor by its factor, in place; nothing is touched where all factors are 1."""
+    """Multiply each tensor by its factor, in place; nothing is touched where all factors are 1.
+
+    Args:
+        tensors: n tensors.
+        factors: n numbers, at least one.
+    """
     if all(factor == 1.0 for factor in factors):
         return
     first = factors[0]
@@ -57,7 +63,7 @@ def scale_(tensors: Sequence[Tensor], factors: Sequence[float]) -> None:
 
 
 def _by_placement(tensors: Sequence[Any]) -> list[tuple[list[int], Tensor]]:
-    """Squared norms of the tensors that lie together."""
+    """Return squared norms of the tensors that lie together, with their places."""
     plain: dict[torch.device, list[int]] = {}
     for index, tensor in enumerate(tensors):
         if not is_distributed(tensor):
@@ -70,7 +76,10 @@ def _by_placement(tensors: Sequence[Any]) -> list[tuple[list[int], Tensor]]:
 
 
 def _squares(tensors: list[Tensor]) -> Tensor:
-    """[n] on the tensors' device; once more in float64 where squares leave float32's range."""
+    """Return squared norms [n] on the tensors' device.
+
+    They are taken once more in float64 where squares leave float32's range.
+    """
     found = _fast_squares(tensors)
     out = ((found < _LEAST) | found.isinf()).nonzero().flatten().tolist()
     for index in out:
@@ -81,8 +90,10 @@ def _squares(tensors: list[Tensor]) -> Tensor:
 
 
 def _fast_squares(tensors: list[Tensor]) -> Tensor:
-    """In float32 the CPU adds up a long vector's squares in few running sums, and is 0.3 % off at
-    40 million elements: there norms of rows of 4096 are taken first, and then the norm of those.
+    """Return squared norms, [n], float64, of tensors on one device.
+
+    In float32 the CPU adds up a long vector's squares in few running sums, and is 0.3 % off at 40
+    million elements: there norms of rows of 4096 are taken first, and then the norm of those.
     """
     dtype = accumulation_dtype(*tensors)
     if tensors[0].device.type == "cpu":
@@ -96,8 +107,9 @@ def _fast_squares(tensors: list[Tensor]) -> Tensor:
 
 
 def _rows(tensor: Tensor, dtype: torch.dtype) -> tuple[Tensor, ...]:
-    """Vectors with the tensor's norm: itself if it is short, otherwise norms of its rows, and what
-    is left over.
+    """Return vectors with the tensor's norm.
+
+    The tensor itself if it is short, otherwise norms of its rows, and what is left over.
     """
     if tensor.numel() <= _SMALL:
         return (tensor,)
@@ -109,7 +121,7 @@ def _rows(tensor: Tensor, dtype: torch.dtype) -> tuple[Tensor, ...]:
 
 
 def accumulation_dtype(*tensors: Tensor) -> torch.dtype:
-    """What to compute with: float32, or float64 where one of the tensors has that."""
+    """Choose what to compute with: float32, or float64 where one of the tensors has that."""
     return torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
 
 
@@ -117,8 +129,13 @@ def accumulation_dtype(*tensors: Tensor) -> torch.dtype:
 
 
 def reduced(tensor: Any) -> Any:
-    """A distributed tensor that holds a part of a sum or a norm on each rank, with the whole on
-    each.
+    """Put the whole on each rank of a tensor that holds a part of a sum or a norm on each.
+
+    Args:
+        tensor: distributed or not.
+
+    Returns:
+        the same tensor where nothing is partial.
     """
     if not is_distributed(tensor) or not any(p.is_partial() for p in tensor.placements):
         return tensor
@@ -130,17 +147,25 @@ def reduced(tensor: Any) -> Any:
 
 
 def is_distributed(tensor: Any) -> bool:
-    """Whether the tensor is a DTensor, without importing what defines it."""
+    """Whether the tensor is a DTensor, without importing what defines it.
+
+    Args:
+        tensor: any tensor.
+    """
     return hasattr(tensor, "to_local")
 
 
 def local(tensor: Any) -> Any:
-    """This rank's part of a distributed tensor, in the same memory; any other tensor as it is."""
+    """Return this rank's part of a distributed tensor, in the same memory.
+
+    Args:
+        tensor: distributed or not; any other is returned as it is.
+    """
     return tensor.to_local() if is_distributed(tensor) else tensor
 
 
 def _distributed(tensors: Sequence[Any]) -> list[tuple[list[int], tuple[Any, Any]]]:
-    """Which DTensors lie on one mesh in one way."""
+    """Group the places of DTensors that lie on one mesh in one way."""
     found: dict[tuple[Any, Any], list[int]] = {}
     for index, tensor in enumerate(tensors):
         if is_distributed(tensor):
@@ -149,7 +174,7 @@ def _distributed(tensors: Sequence[Any]) -> list[tuple[list[int], tuple[Any, Any
 
 
 def _reduced(local: Tensor, mesh: Any, placements: Any, how: str) -> Tensor:
-    """One number a tensor, over the shards of all ranks: one collective."""
+    """Reduce one number a tensor over the shards of all ranks, in one collective."""
     from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
 
     kept = [Partial(how) if isinstance(p, Shard) else Replicate() for p in placements]

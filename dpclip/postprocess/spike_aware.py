@@ -1,6 +1,4 @@
-"""SPAM's clipping: elements that are far larger than usual are cut back to the edge of the
-usual.
-"""
+"""SPAM's clipping: elements far larger than usual are cut back to the edge of the usual."""
 
 from __future__ import annotations
 
@@ -21,16 +19,15 @@ from dpclip.postprocess.norms import accumulation_dtype, local
 @CLIPPERS.register
 @dataclass(eq=False)
 class SpikeAware(GradientClipper):
-    """Elements with g^2 > threshold v become sign(g) sqrt(threshold v), v the running mean of g^2
-    before this step.
+    """Elements with g^2 > threshold v become sign(g) sqrt(threshold v).
 
-    v begins at 0 and is not corrected for that, as in the paper, where it is Adam's: early
-    thresholds are stricter.
+    v is the running mean of g^2 before this step. It begins at 0 and is not corrected for that, as
+    in the paper, where it is Adam's: early thresholds are stricter.
 
     Args:
-        threshold: how many times the usual square a spike has.
+        threshold: how many times the usual square a spike has; positive.
         skip_steps: steps at the start that only learn v.
-        beta2: decay of v.
+        beta2: decay of v, in [0, 1).
 
     Differs from the published code: an element that has had no gradient yet is no spike; there it
     would be held at 0. `match_published=True` holds it. The optimizer `dpclip.optim.SPAM` has
@@ -52,10 +49,24 @@ class SpikeAware(GradientClipper):
             raise InputError(f"skip_steps = {self.skip_steps}: at least 0 is needed")
 
     def reset(self, sizes: list[int]) -> None:
+        """Forget every v.
+
+        Args:
+            sizes: unused.
+        """
         self._usual: dict[int, Tensor] = {}  # v, by parameter
 
     @torch.no_grad()
     def transform(self, seen: GradientStep) -> ClipReport:
+        """Cut spikes in place, and learn v from what is left.
+
+        Args:
+            seen: the gradients of the step.
+
+        Returns:
+            a report whose `clipped` counts blocks in which something was cut, and whose scales are
+            all 1: single elements are cut, not tensors scaled.
+        """
         clipped = 0  # blocks in which something was cut
         for gradient, place in zip(seen.gradients, seen.places, strict=True):
             usual = self._usual.get(place)
@@ -70,7 +81,7 @@ class SpikeAware(GradientClipper):
         )
 
     def _clip(self, gradient: Tensor, usual: Tensor, *, cut: bool) -> bool:
-        """One block; whether anything was cut."""
+        """Cut and learn from one block; return whether anything was cut."""
         squares = gradient.to(usual.dtype).square()
         spiked = cut and has_spikes(squares, usual, self.threshold)
         if spiked:
@@ -83,21 +94,41 @@ class SpikeAware(GradientClipper):
         return {"usual": {self.names[place]: v.clone() for place, v in self._usual.items()}}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
+        """Restore `state`.
+
+        Args:
+            state: "usual": v by parameter name.
+
+        Raises:
+            InputError: it names a parameter that is none of ours.
+        """
         places = {name: place for place, name in enumerate(self.names)}
         self.refuse_unknown(state["usual"])
         self._usual = {places[name]: v.clone() for name, v in state["usual"].items()}
 
 
 def has_spikes(squares: Tensor, usual: Tensor, threshold: float) -> bool:
-    """Whether g^2 > threshold v anywhere; those that never had a gradient included."""
+    """Whether g^2 > threshold v anywhere, elements included that never had a gradient.
+
+    Args:
+        squares: g^2, any shape, at least one element.
+        usual: v, of the same shape.
+        threshold: over v.
+    """
     return bool(torch.add(squares, usual, alpha=-threshold).amax() > 0)
 
 
 def cut_spikes_(gradient: Tensor, usual: Tensor, threshold: float, *, never_seen: bool) -> bool:
-    """Cut in place what exceeds sqrt(threshold v); whether anything did.
+    """Cut what exceeds sqrt(threshold v), in place.
 
     Args:
+        gradient: any shape.
+        usual: v, of the same shape.
+        threshold: over v.
         never_seen: whether elements with v = 0 are cut, too, to 0.
+
+    Returns:
+        whether anything was cut.
     """
     limit = (usual * threshold).sqrt()
     if not never_seen:

@@ -22,12 +22,13 @@ OPTIONS = ("adaptive_scaling", "mean")
 @CLIPPERS.register
 @dataclass(eq=False)
 class ZClip(NormClipper):
-    """Clips where z = (||g|| - mean)/std exceeds a threshold, mean and variance running ones of
-    what was let through.
+    """Clips where z = (||g|| - mean)/std exceeds a threshold.
+
+    Mean and variance are running ones of what was let through.
 
     Args:
-        alpha: decay of mean and variance.
-        z_thresh: z from which a norm is a spike.
+        alpha: decay of mean and variance, in [0, 1).
+        z_thresh: z from which a norm is a spike, positive.
         warmup_steps: norms whose plain mean and variance are begun with; clipped by `max_grad_norm`
             only.
         max_grad_norm: a fixed threshold besides, which the statistics do not see; "auto": 1, and
@@ -36,11 +37,12 @@ class ZClip(NormClipper):
         mode: "zscore", or "percentile": everything above mean + z_thresh std is clipped to that.
         clip_option: what a spike is clipped to, "adaptive_scaling": mean + z_thresh^2 std / z, or
             "mean".
-        clip_factor: times the whole of that.
+        clip_factor: times the whole of mean + z_thresh^2 std / z; the other goals are not
+            multiplied.
         skip_update_on_spike: whether spikes leave the statistics alone.
         patience: spikes in a row after which the statistics begin anew: without it (0, as
             published) a norm that rises tenfold for good is held down for good.
-        std_floor: the standard deviation is at least so much times the mean; 0 as published.
+        std_floor: the standard deviation is at least this times the mean; 0 as published.
 
     Differs from the published code: norms in float32 or wider, `eps` relative, state that can be
     saved, gradients that are not finite are skipped. `match_published=True` has an absolute `eps`.
@@ -77,10 +79,24 @@ class ZClip(NormClipper):
             )
 
     def reset(self, sizes: list[int]) -> None:
+        """Forget the statistics and begin the warm-up.
+
+        Args:
+            sizes: unused.
+        """
         self._mean, self._variance, self._spikes = 0.0, 0.0, 0
         self._first: list[float] | None = []  # norms of the warm-up; None afterwards
 
     def factors(self, norms: Tensor, places: list[int]) -> Tensor:
+        """Clip a spike to its goal, and any norm to `max_grad_norm`.
+
+        Args:
+            norms: the global norm as measured, float64, [1].
+            places: unused.
+
+        Returns:
+            float64, [1], in [0, 1].
+        """
         norm = float(norms)
         goal = None
         if self._first is None:
@@ -146,5 +162,10 @@ class ZClip(NormClipper):
         }
 
     def load_state(self, state: Mapping[str, Any]) -> None:
+        """Restore `state`.
+
+        Args:
+            state: mean, variance, spikes in a row and the norms of the warm-up.
+        """
         self._mean, self._variance, self._spikes = state["mean"], state["variance"], state["spikes"]
         self._first = None if state["first"] is None else list(state["first"])

@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 import tempfile
-import tomllib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,7 +19,6 @@ from dpclip.budget.plan import Plan
 from dpclip.errors import InputError
 from dpclip.files import sync_folder
 from dpclip.noise.keystream import SecretKey
-from dpclip.train.settings import UNBOUND, Settings, option
 
 
 @dataclass(frozen=True)
@@ -50,9 +49,26 @@ class RunFolder:
 
     @classmethod
     def create(
-        cls, path: Path, settings: Settings, plan: Plan, key: SecretKey, data_digest: str
+        cls,
+        path: Path,
+        plan: Plan,
+        key: SecretKey,
+        *,
+        files: Mapping[str, str],
+        data_digest: str | None = None,
+        settings_digest: str | None = None,
+        ledger: Ledger | None = None,
     ) -> RunFolder:
         """Lay out a new run; it appears whole or not at all.
+
+        Args:
+            path: of the folder, new or empty.
+            plan: what is charged against.
+            key: the run's secret.
+            files: texts by path within the folder, such as "public/config.toml".
+            data_digest: fingerprint of the private records, where there is one.
+            settings_digest: keyed digest of the settings, which binds them to the ledger.
+            ledger: one in memory, which moves into the folder; by default a new one is begun.
 
         Raises:
             InputError: the folder is in use.
@@ -63,17 +79,21 @@ class RunFolder:
         try:
             draft.public.mkdir()
             draft.private.mkdir(mode=0o700)
-            (draft.public / "config.toml").write_text(settings.to_toml(public=True))
-            (draft.private / "config.toml").write_text(settings.to_toml())
+            for name, text in files.items():
+                (draft.path / name).write_text(text)
             draft.metrics_path.touch()
             secret = {"key": key.material.hex(), "known": key.known, "data": data_digest}
             _write_secret(draft.private / "secret.json", json.dumps(secret))
-            Ledger.create(draft.ledger_path, plan, settings.digest(key.subkey("settings"))).close()
+            if ledger is None:
+                Ledger.create(draft.ledger_path, plan, settings_digest).close()
             draft.path.chmod(0o755)
             if path.exists():
                 path.rmdir()
             os.replace(draft.path, path)
             sync_folder(path.parent)
+            if ledger is not None:
+                draft = cls(path)
+                ledger.move_to(draft.ledger_path)
         except BaseException:
             shutil.rmtree(draft.path, ignore_errors=True)
             raise
@@ -87,18 +107,14 @@ class RunFolder:
             InputError: there is none.
         """
         run = cls(path)
-        if not (run.ledger_path.is_file() and (run.private / "config.toml").is_file()):
+        if not (run.ledger_path.is_file() and (run.private / "secret.json").is_file()):
             raise InputError(
                 f"{path} holds no run to resume: give the folder that a run wrote (--output)"
             )
         return run
 
-    def settings(self) -> Settings:
-        """What the run was started with."""
-        return Settings.from_toml(self.private / "config.toml")
-
-    def secret(self) -> tuple[SecretKey, str]:
-        """The run's key, and the fingerprint of its data."""
+    def secret(self) -> tuple[SecretKey, str | None]:
+        """The run's key, and the fingerprint of its data, if it has one."""
         fields = json.loads((self.private / "secret.json").read_text())
         return SecretKey(bytes.fromhex(fields["key"]), known=fields["known"]), fields["data"]
 
@@ -115,38 +131,10 @@ class RunFolder:
     def _header(self) -> dict[str, Any]:
         return Ledger.header(self.ledger_path)  # reads the whole chain of hashes
 
-    def check_settings(self, settings: Settings, key: SecretKey) -> None:
-        """Refuse to resume with settings that the run did not begin with: the same noise would meet
-        another gradient.
-
-        Raises:
-            InputError: they differ in more than what a resumed run may change.
-        """
-        if self._header.get("settings") == settings.digest(key.subkey("settings")):
-            return
-        changed = self._differences(settings)
-        what = (
-            f"{', '.join(map(option, changed))} changed"
-            if changed
-            else "private/config.toml was edited"
-        )
-        raise InputError(
-            f"{what} since the run in {self.path} began: resume with the original settings, or "
-            "start a new run in a new folder"
-        )
-
-    def _differences(self, settings: Settings) -> list[str]:
-        """Which settings differ from what was published when the run began, as far as that
-        tells.
-        """
-        try:
-            began = tomllib.loads((self.public / "config.toml").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return []
-        now = tomllib.loads(settings.to_toml(public=True))
-        return [
-            name for name in now | began if name not in UNBOUND and began.get(name) != now.get(name)
-        ]
+    @property
+    def settings_digest(self) -> str | None:
+        """The keyed digest of settings that the ledger is bound to, if it is."""
+        return self._header.get("settings")
 
     def open_ledger(self, plan: Plan) -> Ledger:
         """The ledger, if it was written for this plan."""

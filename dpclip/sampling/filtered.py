@@ -21,12 +21,12 @@ _MOST_NOISE = 1e6
 
 @SCHEMES.register
 class Filtered(Poisson):
-    """Poisson batches, with each step's noise chosen from what was released, within `NOISE_RANGE`
-    of the planned noise.
+    """Poisson batches, with each step's noise chosen from what was released.
 
-    Composing the noise that happened to be chosen would prove nothing. A Rényi filter, fixed with
-    the plan, admits each step before its batch is drawn, and always keeps enough for the rest of
-    the run at the most noise. What is promised is the budget, whatever was spent of it.
+    It is chosen within `NOISE_RANGE` of the planned noise. Composing the noise that happened to be
+    chosen would prove nothing. A Rényi filter, fixed with the plan, admits each step before its
+    batch is drawn, and always keeps enough for the rest of the run at the most noise. What is
+    promised is the budget, whatever was spent of it.
     """
 
     name: ClassVar[str] = "filtered"
@@ -36,6 +36,14 @@ class Filtered(Poisson):
     kind: ClassVar[str] = "filter budget"
 
     def filter(self, schedule: Schedule) -> RenyiFilter | None:
+        """Make the filter with the budget of the plan and a reserve for the rest of the run.
+
+        Args:
+            schedule: the run's numbers; its `noise_multiplier` is the planned one.
+
+        Returns:
+            a fresh filter; None for training without privacy.
+        """
         if not schedule.private:
             return None
         least, most = (by * schedule.noise_multiplier for by in NOISE_RANGE)
@@ -55,12 +63,30 @@ class Filtered(Poisson):
         return "preset budget of a Rényi filter"
 
     def preferred_noise(self, schedule: Schedule, wish: float) -> float:
+        """Interpolate in log between the least, the planned and the most noise.
+
+        Args:
+            schedule: the run's numbers.
+            wish: -1 the least and 1 the most of `NOISE_RANGE`; clamped to [-1, 1].
+
+        Returns:
+            sigma_eff of the step.
+        """
         most = NOISE_RANGE[1] if wish > 0 else 1 / NOISE_RANGE[0]
         return schedule.noise_multiplier * most ** max(-1.0, min(1.0, wish))
 
     def noise_multiplier(self, schedule: Schedule, fixed: float) -> float:
-        """The least that the filter's orders afford in every step; a few per cent more than
-        `fixed`.
+        """Search for the least noise that the filter's orders afford in every step.
+
+        Args:
+            schedule: the run's numbers.
+            fixed: sigma_eff that an accountant would ask for.
+
+        Returns:
+            sigma_eff, to 1 part in 10,000; a few per cent more than `fixed`.
+
+        Raises:
+            InputError: no order of the filter has any budget.
         """
         low, high = fixed, 2 * fixed
         while not self._affords(schedule, high):

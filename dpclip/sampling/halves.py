@@ -25,7 +25,7 @@ class HalvesSampler(PoissonSampler):
 
     @property
     def rate(self) -> Fraction:
-        """2 q."""
+        """2 q, of the half that a step draws from."""
         return 2 * super().rate
 
     @cached_property
@@ -33,14 +33,22 @@ class HalvesSampler(PoissonSampler):
         return self.key.stream("halves", 0, 0).words(self.population) & np.uint64(1)
 
     def draw(self, step: int, generation: int) -> np.ndarray:
+        """Draw from the half whose turn it is.
+
+        Args:
+            step: of the logical step, from 0; even steps draw from half 0.
+            generation: which stream of randomness; the halves are the same in all of them.
+
+        Returns:
+            indices of the units in the batch, ascending, [batch]; may be empty.
+        """
         drawn = super().draw(step, generation)
         return drawn[self._half[drawn] == step % 2]
 
 
 @SCHEMES.register
 class Halves(Poisson):
-    """Units are split once, at random, into two halves; step t draws from half t mod 2, at rate 2
-    q.
+    """Units are split once, at random, in halves; step t draws from half t mod 2, at rate 2 q.
 
     A unit's coin at step t may move the releases of steps t and t + 1, and no later one: each pair
     is one Poisson-sampled Gaussian, and both halves' pairs compose in parallel.
@@ -57,6 +65,14 @@ class Halves(Poisson):
     )
 
     def check(self, schedule: Schedule) -> None:
+        """Refuse plans without a proof, or with too large batches.
+
+        Args:
+            schedule: the run's numbers.
+
+        Raises:
+            InputError: another adjacency than add-remove, or B above N / 2.
+        """
         require_add_remove(self, schedule)
         if 2 * schedule.expected_batch_size > schedule.units:
             raise InputError(
@@ -66,16 +82,44 @@ class Halves(Poisson):
             )
 
     def rate(self, schedule: Schedule) -> Fraction:
+        """Return 2 q, the probability that a unit is in a step that draws from its half.
+
+        Args:
+            schedule: the run's numbers.
+        """
         return 2 * super().rate(schedule)
 
     def spent(self, schedule: Schedule, charges: Charges) -> Counter[Event]:
+        """Take the costlier half of each event: the halves compose in parallel.
+
+        Args:
+            schedule: unused.
+            charges: how many steps of each kind are on the ledger.
+
+        Returns:
+            how often each event is to be composed.
+        """
         halves: tuple[Counter[Event], Counter[Event]] = (Counter(), Counter())
         for charge, count in charges.items():
             halves[charge.half][charge.event] += count
         return halves[0] | halves[1]  # the larger count of each event
 
     def whole(self, schedule: Schedule) -> tuple[Event, int]:
+        """Return one step's event, and the pairs of steps that the run begins.
+
+        Args:
+            schedule: the run's numbers.
+
+        Returns:
+            the event, and steps / 2, rounded up.
+        """
         return self.event(schedule, schedule.noise_multiplier), -(-schedule.steps // 2)
 
     def after(self, schedule: Schedule, count: int) -> int:
+        """Return 2 `count`, and no more than the planned steps.
+
+        Args:
+            schedule: the run's numbers.
+            count: pairs of steps.
+        """
         return min(2 * count, schedule.steps)

@@ -1,10 +1,10 @@
-"""Physical micro-batches, each of one shape: so that what is computed of a unit cannot depend on
-who else is there.
+"""Physical micro-batches, each of one shape.
 
-Vendors' kernels are chosen by shape: the same row may round differently in a batch of 15 rows than
-in one of 16. So the number of rows is fixed, missing ones are filled up with dummies that count for
-nothing, and units share a micro-batch only if they have the same shape by themselves. How long a
-unit is padded is its own affair, never its neighbours'.
+What is computed of a unit then cannot depend on who else is there. Vendors' kernels are chosen by
+shape: the same row may round differently in a batch of 15 rows than in one of 16. So the number of
+rows is fixed, missing ones are filled up with dummies that count for nothing, and units share a
+micro-batch only if they have the same shape by themselves. How long a unit is padded is its own
+affair, never its neighbours'.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Unit:
     Attributes:
         examples: as the data set gives them, filled up to a public number with copies of the first.
         count: how many of them are its own.
-        shape: what it would be collated to by itself.
+        shape: rows of `examples`, and of each tensor that they are collated to by themselves.
     """
 
     examples: list[Any]
@@ -60,7 +60,7 @@ class MicroBatch:
 
     @property
     def shape(self) -> Shape:
-        """Of its units."""
+        """The shape that all its units have."""
         return self.members[0].shape
 
     @property
@@ -88,15 +88,27 @@ class Packer:
         rows_per_unit: int,
     ) -> None:
         self._dataset, self._collate = dataset, collate
-        self._size, self._rows_per_unit = size, rows_per_unit
+        self.size, self._rows_per_unit = size, rows_per_unit
         self._rooms: dict[Shape, int] = {}
 
     def unit(self, rows: Sequence[int]) -> Unit:
-        """Fetch a unit's rows."""
+        """Fetch a unit's rows.
+
+        Args:
+            rows: indices in the data set, at least one.
+        """
         return self.unit_of([self._dataset[row] for row in rows])
 
     def unit_of(self, examples: list[Any]) -> Unit:
-        """A unit of rows that are at hand."""
+        """Make a unit of rows that are at hand.
+
+        Args:
+            examples: the unit's own, at least one.
+
+        Returns:
+            the unit, filled up to a power of two or to `rows_per_unit`, whichever is less, but
+            never below its own count.
+        """
         count = len(examples)
         each = min(1 << (count - 1).bit_length(), max(self._rows_per_unit, count))
         filled = examples + [examples[0]] * (each - count)
@@ -105,20 +117,37 @@ class Packer:
         )
 
     def room(self, shape: Shape) -> int:
-        """Units a micro-batch of this shape."""
-        return self._rooms.get(shape, max(1, self._size // shape[0]))
+        """Count the units of a micro-batch of this shape.
+
+        Args:
+            shape: of a unit.
+
+        Returns:
+            at least 1.
+        """
+        return self._rooms.get(shape, max(1, self.size // shape[0]))
 
     def widen(self, shape: Shape, step: int) -> bool:
-        """Make room for a multiple of `step` units; whether that is more than before."""
+        """Make room for a multiple of `step` units.
+
+        Args:
+            shape: of a unit.
+            step: at least 1.
+
+        Returns:
+            whether there is more room than before.
+        """
         before = self.room(shape)
         self._rooms[shape] = -(-before // step) * step
         return self.room(shape) > before
 
     def pack(self, drawn: Iterable[Sequence[int]]) -> Iterator[MicroBatch]:
-        """Micro-batches of the units of a logical batch, given by their rows; what is left over is
-        filled up.
+        """Pack the units of a logical batch into micro-batches; what is left over is filled up.
 
         Sums do not depend on the order of units, nor on who shares a micro-batch.
+
+        Args:
+            drawn: each unit's row indices.
         """
         waiting: dict[Shape, list[Unit]] = {}
         for rows in drawn:
@@ -131,11 +160,15 @@ class Packer:
             yield self.compose(held)
 
     def compose(self, units: Sequence[Unit], room: int | None = None) -> MicroBatch:
-        """One micro-batch of units of one shape.
+        """Make one micro-batch of units of one shape.
 
         Args:
-            units: at most as many as there is room for.
+            units: at least one, and at most as many as there is room for.
             room: units of the micro-batch; by default `room` of their shape.
+
+        Returns:
+            the micro-batch, [room * rows_each] rows; copies of the first unit stand in for missing
+            ones, with weight 0.
         """
         shape = units[0].shape
         room = room or self.room(shape)
@@ -158,7 +191,11 @@ class Packer:
 
 
 def with_last(items: Iterable[MicroBatch]) -> Iterator[tuple[MicroBatch, bool]]:
-    """Each item, and whether it is the last."""
+    """Pair each item with whether it is the last.
+
+    Args:
+        items: micro-batches; one is held back until the next is there.
+    """
     held: MicroBatch | None = None
     for item in items:
         if held is not None:
@@ -169,8 +206,10 @@ def with_last(items: Iterable[MicroBatch]) -> Iterator[tuple[MicroBatch, bool]]:
 
 
 def tensors_in(batch: Any) -> list[Tensor]:
-    """The tensors of a batch, in order: of mappings, sequences and dataclass-like objects of the
-    usual kinds.
+    """List the tensors of a batch, in order.
+
+    Args:
+        batch: a tensor, or a mapping, sequence or dataclass-like object of them, nested or not.
     """
     if isinstance(batch, Tensor):
         return [batch]
@@ -184,7 +223,12 @@ def tensors_in(batch: Any) -> list[Tensor]:
 
 
 def changed(batch: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """The same batch with other tensors; what it is made of is not modified."""
+    """Make the same batch with other tensors; what it is made of is not modified.
+
+    Args:
+        batch: as in `tensors_in`.
+        change: a tensor -> what stands in its place; called in the order of `tensors_in`.
+    """
     if isinstance(batch, Tensor):
         return change(batch)
     if isinstance(batch, Mapping):

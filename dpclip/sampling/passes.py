@@ -17,17 +17,26 @@ from dpclip.sampling.scheme import SCHEMES, Charges, Scheme, require_add_remove
 
 
 def steps_per_pass(schedule: Schedule) -> int:
-    """Full batches in a pass; what is left over waits for another pass."""
+    """Count the full batches in a pass; what is left over waits for another pass.
+
+    Args:
+        schedule: with the expected batch B and the units N.
+
+    Returns:
+        N / B, rounded down.
+    """
     return schedule.units // schedule.expected_batch_size
 
 
 @dataclass(frozen=True)
 class PassesSampler(Sampler):
-    """Pass after pass, each a secret permutation of N slots taken in batches of B; the rest of a
-    pass is left out.
+    """Pass after pass, each a secret permutation of N slots taken in batches of B.
 
-    A pass is the same in every generation of randomness, so that repeating a step draws no unit
-    anew.
+    The rest of a pass is left out. A pass is the same in every generation of randomness, so that
+    repeating a step draws no unit anew.
+
+    Raises:
+        InputError: more units are present than there are slots.
     """
 
     def __post_init__(self) -> None:
@@ -39,6 +48,15 @@ class PassesSampler(Sampler):
             )
 
     def draw(self, step: int, generation: int) -> np.ndarray:
+        """Take the units in the B slots whose turn it is.
+
+        Args:
+            step: of the logical step, from 0.
+            generation: unused; a repeated step draws the same units.
+
+        Returns:
+            indices of the units in the batch, ascending, [batch]; at most B.
+        """
         turn, position = divmod(step, steps_per_pass(self.schedule))
         words = self.key.stream("pass", turn, 0).words(self.schedule.units)
         slots = np.argsort(words, kind="stable")[: self.population]
@@ -67,27 +85,67 @@ class Passes(Scheme):
     )
 
     def check(self, schedule: Schedule) -> None:
+        """Refuse plans without a proof.
+
+        Args:
+            schedule: the run's numbers.
+
+        Raises:
+            InputError: another adjacency than add-remove.
+        """
         require_add_remove(self, schedule)
 
     def rate(self, schedule: Schedule) -> Fraction:
+        """Return 1: no amplification by sampling is claimed.
+
+        Args:
+            schedule: unused.
+        """
         return Fraction(1)
 
     def event(self, schedule: Schedule, noise_multiplier: float) -> Event:
+        """Return a Gaussian without sampling.
+
+        Args:
+            schedule: unused.
+            noise_multiplier: sigma_eff, over the sensitivity of all steps together.
+        """
         return Gaussian(noise_multiplier)
 
     def spent(self, schedule: Schedule, charges: Charges) -> Counter[Event]:
-        """Each generation continues one path of a run: its energy is within the whole run's
-        (docs).
+        """Count one event for each generation.
+
+        Each generation continues one path of a run: its energy is within the whole run's (docs).
+
+        Args:
+            schedule: unused.
+            charges: how many steps of each kind are on the ledger.
         """
         return Counter(
             event for event, _ in {(charge.event, charge.generation) for charge in charges}
         )
 
     def whole(self, schedule: Schedule) -> tuple[Event, int]:
+        """Return one Gaussian, once, for the whole run.
+
+        Args:
+            schedule: the run's numbers.
+        """
         return self.event(schedule, schedule.noise_multiplier), 1
 
     def after(self, schedule: Schedule, count: int) -> int:
+        """Return 1: all is spent at the first step.
+
+        Args:
+            schedule: unused.
+            count: unused.
+        """
         return 1
 
     def participations(self, schedule: Schedule) -> int:
+        """Count the passes that the run begins: a unit is drawn at most once in each.
+
+        Args:
+            schedule: the run's numbers.
+        """
         return -(-schedule.steps // steps_per_pass(schedule))

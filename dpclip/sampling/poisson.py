@@ -20,7 +20,11 @@ from dpclip.sampling.scheme import SCHEMES, Charges, Scheme, added_up
 
 
 def poisson_rate(schedule: Schedule) -> Fraction:
-    """q = B / N."""
+    """Return q = B / N, exactly.
+
+    Args:
+        schedule: with the expected batch B and the units N.
+    """
     return Fraction(schedule.expected_batch_size, schedule.units)
 
 
@@ -29,7 +33,7 @@ class PoissonSampler(Sampler):
 
     @property
     def rate(self) -> Fraction:
-        """q."""
+        """q, the probability that a unit joins a step."""
         return poisson_rate(self.schedule)
 
     @property
@@ -39,6 +43,15 @@ class PoissonSampler(Sampler):
         return (rate.numerator << 64) // rate.denominator
 
     def draw(self, step: int, generation: int) -> np.ndarray:
+        """Draw each unit with probability floor(q 2^64) / 2^64, by a coin of its own.
+
+        Args:
+            step: of the logical step, from 0.
+            generation: which stream of randomness.
+
+        Returns:
+            indices of the units in the batch, ascending, [batch]; may be empty.
+        """
         if self.threshold >= 1 << 64:
             return np.arange(self.population)
         words = self.key.stream("sample", step, generation).words(self.population)
@@ -59,17 +72,39 @@ class Poisson(Scheme):
     )
 
     def rate(self, schedule: Schedule) -> Fraction:
+        """Return q = B / N.
+
+        Args:
+            schedule: the run's numbers.
+        """
         return poisson_rate(schedule)
 
     def event(self, schedule: Schedule, noise_multiplier: float) -> Event:
+        """Return a Poisson-subsampled Gaussian at rate q, rounded up to a float.
+
+        Args:
+            schedule: the run's numbers.
+            noise_multiplier: sigma_eff of the step.
+        """
         return PoissonGaussian(
             sample_rate=self.sample_rate(schedule), noise_multiplier=noise_multiplier
         )
 
     def spent(self, schedule: Schedule, charges: Charges) -> Counter[Event]:
+        """Count every step's event by itself.
+
+        Args:
+            schedule: unused.
+            charges: how many steps of each kind are on the ledger.
+        """
         return added_up(charges)
 
     def whole(self, schedule: Schedule) -> tuple[Event, int]:
+        """Return one step's event, and the planned steps.
+
+        Args:
+            schedule: the run's numbers.
+        """
         return self.event(schedule, schedule.noise_multiplier), schedule.steps
 
     def after(self, schedule: Schedule, count: int) -> int:

@@ -28,12 +28,31 @@ class Sampler(ABC):
 
     @abstractmethod
     def draw(self, step: int, generation: int) -> np.ndarray:
-        """Indices of the units in the batch, ascending, shape [batch]; may be empty."""
+        """Draw a step's logical batch.
+
+        Args:
+            step: of the logical step, from 0.
+            generation: which stream of randomness serves the step.
+
+        Returns:
+            indices of the units in the batch, ascending, shape [batch]; may be empty.
+        """
 
     def rows(
         self, step: int, generation: int, unit: int, rows: Sequence[int], most: int
     ) -> list[int]:
-        """At most `most` of one unit's rows, chosen uniformly from the step's own stream."""
+        """Choose at most `most` of one unit's rows, uniformly, from the step's own stream.
+
+        Args:
+            step: of the logical step, from 0.
+            generation: which stream of randomness serves the step.
+            unit: the unit's index.
+            rows: the unit's rows.
+            most: rows that a unit may bring.
+
+        Returns:
+            rows in their order, min(most, len(rows)) of them.
+        """
         if len(rows) <= most:
             return list(rows)
         words = self.key.stream(f"rows/{unit}", step, generation).words(len(rows))

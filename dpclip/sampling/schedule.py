@@ -1,6 +1,4 @@
-"""The numbers of a run that sampling and its accounting depend on, fixed before the first sample is
-drawn.
-"""
+"""The numbers that sampling and accounting depend on, fixed before the first sample is drawn."""
 
 from __future__ import annotations
 

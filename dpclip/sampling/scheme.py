@@ -1,9 +1,8 @@
-"""How a run draws its batches, and what all its steps cost together: a scheme is one file and one
-line.
+"""How a run draws its batches, and what all its steps cost together.
 
-Most rules let a unit's presence move one step's release, with a fresh coin: Poisson batches,
-composed step by step. Error feedback carries a sample's trace into later steps, so it needs a
-scheme whose proof allows for that (docs/explanation/error-feedback.md).
+A scheme is one file and one line. Most rules let a unit's presence move one step's release, with a
+fresh coin: Poisson batches, composed step by step. Error feedback carries a sample's trace into
+later steps, so it needs a scheme whose proof allows for that (docs/explanation/error-feedback.md).
 """
 
 from __future__ import annotations
@@ -62,57 +61,130 @@ class Scheme(ABC):
     kind: ClassVar[str] = "worst-case"
 
     def filter(self, schedule: Schedule) -> RenyiFilter | None:
-        """What admits steps whose noise is chosen from what was released; None where all noise is
-        planned.
+        """Make the filter that admits steps whose noise is chosen from what was released.
+
+        Args:
+            schedule: the run's numbers; its `noise_multiplier` is the planned one.
+
+        Returns:
+            a fresh filter; None where all noise is planned.
         """
         return None
 
     def certificate(self, accountant: str) -> str:
-        """What the guarantee comes from."""
+        """Say what the guarantee comes from.
+
+        Args:
+            accountant: name of the accountant, "prv" for example.
+        """
         return f"accountant {accountant}"
 
     def preferred_noise(self, schedule: Schedule, wish: float) -> float:
-        """The noise of a step whose rule wishes for less (-1) or more (1) than planned; here it is
-        not asked.
+        """Choose the noise of a step by the rule's wish; here the wish is not asked for.
+
+        Args:
+            schedule: the run's numbers.
+            wish: less noise than planned (-1) or more (1).
+
+        Returns:
+            sigma_eff of the step, over the joint L2 sensitivity.
         """
         return schedule.noise_multiplier
 
     def noise_multiplier(self, schedule: Schedule, fixed: float) -> float:
-        """The noise of a plan that would need `fixed` if every step had the same."""
+        """Return the noise of a plan that would need `fixed` if every step had the same.
+
+        Args:
+            schedule: the run's numbers.
+            fixed: sigma_eff that meets the target with equal noise in every step.
+
+        Returns:
+            sigma_eff of the plan; `fixed` unless overridden.
+        """
         return fixed
 
     def check(self, schedule: Schedule) -> None:
-        """Refuse plans that this scheme cannot carry out or account for."""
+        """Refuse plans that this scheme cannot carry out or account for; none unless overridden.
+
+        Args:
+            schedule: the run's numbers.
+
+        Raises:
+            InputError: such a plan.
+        """
         return None
 
     @abstractmethod
     def rate(self, schedule: Schedule) -> Fraction:
-        """Probability that a given unit is in a given step that draws from its part of the data."""
+        """Return the probability that a unit is in a step that draws from its part of the data.
+
+        Args:
+            schedule: the run's numbers.
+
+        Returns:
+            exactly, in (0, 1].
+        """
 
     @abstractmethod
     def event(self, schedule: Schedule, noise_multiplier: float) -> Event:
-        """What one step costs by itself; a ledger read without its plan adds these up, which is
-        never too little.
+        """Return what one step costs by itself.
+
+        A ledger read without its plan adds these up, which is never too little.
+
+        Args:
+            schedule: the run's numbers.
+            noise_multiplier: sigma_eff of the step, over the joint L2 sensitivity.
         """
 
     @abstractmethod
     def spent(self, schedule: Schedule, charges: Charges) -> Counter[Event]:
-        """What the charged steps cost together."""
+        """Add up what the charged steps cost together.
+
+        Args:
+            schedule: the run's numbers.
+            charges: how many steps of each kind are on the ledger.
+
+        Returns:
+            how often each event is to be composed.
+        """
 
     @abstractmethod
     def whole(self, schedule: Schedule) -> tuple[Event, int]:
-        """What all planned steps cost together."""
+        """Return what all planned steps cost together.
+
+        Args:
+            schedule: the run's numbers.
+
+        Returns:
+            an event, and how often it is to be composed.
+        """
 
     @abstractmethod
     def after(self, schedule: Schedule, count: int) -> int:
-        """After how many planned steps `count` of the whole's events have been spent."""
+        """Return after how many planned steps `count` of the whole's events have been spent.
+
+        Args:
+            schedule: the run's numbers.
+            count: events, at most as many as `whole` says.
+        """
 
     def participations(self, schedule: Schedule) -> int | None:
-        """Most steps that draw any one unit; None if that is not bounded."""
+        """Count the most steps that draw any one unit.
+
+        Args:
+            schedule: the run's numbers.
+
+        Returns:
+            the count, or None if it is not bounded.
+        """
         return None
 
     def sample_rate(self, schedule: Schedule) -> float:
-        """`rate` as a float that is not below it."""
+        """Return `rate` as a float that is not below it.
+
+        Args:
+            schedule: the run's numbers.
+        """
         exact = self.rate(schedule)
         nearest = float(exact)
         return nearest if Fraction(nearest) >= exact else math.nextafter(nearest, 1.0)
@@ -122,7 +194,11 @@ SCHEMES: Registry[Scheme] = Registry("sampling", "dpclip.schemes")
 
 
 def added_up(charges: Charges) -> Counter[Event]:
-    """Every step's event by itself."""
+    """Count every step's event by itself.
+
+    Args:
+        charges: how many steps of each kind are on the ledger.
+    """
     total: Counter[Event] = Counter()
     for charge, count in charges.items():
         total[charge.event] += count
@@ -130,7 +206,15 @@ def added_up(charges: Charges) -> Counter[Event]:
 
 
 def require_add_remove(scheme: Scheme, schedule: Schedule) -> None:
-    """Refuse other adjacencies, for which this scheme has no proof."""
+    """Refuse other adjacencies, for which this scheme has no proof.
+
+    Args:
+        scheme: named in the message.
+        schedule: the run's numbers.
+
+    Raises:
+        InputError: a private run with another adjacency than add-remove.
+    """
     if schedule.private and schedule.adjacency != "add-remove":
         raise InputError(
             f"adjacency {schedule.adjacency} has no proof with {scheme.sampler_title} batches, "

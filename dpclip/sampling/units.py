@@ -1,5 +1,6 @@
-"""Privacy units: which rows are whose, told by the values of the unit names and never by the
-objects that hold them.
+"""Privacy units: which rows are whose.
+
+They are told apart by the values of the unit names and never by the objects that hold them.
 """
 
 from __future__ import annotations
@@ -40,7 +41,10 @@ class RowDataset(Protocol):
 
 
 def check_dataset(dataset: Any) -> None:
-    """Whether rows can be drawn from a data set by index.
+    """Check that rows can be drawn from a data set by index.
+
+    Args:
+        dataset: whatever the user gave.
 
     Raises:
         InputError: it is a loader, a stream, a mapping or empty, or has no length or no rows.

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from transformers import AutoModelForSequenceClassification
 
 from dpclip.errors import InputError
 from dpclip.memory import device_of
+from dpclip.models.heads import ModelHead
+from dpclip.tasks.base import Task
 from dpclip.tasks.padding import padded_length
-from dpclip.tasks.records import Records
+from dpclip.tasks.records import Columns, Records, default_label, default_text
+from dpclip.tasks.tables import RecordTable
 
 
 @dataclass(frozen=True)
@@ -25,7 +29,7 @@ class LabelledExample:
 
 
 @dataclass(frozen=True)
-class Classification:
+class Classification(Task):
     """Tokenises records, pads batches and computes one loss a row.
 
     Args:
@@ -39,6 +43,39 @@ class Classification:
     max_length: int
     labels: tuple[str, ...]
     metric: str = "accuracy"
+    name: ClassVar[str] = "classification"
+
+    @classmethod
+    def columns(cls, table: RecordTable, asked: Columns) -> Mapping[str, str | None]:
+        others = {"units": asked.unit, "labels": asked.label or default_label(table)}
+        if asked.input is not None or asked.target is not None:
+            raise InputError(
+                "--input-column and --target-column are for language modelling; give --text-column"
+            )
+        return {**others, "texts": asked.text or default_text(table, {*others.values()})}
+
+    @classmethod
+    def options(cls, records: Records, labels: Sequence[str] | None) -> dict[str, Any]:
+        """The classes: as declared, or as the records have them."""
+        return {"labels": tuple(sorted(set(records.labels or [])) if labels is None else labels)}
+
+    @classmethod
+    def stand_in_options(cls) -> dict[str, Any]:
+        return {"labels": ("a", "b")}
+
+    @classmethod
+    def head(cls, **options: Any) -> ModelHead:
+        names = options["labels"]
+        numbers = {name: number for number, name in enumerate(names)}
+        config = {"id2label": dict(enumerate(names)), "label2id": numbers}
+        return ModelHead(AutoModelForSequenceClassification, "SEQ_CLS", config)
+
+    def facts(self) -> dict[str, Any]:
+        return {"labels": list(self.labels)}
+
+    def resolved(self) -> dict[str, Any]:
+        plain = not any("," in label for label in self.labels)
+        return {"labels": ",".join(self.labels)} if self.labels and plain else {}
 
     def encode(self, records: Records) -> list[LabelledExample]:
         """One example a record.

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from transformers import AutoModelForCausalLM
 
+from dpclip.errors import InputError
 from dpclip.losses import IGNORED, causal_lm, causal_lm_tokens
+from dpclip.models.heads import ModelHead
+from dpclip.tasks.base import Task
 from dpclip.tasks.padding import padded_length
-from dpclip.tasks.records import Records
+from dpclip.tasks.records import Columns, Records, default_text
+from dpclip.tasks.tables import RecordTable
 
 _LOGITS = 1 << 26  # most logits held at once in evaluation
 
@@ -31,7 +36,7 @@ class Example:
 
 
 @dataclass(frozen=True)
-class LanguageModelling:
+class LanguageModelling(Task):
     """Tokenises records, pads batches and computes one loss a row.
 
     Args:
@@ -43,6 +48,19 @@ class LanguageModelling:
     tokenizer: Any
     max_length: int
     metric: str = "perplexity"
+    name: ClassVar[str] = "lm"
+
+    @classmethod
+    def columns(cls, table: RecordTable, asked: Columns) -> Mapping[str, str | None]:
+        others = {"units": asked.unit, "labels": asked.label}
+        if asked.input is None and asked.target is None:
+            return {**others, "texts": asked.text or default_text(table, {*others.values()})}
+        _check_pair(asked.text, asked.input, asked.target)
+        return {**others, "inputs": asked.input, "targets": asked.target}
+
+    @classmethod
+    def head(cls, **options: Any) -> ModelHead:
+        return ModelHead(AutoModelForCausalLM, "CAUSAL_LM")
 
     def encode(self, records: Records) -> list[Example]:
         """One example a record: begin token, text (or input, newline, target), end token."""
@@ -124,3 +142,16 @@ class LanguageModelling:
             Example(torch.randint(vocabulary, (n,), generator=generator).tolist(), 1 + row % 2)
             for row, n in enumerate(lengths)
         ]
+
+
+def _check_pair(text: str | None, given: str | None, target: str | None) -> None:
+    if text is not None:
+        raise InputError(
+            f"--text-column {text} excludes --input-column and --target-column; give one or the "
+            "other"
+        )
+    if given is None or target is None:
+        column, lacking = (
+            (given, "--target-column") if target is None else (target, "--input-column")
+        )
+        raise InputError(f"column {column!r} is one half of input and target; give {lacking} too")

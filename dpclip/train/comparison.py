@@ -16,6 +16,7 @@ from dpclip.errors import InputError
 from dpclip.files import write_atomically
 from dpclip.record.run_folder import RunFolder
 from dpclip.train.run import Listener, Outcome, resume, start
+from dpclip.train.run_settings import settings_of
 from dpclip.train.settings import Settings
 
 NO_PRIVACY = "none"
@@ -151,7 +152,7 @@ def _claim(grid: ComparisonGrid, folder: Path) -> None:
 def _run(settings: Settings, path: Path, listener: Listener) -> Outcome:
     if (path / "ledger.jsonl").exists():
         run = RunFolder.open(path)
-        return resume(run, run.settings(), listener)
+        return resume(run, settings_of(run), listener)
     return start(settings, path, listener)
 
 

@@ -22,7 +22,7 @@ def run_facts(
         spend=spend,
         settings={
             "epochs": job.settings.epochs,
-            "learning_rate": job.learning_rate,
+            "learning_rate": job.peak_learning_rate,
             "seed": job.settings.seed,
         },
     )
@@ -39,8 +39,7 @@ def _describe_data(job: Job) -> dict[str, Any]:
     }
     if job.index.grouped:
         training["rows_per_unit_and_step"] = job.settings.rows_per_unit
-    if job.settings.task == "classification":
-        training["labels"] = list(getattr(job.task, "labels", ()))
+    training |= job.task.facts()
     described: dict[str, Any] = {"training": training}
     if job.evaluation_records is not None:
         described["evaluation"] = {

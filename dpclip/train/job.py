@@ -10,31 +10,29 @@ from typing import Any
 import torch
 
 from dpclip.budget.plan import Plan, make_plan
-from dpclip.clipping import ClippingRule, make_rule
-from dpclip.diagnosis.footprint import footprint
+from dpclip.clipping import ClippingRule
 from dpclip.diagnosis.model_check import check_model, check_rows
-from dpclip.engine.setup import check_assumption, configure_rule
+from dpclip.engine.setup import configure_rule
 from dpclip.errors import InputError
-from dpclip.memory import free_bytes
 from dpclip.models.loading import LoadedModel, load_model
 from dpclip.noise.keystream import SecretKey
-from dpclip.per_sample import BACKENDS
-from dpclip.postprocess import make_postprocessors
+from dpclip.postprocess import GradientClipper
 from dpclip.sampling.units import UnitIndex
-from dpclip.tasks.classification import Classification
-from dpclip.tasks.language_modelling import LanguageModelling
+from dpclip.tasks.base import Task
 from dpclip.tasks.padding import buckets
-from dpclip.tasks.records import Records, read_records
+from dpclip.tasks.reading import read_records
+from dpclip.tasks.records import Records
+from dpclip.train.choices import Choices
+from dpclip.train.optimization import LearningRateSchedule, OptimizerChoice
+from dpclip.train.rows import rows_that_fit, vocabulary_of
 from dpclip.train.settings import Settings, option
 
 _LONGEST = 128  # default record length in tokens, if the model has room for it
 _LONGEST_BATCH = 256
 _EPOCHS = 3.0
-# more are no faster on a CPU, and leave more dummies in the last micro-batch of each length
-_MOST_ROWS = 16
 _FEW_ROWS = 4  # that are enough to find a model that mixes rows, before anything is written
 _PUBLIC_ROWS = 8  # made up of each padded length
-_MEMORY_SHARE = 0.6  # of what is free; the rest is for evaluation, and for other programs
+_USUAL_WIDTH = 768  # of a model that does not say its own
 
 
 @dataclass(frozen=True)
@@ -44,6 +42,10 @@ class Job:
     Attributes:
         settings: what was asked for.
         key: the run's secret.
+        rule: clips; told of the run when training begins.
+        postprocess: clippers of the released gradient, in order.
+        optimizer: to be built over the model's parameters.
+        lr_schedule: of the learning rate.
         task: tokenises, collates, computes losses, evaluates.
         loaded: the model and its tokenizer.
         plan: the one plan object.
@@ -54,11 +56,16 @@ class Job:
         held_out: evaluation examples, or none.
         evaluation_records: where they come from, or None.
         physical_batch_size: rows computed at once.
+        options: of the task, its classes, say.
     """
 
     settings: Settings
     key: SecretKey
-    task: LanguageModelling | Classification
+    rule: ClippingRule
+    postprocess: tuple[GradientClipper, ...]
+    optimizer: OptimizerChoice
+    lr_schedule: LearningRateSchedule
+    task: Task
     loaded: LoadedModel
     plan: Plan
     records: Records
@@ -68,6 +75,7 @@ class Job:
     held_out: list[Any]
     evaluation_records: Records | None
     physical_batch_size: int
+    options: dict[str, Any]
 
     def data_digest(self) -> str:
         """Fingerprint of the private records. Sensitive: stays in `private/`."""
@@ -81,33 +89,38 @@ class Job:
         return state.hexdigest()
 
     @property
-    def learning_rate(self) -> float:
-        """Peak learning rate."""
+    def peak_learning_rate(self) -> float:
+        """The given rate, or the optimizer's usual one for a model of this width."""
+        if self.settings.lr is not None:
+            return self.settings.lr
         width = getattr(self.loaded.model.config, "hidden_size", None)
-        return self.settings.learning_rate(width if isinstance(width, int) else 768)
+        adapters = self.loaded.lora_rank is not None
+        return self.optimizer.default_learning_rate(
+            width if isinstance(width, int) else _USUAL_WIDTH, adapters
+        )
+
+    def learning_rate(self, step: int) -> float:
+        """The rate of one step, a function of the step number alone."""
+        return self.peak_learning_rate * self.lr_schedule.factor(step, self.plan.steps)
 
     def resolved(self) -> Settings:
         """The settings with every default that this run chose written out."""
-        labels = getattr(self.task, "labels", None)
         return self.settings.changed(
             delta=self.plan.delta,
             batch_size=self.plan.expected_batch_size,
             epochs=None if self.settings.steps else (self.settings.epochs or _EPOCHS),
             physical_batch_size=self.physical_batch_size,
             max_length=self.task.max_length,
-            lr=self.learning_rate,
-            labels=",".join(labels)
-            if labels and not any("," in label for label in labels)
-            else self.settings.labels,
+            lr=self.peak_learning_rate,
+            **self.task.resolved(),
         )
 
     def without_privacy(self) -> Job:
         """The same run with epsilon = inf, from a freshly loaded model."""
         settings = self.settings.changed(epsilon=math.inf, baseline=False)
         plan = replace(self.plan, target_epsilon=math.inf, noise_multiplier=0.0)
-        return replace(
-            self, settings=settings, plan=plan, loaded=_load(settings, self.records, self.key)
-        )
+        loaded = _load(settings, type(self.task), self.options, self.key)
+        return replace(self, settings=settings, plan=plan, loaded=loaded)
 
 
 def prepare(settings: Settings, key: SecretKey, fixed: Plan | None = None) -> Job:
@@ -122,108 +135,56 @@ def prepare(settings: Settings, key: SecretKey, fixed: Plan | None = None) -> Jo
     Raises:
         InputError: whatever cannot work, with the remedy.
     """
-    _check_names(settings)
+    chosen = Choices.of(settings)
     records = _read(settings.data, settings)
     index = UnitIndex(records.rows, records.units)
-    plan = _plan(settings, index, fixed)
+    plan = _plan(settings, chosen.rule.sampling, index, fixed)
     evaluation = _read_evaluation(settings)
-    loaded = _load(settings, records, key)
+    options = chosen.task.options(records, _declared_labels(settings))
+    loaded = _load(settings, chosen.task, options, key)
     if plan.private:
-        configure_rule(
-            make_rule(settings.clipping), plan, loaded.model, settings.accept_conditional
-        )
-    task = _task(settings, loaded, records)
+        configure_rule(chosen.rule, plan, loaded.model, settings.accept_conditional)
+    task = chosen.task(loaded.tokenizer, _length(settings, loaded), **options)  # type: ignore[call-arg]
     if settings.long_records == "refuse":
         _refuse_long(task, records)
     examples = task.encode(records)
     held_out = task.encode(evaluation) if evaluation else []
-    vocabulary = min(len(loaded.tokenizer), loaded.model.get_input_embeddings().num_embeddings)  # type: ignore[operator]
-    few = task.synthetic(_FEW_ROWS, vocabulary, length=buckets(task.max_length)[0])
-    check_rows(
-        loaded.model.train(), task.losses, task.collate, few, _FEW_ROWS, settings.grad_sample_mode
+    vocabulary = vocabulary_of(loaded)
+    _check_rows_and_model(settings.grad_sample_mode, task, loaded, vocabulary)
+    rows = settings.physical_batch_size or rows_that_fit(
+        loaded.model, task, vocabulary, settings.grad_sample_mode, chosen.rule.transforms
     )
-    check_model(
-        loaded.model,
-        task.losses,
-        task.collate,
-        task.synthetic(4, vocabulary),
-        settings.grad_sample_mode,
-    )
-    rows = settings.physical_batch_size or _rows_that_fit(settings, task, loaded, vocabulary)
-    public = [
-        row
-        for n in buckets(task.max_length)
-        for row in task.synthetic(_PUBLIC_ROWS, vocabulary, length=n)
-    ]
     return Job(
-        settings,
-        key,
-        task,
-        loaded,
-        plan,
-        records,
-        examples,
-        index,
-        public,
-        held_out,
-        evaluation,
-        rows,
+        settings=settings,
+        key=key,
+        rule=chosen.rule,
+        postprocess=chosen.postprocess,
+        optimizer=chosen.optimizer,
+        lr_schedule=chosen.lr_schedule,
+        task=task,
+        loaded=loaded,
+        plan=plan,
+        records=records,
+        examples=examples,
+        index=index,
+        public_examples=_public_examples(task, vocabulary),
+        held_out=held_out,
+        evaluation_records=evaluation,
+        physical_batch_size=rows,
+        options=options,
     )
 
 
-def _check_postprocess(settings: Settings, rule: ClippingRule) -> None:
-    for clipper in make_postprocessors(settings.postprocess):
-        if clipper.needs_floor and rule.transforms and math.isfinite(settings.epsilon):
-            raise InputError(
-                f"--postprocess {settings.postprocess} needs the norm that noise alone has, and "
-                f"with --clipping {rule.name} the noise differs between coordinates: choose "
-                "input=noised"
-            )
+def _check_rows_and_model(mode: str, task: Task, loaded: LoadedModel, vocabulary: int) -> None:
+    """On made-up rows, before anything is written."""
+    few = task.synthetic(_FEW_ROWS, vocabulary, length=buckets(task.max_length)[0])
+    check_rows(loaded.model.train(), task.losses, task.collate, few, _FEW_ROWS, mode)
+    check_model(loaded.model, task.losses, task.collate, task.synthetic(4, vocabulary), mode)
 
 
-def _rows_that_fit(
-    settings: Settings,
-    task: LanguageModelling | Classification,
-    loaded: LoadedModel,
-    vocabulary: int,
-) -> int:
-    """At most 16 rows, and few enough for the longest of them to fit into memory (a public
-    question).
-    """
-    longest = task.synthetic(3, vocabulary, length=task.max_length)
-    free = _MEMORY_SHARE * free_bytes(next(loaded.model.parameters()).device)
-    materialized = make_rule(settings.clipping).transforms
-    needed = footprint(
-        loaded.model, task.losses, task.collate, longest, settings.grad_sample_mode, materialized
-    )
-    rows = needed.rows(free)
-    if rows < 1:
-        raise InputError(
-            f"one record of {task.max_length} tokens needs about "
-            f"{(needed.fixed + needed.row) / 2**30:.1f} GiB and {free / 2**30:.1f} GiB may be "
-            "used: shorten --max-length, train adapters with --lora 8, or give "
-            "--physical-batch-size 1 to try all the same"
-        )
-    return min(_MOST_ROWS, rows)
-
-
-def _check_names(settings: Settings) -> None:
-    rule = make_rule(settings.clipping)
-    bounds = rule.bounds()
-    if math.isfinite(settings.epsilon) and not all(math.isfinite(bound) for bound in bounds):
-        raise InputError(
-            f"--clipping {settings.clipping} bounds nothing, so no noise suffices for epsilon = "
-            f"{settings.epsilon:g}: choose another rule, or --epsilon inf"
-        )
-    check_assumption(rule, settings.accept_conditional)
-    _check_postprocess(settings, rule)
-    if settings.grad_sample_mode not in BACKENDS.names():
-        raise InputError(
-            f"--grad-sample-mode {settings.grad_sample_mode!r} is unknown: choose one of "
-            f"{', '.join(BACKENDS.names())}"
-        )
-    if settings.accountant not in ("prv", "rdp"):
-        raise InputError(f"--accountant {settings.accountant!r} is unknown: choose one of prv, rdp")
+def _public_examples(task: Task, vocabulary: int) -> list[Any]:
+    lengths = buckets(task.max_length)
+    return [row for n in lengths for row in task.synthetic(_PUBLIC_ROWS, vocabulary, length=n)]
 
 
 def _read(data: str, settings: Settings, *, private: bool = True) -> Records:
@@ -246,7 +207,7 @@ def _read_evaluation(settings: Settings) -> Records | None:
     return None
 
 
-def _plan(settings: Settings, index: UnitIndex, fixed: Plan | None) -> Plan:
+def _plan(settings: Settings, sampling: str, index: UnitIndex, fixed: Plan | None) -> Plan:
     units = settings.public_units or len(index)
     epochs = None if settings.steps is not None else (settings.epochs or _EPOCHS)
     plan = make_plan(
@@ -261,7 +222,7 @@ def _plan(settings: Settings, index: UnitIndex, fixed: Plan | None) -> Plan:
         if settings.unit_column
         else "one row of the training data",
         noise_multiplier=fixed.noise_multiplier if fixed else None,
-        sampling=make_rule(settings.clipping).sampling,
+        sampling=sampling,
         arithmetic=settings.arithmetic,
     )
     if fixed is not None and plan != fixed:
@@ -273,12 +234,13 @@ def _plan(settings: Settings, index: UnitIndex, fixed: Plan | None) -> Plan:
     return plan
 
 
-def _load(settings: Settings, records: Records, key: SecretKey) -> LoadedModel:
+def _load(
+    settings: Settings, task: type[Task], options: dict[str, Any], key: SecretKey
+) -> LoadedModel:
     torch.manual_seed(key.integer("initial weights") if settings.seed is None else settings.seed)
     return load_model(
         settings.model,
-        settings.task,
-        labels=_labels(settings, records) if settings.task == "classification" else None,
+        task.head(**options),
         tokenizer=settings.tokenizer,
         from_scratch=settings.from_scratch,
         lora=settings.lora,
@@ -286,27 +248,23 @@ def _load(settings: Settings, records: Records, key: SecretKey) -> LoadedModel:
     )
 
 
-def _labels(settings: Settings, records: Records) -> list[str]:
-    if settings.labels is not None:
-        return [label.strip() for label in settings.labels.split(",")]
-    return sorted(set(records.labels or []))
+def _declared_labels(settings: Settings) -> list[str] | None:
+    if settings.labels is None:
+        return None
+    return [label.strip() for label in settings.labels.split(",")]
 
 
-def _task(
-    settings: Settings, loaded: LoadedModel, records: Records
-) -> LanguageModelling | Classification:
+def _length(settings: Settings, loaded: LoadedModel) -> int:
+    """Longest record in tokens."""
     if settings.max_length is not None and settings.max_length > loaded.context:
         raise InputError(
             f"{option('max_length')} {settings.max_length} is longer than the model's context "
             f"of {loaded.context} tokens"
         )
-    length = settings.max_length or min(_LONGEST, loaded.context)
-    if settings.task == "lm":
-        return LanguageModelling(loaded.tokenizer, length)
-    return Classification(loaded.tokenizer, length, tuple(_labels(settings, records)))
+    return settings.max_length or min(_LONGEST, loaded.context)
 
 
-def _refuse_long(task: LanguageModelling | Classification, records: Records) -> None:
+def _refuse_long(task: Task, records: Records) -> None:
     count = task.truncated(records)
     if count:
         raise InputError(

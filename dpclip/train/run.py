@@ -14,27 +14,23 @@ import torch
 
 from dpclip import report
 from dpclip.budget.ledger import Ledger
-from dpclip.clipping import StepRelease, make_rule
-from dpclip.engine.make_private import build_private_training
+from dpclip.budget.spending import epsilon_after, planned_spending
 from dpclip.engine.private_training import PrivateTraining
-from dpclip.engine.setup import trainable_parameters
+from dpclip.engine.setup import build_private_training, trainable_parameters
 from dpclip.errors import BudgetExceededError, InputError, ReplayError
 from dpclip.files import write_atomically
-from dpclip.memory import device_of, reuse_heap
+from dpclip.memory import reuse_heap
 from dpclip.models.loading import save_model
 from dpclip.noise.keystream import SecretKey
-from dpclip.postprocess import make_postprocessors
-from dpclip.record.checkpoint import Checkpoints
-from dpclip.record.environment import differences, fingerprint
 from dpclip.record.metrics_log import MetricsLog
 from dpclip.record.run_folder import RunFolder, check_free
+from dpclip.record.run_record import RunRecord
 from dpclip.record.statement import compile_statement, to_json
-from dpclip.released import Released
+from dpclip.released import Released, StepRelease
 from dpclip.train.facts import run_facts
 from dpclip.train.job import Job, prepare
-from dpclip.train.optimization import learning_rate
+from dpclip.train.run_settings import check_settings
 from dpclip.train.settings import Settings
-from dpclip.train.spending import _spending, epsilon_after
 
 
 class Listener(Protocol):
@@ -83,7 +79,18 @@ def start(
     key = key or SecretKey.generate()
     _settle_torch()
     job = prepare(settings, key)
-    folder = RunFolder.create(output, job.resolved(), job.plan, key, job.data_digest())
+    resolved = job.resolved()
+    folder = RunFolder.create(
+        output,
+        job.plan,
+        key,
+        files={
+            "public/config.toml": resolved.to_toml(public=True),
+            "private/config.toml": resolved.to_toml(),
+        },
+        data_digest=job.data_digest(),
+        settings_digest=resolved.digest(key.subkey("settings")),
+    )
     return _conduct(job, folder, listener)
 
 
@@ -96,7 +103,7 @@ def resume(folder: RunFolder, settings: Settings, listener: Listener) -> Outcome
     """
     plan = folder.plan()
     key, data_digest = folder.secret()
-    folder.check_settings(settings, key)
+    check_settings(folder, settings, key)
     _settle_torch()
     job = prepare(settings, key, fixed=plan)
     if job.data_digest() != data_digest:
@@ -151,12 +158,12 @@ class _Run:
         self, job: Job, folder: RunFolder | None, ledger: Ledger, listener: Listener
     ) -> None:
         self.job, self.folder, self.listener = job, folder, listener
-        self.environment = fingerprint(job.physical_batch_size, device_of(job.loaded.model))
-        self.training = _assemble(job, ledger)
+        self.training = _private_training(job, ledger)
         self.training.observers.append(self)
-        self.checkpoints = Checkpoints(folder.private / "checkpoint") if folder else None
-        self.spend = _spending(job.plan)
-        self._restore()
+        self.record = RunRecord(self.training, folder)
+        self.spend = planned_spending(job.plan)
+        if (note := self.record.restore()) is not None:
+            listener.log(note)
         step = self.training.engine.step
         self.metrics = MetricsLog(folder.metrics_path if folder else None, upto=step)
 
@@ -197,7 +204,7 @@ class _Run:
     def on_step_begin(self, step: int, generation: int) -> None:
         """The learning rate depends on the step alone, so that a replay is the same."""
         for group in self.training.engine.optimizer.param_groups:
-            group["lr"] = learning_rate(self.job, step)
+            group["lr"] = self.job.learning_rate(step)
 
     def on_step_end(self, step: int, released: Released[StepRelease]) -> None:
         norm = released.map(
@@ -207,7 +214,7 @@ class _Run:
         epsilon = epsilon_after(self.spend, released.receipt.planned_steps, plan.target_epsilon)
         values = {
             "released_gradient_norm": norm.value,
-            "learning_rate": learning_rate(self.job, step),
+            "learning_rate": self.job.learning_rate(step),
             **self.training.engine.rule.metrics(),
             **{
                 name: value
@@ -222,7 +229,7 @@ class _Run:
         if every and done % every == 0 and done < plan.steps:
             self._evaluate(done)
         if done % self._checkpoint_every == 0 or done == plan.steps:
-            self._save()
+            self.record.save()
 
     @property
     def _checkpoint_every(self) -> int:
@@ -245,45 +252,10 @@ class _Run:
         self.listener.on_evaluate(step, self.job.task.metric, value)
         return value
 
-    # --- checkpoints and replays ------------------------------------------------------------------
-
-    def _save(self) -> None:
-        if self.checkpoints is not None:
-            self.checkpoints.save(self.training.engine, self.job.loaded.model, self.environment)
-
-    def _restore(self) -> None:
-        engine = self.training.engine
-        if self.checkpoints is None:
-            return
-        restored = self.checkpoints.restore(engine, self.job.loaded.model)
-        if restored is None:
-            self._save()  # a step that cannot be replayed goes back to here at the latest
-            return
-        changed = differences(restored.environment, self.environment)
-        unfinished = engine.ledger.charges_after(engine.step)
-        if changed and unfinished:
-            reason = f"cannot replay bit for bit: {', '.join(changed)} changed"
-            engine.start_generation(reason)
-            self.listener.log(
-                f"{reason}; {unfinished} steps are charged again with fresh randomness"
-            )
-            self._save()
-
     def _start_afresh(self, reason: str) -> None:
-        """Back to the last checkpoint with independent randomness: the abandoned noise is never
-        used again.
-        """
-        assert self.checkpoints is not None
         assert self.folder is not None
-        self.training.close_step()
-        engine = self.training.engine
-        self.checkpoints.restore(engine, self.job.loaded.model)
-        engine.start_generation(reason)
-        self._save()
-        self.listener.log(
-            f"{reason}; going on from step {engine.step} with fresh randomness, charged again"
-        )
-        self.metrics = MetricsLog(self.folder.metrics_path, upto=engine.step)
+        self.listener.log(self.record.start_afresh(reason))
+        self.metrics = MetricsLog(self.folder.metrics_path, upto=self.training.engine.step)
 
     # --- the end ----------------------------------------------------------------------------------
 
@@ -291,7 +263,7 @@ class _Run:
         if self.folder is None:
             return {}
         if status != "complete":
-            self._save()
+            self.record.save()
         # before adapters are merged away
         facts = run_facts(self.job, status, self.spend, before, after)
         save_model(self.job.loaded, self.folder.public / "model")
@@ -301,18 +273,24 @@ class _Run:
         return statement
 
 
-def _assemble(job: Job, ledger: Ledger) -> PrivateTraining:
+def _private_training(job: Job, ledger: Ledger) -> PrivateTraining:
     settings, model = job.settings, job.loaded.model
     parameters = list(trainable_parameters(model).values())
-    if settings.optimizer == "sgd":
-        optimizer: torch.optim.Optimizer = torch.optim.SGD(parameters, lr=job.learning_rate)
-    else:
-        optimizer = torch.optim.AdamW(parameters, lr=job.learning_rate, weight_decay=0.0)
     return build_private_training(
-        model, optimizer, job.examples, job.index, plan=job.plan, key=job.key, ledger=ledger,
-        rule=make_rule(settings.clipping), grad_sample_mode=settings.grad_sample_mode,
+        model,
+        job.optimizer.build(parameters, job.peak_learning_rate),
+        job.examples,
+        job.index,
+        plan=job.plan,
+        key=job.key,
+        ledger=ledger,
+        rule=job.rule,
+        grad_sample_mode=settings.grad_sample_mode,
         physical_batch_size=job.physical_batch_size,
-        rows_per_unit=settings.rows_per_unit, collate=job.task.collate,
-        examples=job.public_examples, postprocess=make_postprocessors(settings.postprocess),
-        accept_conditional=settings.accept_conditional, recheck=False,
-    )  # fmt: skip
+        rows_per_unit=settings.rows_per_unit,
+        collate=job.task.collate,
+        examples=job.public_examples,
+        postprocess=job.postprocess,
+        accept_conditional=settings.accept_conditional,
+        recheck=False,
+    )

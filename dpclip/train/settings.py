@@ -16,10 +16,10 @@ from typing import Any, Literal, get_args, get_type_hints
 import tomli_w
 
 from dpclip.errors import InputError
+from dpclip.registry import Registry
+from dpclip.tasks import TASKS
+from dpclip.train.optimization import OPTIMIZERS, SCHEDULES
 
-TaskName = Literal["lm", "classification"]
-OptimizerName = Literal["adamw", "sgd"]
-ScheduleName = Literal["constant", "linear", "cosine"]
 LongRecords = Literal["truncate", "refuse"]
 ArithmeticName = Literal["exact", "fast"]
 
@@ -28,6 +28,15 @@ ArithmeticName = Literal["exact", "fast"]
 PERFORMANCE = frozenset({"physical_batch_size", "checkpoint_every"})
 # Those and what may be asked for once the run is over; all others are bound to the run's ledger.
 UNBOUND = PERFORMANCE | {"baseline"}
+_NAMED: dict[str, Registry[Any]] = {
+    "task": TASKS,
+    "optimizer": OPTIMIZERS,
+    "lr_schedule": SCHEDULES,
+}
+_COUNTS = (
+    "batch_size", "physical_batch_size", "rows_per_unit", "steps", "public_units", "max_length",
+    "checkpoint_every", "eval_every", "lora",
+)  # fmt: skip
 _POLICY = re.compile(r"\bpolicy=([^,]*)")  # a file that a clipping rule begins with
 
 
@@ -51,7 +60,7 @@ class Settings:
     delta: float | None = None
     data: str = "builtin"
     eval_data: str | None = None
-    task: TaskName = "lm"
+    task: str = "lm"
     text_column: str | None = None
     input_column: str | None = None
     target_column: str | None = None
@@ -77,9 +86,9 @@ class Settings:
     steps: int | None = None
     batch_size: int | None = None
     physical_batch_size: int | None = None
-    optimizer: OptimizerName = "adamw"
+    optimizer: str = "adamw"
     lr: float | None = None
-    lr_schedule: ScheduleName = "linear"
+    lr_schedule: str = "linear"
     checkpoint_every: int | None = None
     eval_every: int | None = None
     seed: int | None = None
@@ -93,8 +102,9 @@ class Settings:
                 raise InputError(
                     f"{option(name)} {value!r} is unknown: choose one of {', '.join(choices)}"
                 )
-        for name in ("batch_size", "physical_batch_size", "rows_per_unit", "steps", "public_units",
-                     "max_length", "checkpoint_every", "eval_every", "lora"):  # fmt: skip
+        for name, registry in _NAMED.items():
+            registry.check(getattr(self, name).partition(":")[0])
+        for name in _COUNTS:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InputError(f"{option(name)} {value} must be at least 1")
@@ -104,14 +114,6 @@ class Settings:
             raise InputError(
                 "--epochs and --steps both set the length of training: give one of them"
             )
-
-    def learning_rate(self, width: int) -> float:
-        """The given learning rate, or the optimizer's default for a model of this width."""
-        if self.lr is not None:
-            return self.lr
-        if self.optimizer == "sgd":
-            return 0.5
-        return (4 if self.lora else 1) * 0.768 / width
 
     def to_toml(self, *, public: bool = False) -> str:
         """All settings that have a value; the public form leaves out the folders of files."""

@@ -1,7 +1,7 @@
 """The bias of clipped SGD on f(x) = x^2/2 with two-point noise: fixed points, step sizes,
 thresholds.
 
-usage: python cards.py    runs all four cards, writes results.json and figure.svg
+usage: python cards.py    runs all four cards, writes results.json; figure.py draws them
 
 Noise +sigma sqrt((1-p)/p) with probability p, else -sigma sqrt(p/(1-p)): mean 0, variance sigma^2.
 The clipping is `dpclip.clipping.Flat`. After Koloskova, Hendrikx, Stich 2023 (arXiv 2305.01588);
@@ -12,17 +12,18 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import platform
-from importlib.metadata import version
+import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from dpclip.clipping import Flat
+
+sys.path.append(str(Path(__file__).parents[2]))  # the project's root
+
+from experiments.support import made_by, write_results
 
 HERE = Path(__file__).parent
 SIGMAS, THRESHOLDS = (0.1, 0.5, 1.0, 2.0, 5.0), (0.1, 0.5, 1.0, 2.0, 10.0)
@@ -163,84 +164,13 @@ def check(results: dict[str, Any]) -> list[str]:
     return found
 
 
-def figure(results: dict[str, Any]) -> None:
-    """One panel a card."""
-    import matplotlib
-
-    matplotlib.use("svg")
-    from matplotlib import pyplot
-
-    chart, panels = pyplot.subplots(1, 4, figsize=(14, 3.2))
-    for sigma in SIGMAS:
-        rows = [row for row in results["K1"] if row["sigma"] == sigma]
-        (line,) = panels[0].plot(
-            [r["c"] for r in rows],
-            [r["worst"] for r in rows],
-            "o",
-            markersize=4,
-            label=f"σ = {sigma:g}",
-        )
-        grid = np.logspace(-1, 1, 200)
-        panels[0].plot(
-            grid, [worst_bias(sigma, c) for c in grid], color=line.get_color(), linewidth=0.8
-        )
-    panels[0].set(
-        xscale="log", yscale="log", xlabel="c", title="K1: worst bias; lines: closed form"
-    )
-    panels[0].legend(fontsize=6)
-    for key, marker in (("two-point", "o-"), ("Gaussian", "s-")):
-        panels[1].plot(
-            [r["eta"] for r in results["K2"]],
-            [r[key] for r in results["K2"]],
-            marker,
-            label=f"{key} noise",
-        )
-    panels[1].axhline(0.25, color="grey", linewidth=0.8)
-    panels[1].set(
-        xscale="log", xlabel="step size", title="K2: mean of x; smaller steps do not help"
-    )
-    panels[1].legend(fontsize=7)
-    panels[2].plot([r["c"] for r in results["K3"]], [r["iterations"] for r in results["K3"]], "o-")
-    panels[2].set(xscale="log", yscale="log", xlabel="c", title="K3: iterations to 1e-6, no noise")
-    rows = results["K4"]
-    panels[3].errorbar(
-        [r["c"] for r in rows],
-        [r["mean"] for r in rows],
-        yerr=[r["std"] for r in rows],
-        marker="o",
-        capsize=2,
-        label="mean ± std",
-    )
-    panels[3].plot(
-        [r["c"] for r in rows],
-        [r["closed form"] for r in rows],
-        "k--",
-        linewidth=0.8,
-        label="closed form",
-    )
-    panels[3].set_xscale("log", base=2)
-    panels[3].set(xlabel="c", title="K4: bias and variance, p = 0.2")
-    panels[3].legend(fontsize=7)
-    for axes in panels:
-        axes.title.set_fontsize(8)
-        axes.grid(alpha=0.3)
-    chart.tight_layout()
-    chart.savefig(HERE / "figure.svg", metadata={"Date": None})
-
-
 def main() -> None:
     """See the module's docstring."""
     torch.set_num_threads(1)
     results: dict[str, Any] = {"K1": card_1(), "K2": card_2(), "K3": card_3(), "K4": card_4()}
     results["differs from the closed forms"] = check(results)
-    results |= {
-        "command": "python cards.py",
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, 1 thread",
-        "versions": {package: version(package) for package in ("torch", "numpy")},
-        "seeds": [0],
-    }
-    (HERE / "results.json").write_text(json.dumps(results, indent=1) + "\n")
-    figure(results)
+    results |= made_by("python cards.py", "torch", "numpy") | {"seeds": [0]}
+    write_results(HERE / "results.json", results)
     print(json.dumps(results, indent=1))
 
 

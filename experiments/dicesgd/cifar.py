@@ -12,20 +12,29 @@ seed of its own, epsilon 8, C1 = 1.
 
 from __future__ import annotations
 
-import json
 import sys
 import warnings
+from pathlib import Path
 
 import numpy as np
 import torch
-from grid import DELTA, HERE, RULES, Cell, cells, figure, opened, private_run, saved, table
+from grid import DELTA, HERE, RULES, Cell, cells, figure, opened, private_run, table
 from torch import Tensor, nn
+
+sys.path.append(str(Path(__file__).parents[2]))  # the project's root
+
+from experiments.support import RunsFile, read_results
 
 BATCH, EPOCHS, ADAM_RATE, MOMENTUM = 500, 4, 1e-2, 0.9
 RATES = (0.03, 0.1, 0.3, 1.0)
 THRESHOLDS = {"adam": (0.1, 1.0, 10.0), "sgd": (0.01, 0.1, 1.0)}
 SGD_RULES = ("DP-SGD", "one-step", "leaky", "literal, published noise (conditional)")
 Rows = list[tuple[Tensor, Tensor]]
+
+
+def path_of(kind: str) -> Path:
+    """The file of results."""
+    return HERE / f"cifar_{kind}.json"
 
 
 def data(path: str) -> tuple[Rows, tuple[Tensor, Tensor]]:
@@ -70,23 +79,20 @@ def train(
 def run(kind: str, path: str, seeds: int) -> None:
     """All cells that are missing."""
     rows, test = data(path)
-    file = HERE / f"cifar_{kind}.json"
     settings = {"batch": BATCH, "epochs": EPOCHS, "delta": DELTA, "optimizer": kind}
     settings |= {"rate": ADAM_RATE} if kind == "adam" else {"momentum": MOMENTUM, "rates": RATES}
-    results = opened(
-        file, f"OMP_NUM_THREADS=1 python cifar.py {kind} cifar10_jpeg_10k_2k.npz {seeds}", settings
-    )
+    command = f"OMP_NUM_THREADS=1 python cifar.py {kind} cifar10_jpeg_10k_2k.npz {seeds}"
+    file = opened(path_of(kind), command, settings)
     best: dict[str, float | None] = dict.fromkeys(RULES)
     if kind == "sgd":
-        best = {rule: _best_rate(rows, test, rule, results) for rule in SGD_RULES}
+        best = {rule: _best_rate(rows, test, rule, file) for rule in SGD_RULES}
     for cell in cells(THRESHOLDS[kind], range(1, seeds + 1)):
-        if cell.rule in best and cell.key not in results["runs"]:
-            results["runs"][cell.key] = train(rows, test, cell, best[cell.rule])
-            saved(file, results, cell.key)
+        if cell.rule in best:
+            file.add(cell.key, train, rows, test, cell, best[cell.rule])
 
 
-def _best_rate(rows: Rows, test: tuple[Tensor, Tensor], rule: str, results: dict) -> float:
-    tuned = results.setdefault("tuning", {}).setdefault(rule, {})
+def _best_rate(rows: Rows, test: tuple[Tensor, Tensor], rule: str, file: RunsFile) -> float:
+    tuned = file.results.setdefault("tuning", {}).setdefault(rule, {})
     for rate in RATES:
         if str(rate) not in tuned:
             tuned[str(rate)] = train(rows, test, Cell(rule, 1.0, 8.0, 100), rate)["accuracy"]
@@ -98,13 +104,9 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore")
     if sys.argv[1] == "--figure":
-        grids = {
-            f"{k}, ": json.loads((HERE / f"cifar_{k}.json").read_text())["runs"]
-            for k in ("adam", "sgd")
-        }
+        grids = {f"{kind}, ": read_results(path_of(kind))["runs"] for kind in ("adam", "sgd")}
         figure(grids, (0.01, 0.1, 1.0, 10.0), HERE / "cifar.svg")
     elif sys.argv[2] == "--table":
-        runs = json.loads((HERE / f"cifar_{sys.argv[1]}.json").read_text())["runs"]
-        print(table(runs, THRESHOLDS[sys.argv[1]]))
+        print(table(read_results(path_of(sys.argv[1]))["runs"], THRESHOLDS[sys.argv[1]]))
     else:
         run(sys.argv[1], sys.argv[2], int(sys.argv[3]) if len(sys.argv) > 3 else 3)

@@ -4,14 +4,12 @@ and figures.
 
 from __future__ import annotations
 
-import json
-import os
-import platform
+import math
 import statistics
+import sys
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +19,10 @@ from torch import nn
 import dpclip
 from dpclip.clipping import make_rule
 from dpclip.noise.keystream import SecretKey
+
+sys.path.append(str(Path(__file__).parents[2]))  # the project's root
+
+from experiments.support import RunsFile, made_by, markdown_table
 
 HERE = Path(__file__).parent
 DELTA = 1e-5
@@ -90,21 +92,9 @@ def private_run(
     return found
 
 
-def opened(path: Path, command: str, settings: dict[str, Any]) -> dict[str, Any]:
+def opened(path: Path, command: str, settings: dict[str, Any]) -> RunsFile:
     """The results so far, with how they were made."""
-    results = json.loads(path.read_text()) if path.exists() else {"runs": {}}
-    return results | {
-        "command": command,
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, 1 thread",
-        "versions": {package: version(package) for package in ("torch", "numpy")},
-        "settings": settings,
-    }
-
-
-def saved(path: Path, results: dict[str, Any], key: str) -> None:
-    """After each run, so that a script that is stopped goes on where it was."""
-    print(key, results["runs"][key], flush=True)
-    path.write_text(json.dumps(results, indent=1) + "\n")
+    return RunsFile(path, made_by(command, "torch", "numpy") | {"settings": settings})
 
 
 def values(runs: dict[str, Any]) -> dict[tuple[str, float, float], list[float]]:
@@ -118,21 +108,16 @@ def values(runs: dict[str, Any]) -> dict[tuple[str, float, float], list[float]]:
 
 def table(runs: dict[str, Any], thresholds: Sequence[float]) -> str:
     """Markdown: mean ± standard deviation in per cent; noise over C1."""
-    found, lines = values(runs), []
+    found, tables, last = values(runs), [], thresholds[-1]
     for epsilon in EPSILONS:
-        lines += [
-            f"| ε = {epsilon:g} | "
-            + " | ".join(f"C1 = {c:g}" for c in thresholds)
-            + " | noise / C1 |"
-        ]
-        lines += ["| --- |" + " --- |" * (len(thresholds) + 1)]
+        columns = [f"ε = {epsilon:g}", *(f"C1 = {c:g}" for c in thresholds), "noise / C1"]
+        rows = []
         for rule in RULES:
-            row = [shown(found.get((rule, c, epsilon), [])) for c in thresholds]
-            c = thresholds[-1]
-            noise = runs.get(Cell(rule, c, epsilon, 1).key, {}).get("noise", float("nan")) / c
-            lines.append(f"| {rule} | " + " | ".join(row) + f" | {noise:.2f} |")
-        lines.append("")
-    return "\n".join(lines)
+            accuracies = [shown(found.get((rule, c, epsilon), [])) for c in thresholds]
+            noise = runs.get(Cell(rule, last, epsilon, 1).key, {}).get("noise", math.nan) / last
+            rows.append([rule, *accuracies, f"{noise:.2f}"])
+        tables.append(markdown_table(columns, rows) + "\n")
+    return "\n".join(tables)
 
 
 def shown(found: Sequence[float]) -> str:

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import csv
 import gzip
-import json
 import sys
 import warnings
 from collections.abc import Iterator
@@ -22,8 +21,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from grid import DELTA, HERE, Cell, cells, figure, opened, private_run, saved, table
+from grid import DELTA, HERE, Cell, cells, figure, opened, private_run, table
 from torch import Tensor, nn
+
+sys.path.append(str(Path(__file__).parents[2]))  # the project's root
+
+from experiments.support import RunsFile, read_results
 
 BATCH, EPOCHS = 1024, 4
 RATES = (0.3, 1.0, 3.0, 10.0, 30.0)
@@ -88,24 +91,21 @@ def run(path: str, seeds: int) -> None:
         "delta": DELTA,
         "optimizer": "sgd",
     }
-    results = opened(FILE, f"OMP_NUM_THREADS=1 python sst2.py features.npz {seeds}", settings)
+    file = opened(FILE, f"OMP_NUM_THREADS=1 python sst2.py features.npz {seeds}", settings)
     for cell in cells(THRESHOLDS, range(1, seeds + 1)):
-        best = {c: _best_rate(rows, test, cell, c, results) for c in (1.0, cell.threshold)}
+        best = {c: _best_rate(rows, test, cell, c, file) for c in (1.0, cell.threshold)}
         for kind, rate in {
             "tuned": best[cell.threshold] / cell.threshold,
             "fixed": best[1.0],
         }.items():
-            key = f"{kind}|{cell.key}"
-            if key not in results["runs"]:
-                results["runs"][key] = train(rows, test, cell, rate)
-                saved(FILE, results, key)
+            file.add(f"{kind}|{cell.key}", train, rows, test, cell, rate)
 
 
 def _best_rate(
-    rows: Rows, test: tuple[Tensor, Tensor], cell: Cell, threshold: float, results: dict
+    rows: Rows, test: tuple[Tensor, Tensor], cell: Cell, threshold: float, file: RunsFile
 ) -> float:
     key = f"{cell.rule}|{threshold:g}|{cell.epsilon:g}"
-    tuned = results.setdefault("tuning", {}).setdefault(key, {})
+    tuned = file.results.setdefault("tuning", {}).setdefault(key, {})
     for rate in RATES:
         if str(rate) not in tuned:
             trial = Cell(cell.rule, threshold, cell.epsilon, 100)
@@ -115,7 +115,7 @@ def _best_rate(
 
 def grids() -> dict[str, dict]:
     """Runs by kind of learning rate, keyed as the tables want them."""
-    runs = json.loads(FILE.read_text())["runs"]
+    runs = read_results(FILE)["runs"]
     split = {
         kind: {k.split("|", 1)[1]: v for k, v in runs.items() if k.startswith(kind)}
         for kind in ("tuned", "fixed")

@@ -7,14 +7,15 @@ gpt2-small/. Each result is written to results/NAME.json: the run's statement, t
 and the machine.
 """
 
-import json
-import os
-import platform
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
+
+sys.path.append(str(Path(__file__).parents[2]))  # the project's root
+
+from experiments.support import machine, read_results, write_results
 
 HERE = Path(__file__).parent
 E2E = ("e2e_nlg/trainset.csv", "e2e_nlg/devset.csv")
@@ -41,16 +42,15 @@ def main(data: Path, models: Path, names: list[str]) -> None:
         with tempfile.TemporaryDirectory() as folder:
             output, start = Path(folder) / name, time.perf_counter()
             subprocess.run(command(name, data, models, output), check=True)
-            statement = json.loads((output / "public" / "statement.json").read_text())
+            statement = read_results(output / "public" / "statement.json")
             keep(name, statement, time.perf_counter() - start)
 
 
 def keep(name: str, statement: dict[str, object], seconds: float) -> None:
     """Write the result beside the configuration."""
-    machine = f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()}"
-    result = {"run": name, "seconds": round(seconds), "machine": machine, "statement": statement}
+    result = {"run": name, "seconds": round(seconds), "machine": machine(), "statement": statement}
     (HERE / "results").mkdir(exist_ok=True)
-    (HERE / "results" / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")
+    write_results(HERE / "results" / f"{name}.json", result)
 
 
 if __name__ == "__main__":

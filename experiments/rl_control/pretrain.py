@@ -40,7 +40,7 @@ from torch import Tensor
 from dpclip.budget.ledger import Ledger
 from dpclip.budget.plan import Plan, make_plan
 from dpclip.clipping import ClippingRule, ControlledClipping, StepRelease, make_rule
-from dpclip.engine.make_private import build_private_training
+from dpclip.engine.setup import build_private_training
 from dpclip.engine.setup import trainable_parameters
 from dpclip.models.loading import LoadedModel, load_model
 from dpclip.noise.keystream import SecretKey

@@ -9,15 +9,11 @@ that differences to "none" are paired.
 
 from __future__ import annotations
 
-import json
 import math
-import os
-import platform
 import statistics
 import sys
 import time
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +26,10 @@ from dpclip.clipping import Flat, StepRelease
 from dpclip.noise.keystream import SecretKey
 from dpclip.postprocess import make_postprocessors
 from dpclip.released import Released
+
+sys.path.append(str(Path(__file__).parents[2]))  # the project's root
+
+from experiments.support import RunsFile, made_by, markdown_table
 
 HERE = Path(__file__).parent
 SEEDS, UNITS, WIDTH, DELTA = (0, 1, 2), 4096, 32, 1e-5
@@ -152,10 +152,7 @@ def table(runs: dict[str, Any]) -> str:
     """Markdown: difference in loss ± 95 % interval, share of steps in which something was
     clipped.
     """
-    lines = [
-        "| | " + " | ".join(s.key for s in SETTINGS) + " |",
-        "| --- |" + " --- |" * len(SETTINGS),
-    ]
+    rows = []
     for title, key in (
         ("validation loss of none", "loss"), ("B/σ", "B/sigma"),
         ("norm released", "norm"), ("norm of the noise", "noise norm"),
@@ -164,9 +161,9 @@ def table(runs: dict[str, Any]) -> str:
         cells = [
             statistics.fmean(runs[f"{s.key}|none|{seed}"][key] for seed in SEEDS) for s in SETTINGS
         ]
-        lines.append(f"| {title} | " + " | ".join(f"{cell:.4g}" for cell in cells) + " |")
+        rows.append([title, *(f"{cell:.4g}" for cell in cells)])
     for arm in list(CLIPPERS)[1:]:
-        row = []
+        row = [arm]
         for setting in SETTINGS:
             if arm not in setting.arms:
                 row.append("—")
@@ -176,36 +173,28 @@ def table(runs: dict[str, Any]) -> str:
                 runs[f"{setting.key}|{arm}|{seed}"]["clipped"] for seed in SEEDS
             )
             row.append(f"{mean:+.4f} ± {half:.4f} ({100 * share:.0f} %)")
-        lines.append(f"| {arm} | " + " | ".join(row) + " |")
-    return "\n".join(lines)
+        rows.append(row)
+    return markdown_table(["", *(s.key for s in SETTINGS)], rows)
 
 
 def main(folder: Path) -> None:
     """All runs, seeds outermost."""
     torch.set_num_threads(1)
-    path = HERE / "after_noise.json"
-    results: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"runs": {}}
-    results |= {
-        "command": "python experiments/spikes/after_noise.py WIKITEXT2_DIR",
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, 1 thread",
-        "versions": {package: version(package) for package in ("torch", "transformers")},
-        "settings": {
-            "units": UNITS,
-            "width": WIDTH,
-            "delta": DELTA,
-            "seeds": SEEDS,
-            "clippers": CLIPPERS,
-        },
+    command = "python experiments/spikes/after_noise.py WIKITEXT2_DIR"
+    settings = {
+        "units": UNITS,
+        "width": WIDTH,
+        "delta": DELTA,
+        "seeds": SEEDS,
+        "clippers": CLIPPERS,
     }
+    made = made_by(command, "torch", "transformers") | {"settings": settings}
+    file = RunsFile(HERE / "after_noise.json", made)
     for seed in SEEDS:
         for setting in SETTINGS:
             for arm in setting.arms:
-                key = f"{setting.key}|{arm}|{seed}"
-                if key not in results["runs"]:
-                    results["runs"][key] = run(setting, CLIPPERS[arm], seed, folder)
-                    print(key, results["runs"][key], flush=True)
-                    path.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n")
-    print(table(results["runs"]))
+                file.add(f"{setting.key}|{arm}|{seed}", run, setting, CLIPPERS[arm], seed, folder)
+    print(table(file.runs))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Does each adaptive clipper do on a tiny GPT-2 what its paper says?
 
 usage: python cards.py WIKITEXT2_DIR [SEEDS]    runs what results.json lacks, then writes the
-criteria and figure.svg
+criteria; figure.py draws them
 
 Cards: A AutoClip, B ZClip, C AdaGC, D Stable-SPAM in 4 bits, E SPAM, H rates that are too high, S
 smoothness.
@@ -9,19 +9,17 @@ smoothness.
 
 from __future__ import annotations
 
-import json
-import os
-import platform
 import sys
 from dataclasses import replace
-from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import torch
 from criteria import judged, measured, table
-from figure import draw
 from runs import STEPS, Arm, Spikes, train
+
+sys.path.append(str(Path(__file__).parents[2]))  # the project's root
+
+from experiments.support import RunsFile, made_by
 
 HERE = Path(__file__).parent
 SCALES = (0.01, 1.0, 100.0)
@@ -159,31 +157,21 @@ CARDS = {
 def main(folder: Path, seeds: list[int]) -> None:
     """All runs, seeds outermost."""
     torch.set_num_threads(1)
-    path = HERE / "results.json"
-    results: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"runs": {}}
-    results |= {
-        "command": "python experiments/spikes/cards.py WIKITEXT2_DIR",
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, 1 thread",
-        "versions": {package: version(package) for package in ("torch", "transformers", "numpy")},
-        "seeds": seeds,
-    }
+    command = "python experiments/spikes/cards.py WIKITEXT2_DIR"
+    made = made_by(command, "torch", "transformers", "numpy")
+    file = RunsFile(HERE / "results.json", made | {"seeds": seeds})
     for seed in seeds:
         for card, arms in CARDS.items():
             for name, arm in arms.items():
-                key = f"{card}|{name}|{seed}"
-                if key not in results["runs"]:
-                    found = results["runs"][key] = train(arm, seed, folder)
-                    print(key, {k: v for k, v in found.items() if k != "curve"}, flush=True)
-                    path.write_text(json.dumps(results, indent=1) + "\n")
+                file.add(f"{card}|{name}|{seed}", train, arm, seed, folder)
     order = [
         f"{card}|{name}|{seed}" for card, arms in CARDS.items() for name in arms for seed in seeds
     ]
-    results["runs"] = {key: results["runs"][key] for key in order}
-    results["criteria"] = judged(results["runs"], seeds)
-    results["measured"] = measured(results["runs"], seeds)
-    path.write_text(json.dumps(results, indent=1) + "\n")
-    print(table(results["criteria"]), *results["measured"].items(), sep="\n")
-    draw(results["runs"], HERE / "figure.svg")
+    runs = {key: file.runs[key] for key in order}
+    criteria, numbers = judged(runs, seeds), measured(runs, seeds)
+    file.results |= {"runs": runs, "criteria": criteria, "measured": numbers}
+    file.write()
+    print(table(criteria), *numbers.items(), sep="\n")
 
 
 if __name__ == "__main__":

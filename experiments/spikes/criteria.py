@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
+
+sys.path.append(str(Path(__file__).parents[2]))  # the project's root
+
+from experiments.support import markdown_table
 
 Runs = dict[str, Any]
 SCALES = ("0.01", "1", "100")
@@ -148,16 +154,17 @@ def judged(runs: Runs, seeds: list[int]) -> list[dict[str, Any]]:
 
 def table(rows: list[dict[str, Any]]) -> str:
     """Markdown."""
-    lines = ["| card | criterion | limit | seeds 0, 1, 2 | |", "| --- | --- | --- | --- | --- |"]
-    for row in rows:
-        cells = [
+    found = [
+        [
             row["card"],
             row["what"],
             row["limit"],
             ", ".join(f"{v:.4g}" for v in row["by seed"]),
+            "holds" if row["holds"] else "**fails**",
         ]
-        lines.append("| " + " | ".join([*cells, "holds" if row["holds"] else "**fails**"]) + " |")
-    return "\n".join(lines)
+        for row in rows
+    ]
+    return markdown_table(["card", "criterion", "limit", "seeds 0, 1, 2", ""], found)
 
 
 # --- what the claims are held against -------------------------------------------------------------

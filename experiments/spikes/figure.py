@@ -1,10 +1,20 @@
-"""One panel a card: validation loss of every arm, all seeds as dots."""
+"""One panel a card: validation loss of every arm, all seeds as dots.
+
+usage: python figure.py    writes figure.svg from results.json
+"""
 
 from __future__ import annotations
 
 import statistics
+import sys
 from pathlib import Path
 from typing import Any
+
+sys.path.append(str(Path(__file__).parents[2]))  # the project's root
+
+from experiments.support import read_results
+
+HERE = Path(__file__).parent
 
 TITLES = {
     "A": "A: noise of 50 norms (Adam)",
@@ -79,3 +89,7 @@ def panel(axes: Any, arms: dict[str, list[float | None]]) -> None:
     axes.set_yticks(range(len(arms)), list(arms), fontsize=7)
     axes.invert_yaxis()
     axes.grid(alpha=0.3)
+
+
+if __name__ == "__main__":
+    draw(read_results(HERE / "results.json")["runs"], HERE / "figure.svg")

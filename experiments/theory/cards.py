@@ -1,7 +1,7 @@
 """Why clipping helps: smoothness that grows with the gradient (Z1-Z3), and noise with heavy tails
 (C1-C3).
 
-usage: python cards.py    runs all six cards, writes results.json and figure.svg
+usage: python cards.py    runs all six cards, writes results.json; figure.py draws them
 
 After Zhang, He, Sra, Jadbabaie 2020 (arXiv 1905.11881) and Chezhegov et al. 2025 (arXiv
 2406.04443), with `dpclip.optim` and `dpclip.diagnosis.smoothness`. Chains of one dimension are
@@ -10,19 +10,19 @@ vectorised (chains.py) and held to the classes.
 
 from __future__ import annotations
 
-import json
-import os
-import platform
+import sys
 import time
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from chains import Method, at_rates, difference, heavy_noise, percentiles, simulate
-from figure import draw
 from paths import card_z1, card_z2, card_z3
+
+sys.path.append(str(Path(__file__).parents[2]))  # the project's root
+
+from experiments.support import made_by, write_results
 
 HERE = Path(__file__).parent
 SEEDS = (0, 1, 2)
@@ -273,14 +273,11 @@ def main() -> None:
         "C1": c1,
         "C2": c2,
         "C3": c3,
-        "command": "python cards.py",
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, 1 thread",
+        **made_by("python cards.py", "torch", "numpy"),
         "seconds": round(time.perf_counter() - begun),
-        "versions": {package: version(package) for package in ("torch", "numpy")},
         "seeds": {"Z2": [0, 1, 2, 3], "C1, C2, C3": list(SEEDS)},
     }
-    (HERE / "results.json").write_text(json.dumps(results, indent=1) + "\n")
-    draw(results, HERE / "figure.svg")
+    write_results(HERE / "results.json", results)
     for card, claim, measured, holds in checks:
         print(f"{card} {'holds' if holds else 'FAILS'}: {claim}: {measured}")
 

@@ -1,11 +1,21 @@
-"""One panel a card."""
+"""One panel a card.
+
+usage: python figure.py    writes figure.svg from results.json
+"""
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+sys.path.append(str(Path(__file__).parents[2]))  # the project's root
+
+from experiments.support import read_results
+
+HERE = Path(__file__).parent
 
 
 def draw(results: dict[str, Any], path: Path) -> None:
@@ -148,3 +158,7 @@ def c3(axes: Any, results: dict[str, Any]) -> None:
     axes.set_xscale("log", base=2)
     axes.set_title("C3: Clip-AdaGrad, η = γ² or 1")
     axes.legend(frameon=False, fontsize=7, ncols=2, loc="lower right")
+
+
+if __name__ == "__main__":
+    draw(read_results(HERE / "results.json"), HERE / "figure.svg")

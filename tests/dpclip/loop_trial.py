@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import dpclip
 from dpclip.budget.plan import make_plan
 from dpclip.clipping import Flat
-from dpclip.engine import make_private as assembly
+from dpclip.loop import make_private as assembly
 from dpclip.engine.private_training import PrivateTraining
 from dpclip.noise import release as noise
 from dpclip.noise.scale import FLOAT_SLACK

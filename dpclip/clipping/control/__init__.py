@@ -25,7 +25,7 @@ def make_controller(name: str, settings: ControllerSettings) -> Controller:
 
     Args:
         name: of `CONTROLLERS`.
-        settings: of the clipping rule that it serves.
+        settings: what the clipping rule that it serves says to it.
 
     Raises:
         InputError: there is none of that name.

@@ -21,12 +21,22 @@ class Constant(Controller):
     tracks: ClassVar[bool] = False
 
     def act(self, seen: Released[tuple[Summary, ...]], context: Context) -> Tensor:
+        """Depart by nothing.
+
+        Args:
+            seen: unused.
+            context: for the shape of an action.
+
+        Returns:
+            zeros, [K, A].
+        """
         return torch.zeros_like(context.executed)
 
 
 class FollowQuantile(Constant):
-    """Thresholds at the released quantile of each group's norms: the analytic controller that
-    others depart from.
+    """Thresholds at the released quantile of each group's norms.
+
+    The analytic controller that others depart from.
     """
 
     name: ClassVar[str] = "quantile"
@@ -34,7 +44,11 @@ class FollowQuantile(Constant):
 
 
 class Random(Controller):
-    """Uniform actions: what an agent does that has learned nothing and never will."""
+    """Uniform actions: what an agent does that has learned nothing and never will.
+
+    Args:
+        seed: of its own generator, which protects nothing.
+    """
 
     name: ClassVar[str] = "random"
 
@@ -42,23 +56,47 @@ class Random(Controller):
         self._generator = torch.Generator().manual_seed(seed)
 
     def act(self, seen: Released[tuple[Summary, ...]], context: Context) -> Tensor:
+        """Draw an action.
+
+        Args:
+            seen: unused.
+            context: for the shape of an action.
+
+        Returns:
+            uniform on [-1, 1), [K, A].
+        """
         return 2 * torch.rand(context.executed.shape, generator=self._generator) - 1
 
     def tensor_state(self) -> dict[str, Tensor]:
         return {"random": self._generator.get_state()}
 
     def load_tensor_state(self, state: Mapping[str, Tensor]) -> None:
+        """Restore the generator.
+
+        Args:
+            state: "random": the generator's state, bytes.
+        """
         self._generator.set_state(state["random"])
 
 
 class ThresholdSchedule(Controller):
-    """Thresholds that fall evenly, in log, from the highest to the lowest reach: late gradients are
-    small.
+    """Thresholds that fall evenly, in log, from the highest to the lowest reach.
+
+    Late gradients are small.
     """
 
     name: ClassVar[str] = "schedule"
 
     def act(self, seen: Released[tuple[Summary, ...]], context: Context) -> Tensor:
+        """Place the thresholds by the progress of the run; all other columns stay 0.
+
+        Args:
+            seen: unused.
+            context: for the progress and the shape of an action.
+
+        Returns:
+            [K, A]; the threshold column runs from 1 at the start to -1 at the end.
+        """
         action = torch.zeros_like(context.executed)
         action[:, THRESHOLD] = 1 - 2 * context.progress
         return action

@@ -19,14 +19,14 @@ class Context:
     Attributes:
         step: logical steps done.
         steps: planned steps, 0 if not known.
-        budget_left: part of the budget that is not spent.
+        budget_left: part of the budget that is not spent, 1 at the start.
         sizes: elements of each group, shape [K].
         executed: the action in force, [K, A].
         interval: steps from one decision to the next.
         noise_level: norm that the noise of a released gradient has, over the joint threshold.
-        kinds: what most of each group's weights are.
-        moved: how far the last update moved each group (`Movement.lengths`); empty before there was
-            one.
+        kinds: what the largest parameter of each group is, [K]; empty if not known.
+        moved: how far the last update moved each group (`Movement.lengths`), [K]; empty before
+            there was one.
     """
 
     step: int
@@ -41,5 +41,5 @@ class Context:
 
     @property
     def progress(self) -> float:
-        """Part of the run that is done."""
+        """Part of the run that is done, in [0, 1]; 0 if the planned steps are not known."""
         return min(1.0, self.step / self.steps) if self.steps else 0.0

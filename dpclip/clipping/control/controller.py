@@ -22,7 +22,7 @@ class ControllerSettings:
 
     Attributes:
         seed: of the controller's own random numbers, which protect nothing.
-        policy: file of networks to begin with.
+        policy: file of networks to begin with; None for fresh ones.
         reward: what it is rewarded for: "loss", "signal" or "both".
     """
 
@@ -34,12 +34,11 @@ class ControllerSettings:
 class Controller(Stateful, ABC):
     """Chooses, every few steps, how far the rule departs from its analytic settings.
 
-    An action is a tensor [K, A] in [-1, 1]: for each of the K groups, how far its threshold lies
-    from the rule's own
-    (0: not at all; 1: as far up as may be), how much more than its share of the noise budget it
-    gets, its learning rate and, in runs that choose their noise, a fourth column for that, whose
-    mean over the groups counts. A new controller is one file and one line in `control/__init__.py`.
-    All of its state follows from released values.
+    An action is a tensor [K, A] in [-1, 1]. For each of the K groups its columns are how far the
+    threshold lies from the rule's own (0: not at all; 1: as far up as may be), how much more than
+    its share of the noise budget the group gets, its learning rate and, in runs that choose their
+    noise, a fourth column for that, whose mean over the groups counts. A new controller is one file
+    and one line in `control/__init__.py`. All of its state follows from released values.
     """
 
     name: ClassVar[str]
@@ -49,28 +48,44 @@ class Controller(Stateful, ABC):
     """
 
     def begin_with(self, policy: Path) -> None:
-        """Told before `start` of networks to begin with, by a rule that was given none."""
+        """Begin with networks that the rule has chosen; called before `start`, or not at all.
+
+        Args:
+            policy: file of networks, as `SoftActorCritic.policy` makes them.
+        """
         return None
 
     def start(self, groups: int, actions: int) -> None:
-        """Told once how many groups and how many columns there are; forgets everything."""
+        """Begin afresh for a run of this shape, and forget everything.
+
+        Args:
+            groups: K, what the controller sees apart.
+            actions: A, columns of an action: 3, or 4 where the noise is chosen, too.
+        """
         return None
 
     @abstractmethod
     def act(self, seen: Released[tuple[Summary, ...]], context: Context) -> Tensor:
-        """The next action, [K, A].
+        """Choose the next action.
 
         Args:
             seen: the steps since the last decision, made of what they released.
             context: what is public anyway.
+
+        Returns:
+            the action that is wanted, [K, A]; the rule clamps it to [-1, 1] and limits its change.
         """
 
     def executed(self, action: Tensor) -> None:
-        """What was made of the action: changes are limited a decision."""
+        """Learn what was made of the action, whose change from one decision to the next is limited.
+
+        Args:
+            action: the action now in force, [K, A], in [-1, 1].
+        """
         return None
 
     def describe(self) -> dict[str, Any]:
-        """For the statement."""
+        """Return the controller's name and settings for the statement, as JSON."""
         return {"controller": self.name}
 
 

@@ -12,15 +12,26 @@ _BLOCK = 256
 
 
 def sampling_stride(sizes: Sequence[int]) -> int:
-    """One coordinate in so many is looked at; 1 up to `MOST` of them."""
+    """Choose the stride that leaves at most about `MOST` coordinates to look at.
+
+    Args:
+        sizes: elements of each parameter.
+
+    Returns:
+        one coordinate in this many is looked at; 1 for up to `MOST` of them.
+    """
     return max(1, math.ceil(sum(sizes) / MOST))
 
 
 def every_nth(values: Tensor, stride: int) -> Tensor:
-    """One coordinate in `stride` of a flat tensor, in blocks that lie together, which are read
-    faster than single ones.
+    """Take one coordinate in `stride`, in blocks that lie together and are read fast.
 
-    Float32, a view where that is possible.
+    Args:
+        values: flat, [d].
+        stride: at least 1.
+
+    Returns:
+        about d / stride of the values, flat, float32; a view where that is possible.
     """
     if stride == 1:
         return values.float()

@@ -16,18 +16,30 @@ KINDS = ("embedding", "vector", "adapter")  # beside matrices
 
 
 def width(actions: int) -> int:
-    """Features of one group, F, for actions of so many columns."""
+    """Count the features of one group, F.
+
+    Args:
+        actions: A, columns of an action.
+    """
     return actions + 19
 
 
 def features(steps: Sequence[Summary], context: Context, losses: LossCourse) -> Tensor:
-    """What the agent sees of each group, [K, F], every number between about -2 and 2.
+    """Describe each group to the agent, [K, F], every number in [-2, 2].
 
     Of each group, over the steps since the last decision: what the released energy exceeds the
     noise's by and what successive steps agree on, both in units of what noise alone would scatter
     them by, and the share below the threshold; the action in force; the group's size, whether it is
     an embedding, vectors (norms) or an adapter, and how far the last update moved it. The same for
     all groups: `_common`.
+
+    Args:
+        steps: the steps since the last decision, at least one.
+        context: what is public anyway.
+        losses: where the released losses are and which way they go.
+
+    Returns:
+        float32, [K, F].
     """
     groups = len(context.sizes)
     noise, blur = (
@@ -48,7 +60,10 @@ def features(steps: Sequence[Summary], context: Context, losses: LossCourse) -> 
 
 
 def _traits(context: Context) -> Tensor:
-    """Logarithms of the size and of the last move (0 is 0.03), and the kind; [K, 5]."""
+    """Describe the size, the kind and the last move of each group, [K, 5].
+
+    Size and move as logarithms; a group that has not moved yet counts as moved by 0.03, which is 0.
+    """
     sizes = torch.tensor(context.sizes, dtype=torch.float32)
     moved = torch.tensor(context.moved or [0.03] * len(sizes)).clamp(min=_TINY)
     kinds = [[float(kind == one) for one in KINDS] for kind in context.kinds]
@@ -59,8 +74,10 @@ def _traits(context: Context) -> Tensor:
 
 
 def _common(context: Context, losses: LossCourse) -> list[float]:
-    """How far the run is and what is left of the budget; which way the released loss goes, how far
-    it has fallen and where it is (in threes and fives of nats); decimal logarithms of the run's
+    """Describe the run: the same numbers for all groups.
+
+    How far the run is and what is left of the budget; which way the released loss goes, how far it
+    has fallen and where it is (in threes and fives of nats); decimal logarithms of the run's
     length, of the steps done (in fours) and of the noise's norm over the joint threshold (in
     threes).
     """
@@ -78,7 +95,8 @@ def _common(context: Context, losses: LossCourse) -> list[float]:
 
 
 def _legible(scores: Tensor) -> Tensor:
-    """Standard scores of each step and group, [steps, K], as one number a group: 0.3 for each of
-    the first sigmas.
+    """Add up standard scores of each step and group, [steps, K], to one number a group, [K].
+
+    0.3 for each of the first sigmas.
     """
     return torch.asinh(scores.sum(0) / math.sqrt(len(scores))) / 3

@@ -24,8 +24,14 @@ GROUPINGS: dict[str, Grouping] = {
 
 
 def resolve_grouping(groups: str, names: Sequence[str] = ()) -> str:
-    """One of `GROUPINGS`, for "auto", too: layers for adapters, or else the model (see
-    experiments/rl_control).
+    """Resolve "auto": layers for adapters, or else the model (see experiments/rl_control).
+
+    Args:
+        groups: a key of `GROUPINGS`, or "auto".
+        names: of the trainable parameters; "auto" is "layer" where more than half are adapters.
+
+    Returns:
+        a key of `GROUPINGS`.
     """
     if groups != "auto":
         return groups
@@ -54,14 +60,14 @@ class Layout:
         return [self.owners[self.seen.index(group)] for group in range(max(self.seen) + 1)]
 
     def seen_sizes(self) -> tuple[int, ...]:
-        """Elements of each of the controller's groups."""
+        """Count the elements of each of the controller's groups."""
         totals = [0] * (max(self.seen) + 1)
         for group, size in zip(self.seen, self.sizes, strict=True):
             totals[group] += size
         return tuple(totals)
 
     def seen_kinds(self) -> tuple[ParameterKind, ...]:
-        """What the largest parameter of each of the controller's groups is."""
+        """Return the kind of the largest parameter in each of the controller's groups."""
         by_size = sorted(
             zip(self.sizes, self.seen, self.kinds, strict=False), key=lambda one: one[0]
         )
@@ -69,21 +75,42 @@ class Layout:
         return tuple(largest[group] for group in sorted(largest))
 
     def means(self, column: Tensor) -> Tensor:
-        """Of a number for each of the controller's groups, the mean in each clipping group."""
+        """Average over the controller's groups within each clipping group.
+
+        Args:
+            column: one number for each of the controller's groups.
+
+        Returns:
+            one mean for each clipping group, float64.
+        """
         parents = torch.tensor(self.parents)
         groups = max(self.owners) + 1
         sums = torch.zeros(groups, dtype=torch.float64).index_add_(0, parents, column.double())
         return sums / torch.bincount(parents, minlength=groups)
 
     def moved(self, moves: Sequence[float]) -> tuple[float, ...]:
-        """The furthest move in each of the controller's groups."""
+        """Find the furthest move in each of the controller's groups.
+
+        Args:
+            moves: one length for each parameter, at least 0.
+
+        Returns:
+            one length for each of the controller's groups.
+        """
         furthest = [0.0] * (max(self.seen) + 1)
         for group, move in zip(self.seen, moves, strict=True):
             furthest[group] = max(furthest[group], move)
         return tuple(furthest)
 
     def norm(self, stds: Sequence[float]) -> float:
-        """That noise of these deviations in each parameter's coordinates has."""
+        """Compute the expected norm of noise, as the root of its mean square.
+
+        Args:
+            stds: standard deviation in each coordinate, one for each parameter.
+
+        Returns:
+            sqrt(sum_j size_j std_j^2), on the scale of `stds`.
+        """
         return math.sqrt(
             math.fsum(size * std**2 for size, std in zip(self.sizes, stds, strict=True))
         )

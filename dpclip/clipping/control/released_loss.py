@@ -17,15 +17,15 @@ _CENTRE_RATE = 0.3
 
 @dataclass
 class LossWindow:
-    """Losses are clipped to an interval about a running mean of the released ones, wide until it is
-    known where to be.
+    """Clip losses to an interval about a running mean of the released ones.
 
-    Centring keeps the number of units in a batch out of what is released.
+    It is wide until it is known where to be. Centring keeps the number of units in a batch out of
+    what is released.
 
     Attributes:
-        least: half its width later on.
+        least: half its width later on, in the loss's own unit.
         seen: losses released so far.
-        centre: its middle; at first, so that it begins at 0.
+        centre: its middle; at first half its width, so that it begins at 0.
     """
 
     least: float
@@ -37,12 +37,18 @@ class LossWindow:
 
     @property
     def width(self) -> float:
-        """Half of it, and what one unit can move the sum by."""
+        """Half of the interval's width, and what one unit can move the sum by."""
         return max([self.least, *FIRST_WIDTHS[self.seen : self.seen + 1]])
 
     def query(self, share: float) -> SideQuery:
-        """The sum of the clipped losses, for a part of the step's budget; losses that are not
-        finite count as the middle.
+        """Ask for the sum of the clipped losses, less the middle.
+
+        Args:
+            share: the loss's part of the step's budget 1/sigma^2, in (0, 1).
+
+        Returns:
+            the query "loss": losses [1, B] -> centred losses [1, B] in [-width, width]; one that is
+            not finite counts as the middle, 0.
         """
         width, centre = self.width, self.centre
 
@@ -54,7 +60,11 @@ class LossWindow:
         return SideQuery("loss", width, None, centred, share=share, reads="losses")
 
     def observe(self, loss: float) -> None:
-        """A released mean."""
+        """Move the middle towards a released loss.
+
+        Args:
+            loss: released mean of the clipped losses, in the loss's unit; below 0 counts as 0.
+        """
         self.seen += 1
         self.centre += max(_CENTRE_RATE, 1 / self.seen) * (max(0.0, loss) - self.centre)
 
@@ -75,7 +85,11 @@ class LossAccount:
     )
 
     def add(self, losses: Iterable[float]) -> None:
-        """One released loss a step, in order."""
+        """Take in released losses.
+
+        Args:
+            losses: one released mean a step, in order.
+        """
         for loss in losses:
             now = self.state
             if now["seen"] == 1:
@@ -96,7 +110,7 @@ class LossAccount:
 
     @property
     def fall(self) -> float:
-        """How much lower it is than the mean of the second to the fifth."""
+        """How much lower `now` is than the mean of the second to the fifth release."""
         return (
             self.state["first"] / self.state["firsts"] - self.now if self.state["firsts"] else 0.0
         )

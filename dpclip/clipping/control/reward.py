@@ -12,8 +12,12 @@ from dpclip.clipping.control.summary import _TINY, Summary
 
 @dataclass(frozen=True)
 class LossCourse:
-    """What is known of the released losses: which way they go, how far they have fallen, where
-    their mean is.
+    """What is known of the released losses.
+
+    Attributes:
+        trend: the last decision's progress, in [-1, 1]; above 0 where the loss fell.
+        fall: how far the mean has fallen since the run began, in the loss's unit.
+        now: the running mean of the released losses.
     """
 
     trend: float = 0.0
@@ -32,8 +36,8 @@ class Reward:
 
     Args:
         kind: "loss", "signal" or "both", their mean; where no loss is released, signal alone.
-        rate: of the running mean of progress' usual size.
-        effort: what a change of the action costs.
+        rate: of the running mean of progress' usual size, in (0, 1].
+        effort: what a change of the action costs, for each unit of its mean absolute change.
     """
 
     kind: str = "both"
@@ -43,8 +47,14 @@ class Reward:
     state: dict[str, float] = field(default_factory=dict)
 
     def of(self, steps: Sequence[Summary], change: float) -> float:
-        """The reward of the steps since the last decision, in which the action changed by `change`
-        on average.
+        """Reward the steps since the last decision.
+
+        Args:
+            steps: their summaries, at least one.
+            change: mean absolute change of the action's entries that the decision made, in [0, 2].
+
+        Returns:
+            the reward, in [-1, 1].
         """
         parts = []
         if self.kind != "loss" or steps[0].loss is None:
@@ -56,7 +66,7 @@ class Reward:
 
     @property
     def course(self) -> LossCourse:
-        """For the features; in nats, but for the trend, which is the last progress."""
+        """The course of the losses for the features, in nats but for the trend."""
         return LossCourse(self.state.get("progress", 0.0), self.account.fall, self.account.now)
 
     def _progress(self, steps: Sequence[Summary]) -> float:
@@ -71,11 +81,15 @@ class Reward:
         return progress
 
     def public_state(self) -> dict[str, dict[str, float]]:
-        """JSON."""
+        """Return the account and the usual progress, as JSON."""
         return {"account": self.account.state, "own": self.state}
 
     def load_public_state(self, state: Mapping[str, Mapping[str, float]]) -> None:
-        """Restore `public_state`."""
+        """Restore `public_state`.
+
+        Args:
+            state: what `public_state` returned, after a round trip through JSON.
+        """
         self.account.state, self.state = dict(state["account"]), dict(state["own"])
 
 

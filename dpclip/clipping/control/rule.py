@@ -151,14 +151,33 @@ class ControlledClipping(PerGroup):
             )
 
     def set_run(self, shape: RunShape) -> None:
+        """Keep the planned steps.
+
+        Args:
+            shape: of the run; public.
+        """
         self._planned = shape.steps
 
     def set_parameter_kinds(self, kinds: Sequence[ParameterKind]) -> None:
+        """Keep what the parameters are, and begin with networks that ship where `policy` says so.
+
+        Args:
+            kinds: one for each trainable parameter, in the order of `partition`.
+        """
         self._kinds = list(kinds)
         if (file := public_policy(self.policy, self.mode, self._planned, kinds)) is not None:
             self.agent.begin_with(file)
 
     def partition(self, names: Sequence[str], sizes: Sequence[int]) -> list[int]:
+        """Number the clipping groups and, at least as finely, those that the controller sees.
+
+        Args:
+            names: of the trainable parameters.
+            sizes: their numbers of elements.
+
+        Returns:
+            the clipping group k of each parameter, 0 to K - 1.
+        """
         groups = resolve_grouping(self.groups, names)
         self.group_of = self._analytic.group_of = GROUPINGS[groups]
         owners = super().partition(names, sizes)
@@ -190,8 +209,9 @@ class ControlledClipping(PerGroup):
         return [bound * by for bound, by in zip(analytic, self._departures(THRESHOLD), strict=True)]
 
     def _departures(self, column: int) -> list[float]:
-        """Factors by clipping group: where the controller sees parts of one apart, their mean in
-        log.
+        """Return the factors exp(reach x) by clipping group, [K], for a column x of the action.
+
+        Where the controller sees parts of a group apart, x is their mean.
         """
         return (self.reach * self._layout.means(self._action[:, column])).exp().tolist()
 
@@ -213,8 +233,15 @@ class ControlledClipping(PerGroup):
         return (2 * self.reach * self._action[:, RATE].double()).exp().tolist()
 
     def inverted(self, step: StepRelease) -> StepRelease:
-        """In units of the thresholds at the start: what optimizers average over steps has one
-        scale, wherever the thresholds go. Post-processing.
+        """Express the release in units of the thresholds at the start: post-processing.
+
+        What optimizers average over steps has one scale, wherever the thresholds go.
+
+        Args:
+            step: the release, on the scale of the mean; its gradient is changed in place.
+
+        Returns:
+            the same with `stds` and `coordinate_stds` scaled alike.
         """
         scales = [first / now for first, now in zip(self._first_bounds, self.bounds(), strict=True)]
         each = [scales[owner] for owner in self._layout.owners]
@@ -233,6 +260,11 @@ class ControlledClipping(PerGroup):
     # --- what is learned, from released values only -----------------------------------------------
 
     def observe(self, released: Released[StepRelease]) -> None:
+        """Follow the quantiles, and have the controller decide when it is time.
+
+        Args:
+            released: the step after `inverted`.
+        """
         seen = released.map(self._with_history)
         if self.mode != "A" and self.agent.tracks:
             self._analytic.observe(released)
@@ -247,6 +279,11 @@ class ControlledClipping(PerGroup):
             self._decide(seen, self._noise_level(released.value.coordinate_stds))
 
     def updated(self, moves: Released[Sequence[float]]) -> None:
+        """Keep how far the update moved each of the controller's groups.
+
+        Args:
+            moves: one length for each trainable parameter.
+        """
         self._moved = self._layout.moved(moves.value)
 
     def _with_history(self, step: StepRelease) -> tuple[Summary, ...]:
@@ -254,8 +291,9 @@ class ControlledClipping(PerGroup):
         return (*self._history, latest)[-self.interval :]
 
     def _noise_level(self, stds: Sequence[float]) -> float:
-        """Norm that noise of these deviations in each parameter's coordinates has, over the joint
-        threshold.
+        """Return the norm that noise has, over the joint threshold at the start.
+
+        `stds` is its standard deviation in each parameter's coordinates.
         """
         return self._layout.norm(stds) / math.sqrt(math.fsum(c**2 for c in self._first_bounds))
 

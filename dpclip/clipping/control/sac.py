@@ -33,8 +33,8 @@ class SacSettings:
         hidden: width of both hidden layers.
         learning_rate: of actor, critics and temperature.
         gamma: discount a decision; 0.9 looks about 10 decisions ahead.
-        tau: how fast the target critics follow.
-        temperature: initial weight of the entropy.
+        tau: how fast the target critics follow, in (0, 1].
+        temperature: initial weight of the entropy, positive.
         initial_log_std: of the untrained actor, whose mean is 0.
         largest_gradient: cap on each network's gradient norm.
         anchor: what the square of an action's distance from the mean action that the agent began
@@ -72,7 +72,13 @@ class Transitions:
 
 @dataclass(frozen=True)
 class Losses:
-    """Of one update."""
+    """What one update minimised.
+
+    Attributes:
+        critic: mean squared error of the critics, averaged over the two.
+        actor: weighted log-probability less the smaller value, plus the cost of departing.
+        temperature: log-temperature times what the entropy exceeds its target by.
+    """
 
     critic: float
     actor: float
@@ -80,7 +86,13 @@ class Losses:
 
 
 class Actor(nn.Module):
-    """A tanh-Gaussian for each group."""
+    """A tanh-Gaussian for each group.
+
+    Args:
+        features: F.
+        actions: A.
+        settings: of the algorithm.
+    """
 
     def __init__(self, features: int, actions: int, settings: SacSettings) -> None:
         super().__init__()
@@ -94,13 +106,27 @@ class Actor(nn.Module):
             nn.init.constant_(layer.bias, start)
 
     def forward(self, observations: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation before the tanh, [..., K, A]."""
+        """Compute mean and standard deviation before the tanh.
+
+        Args:
+            observations: [..., K, F].
+
+        Returns:
+            both [..., K, A].
+        """
         inner = self.body(observations)
         return self.mean(inner), self.log_std(inner).clamp(LOWEST, HIGHEST).exp()
 
     def act(self, observations: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-        """Actions [..., K, A] for standard normal noise of that shape, and their log-probabilities
-        [...].
+        """Draw actions and compute their log-probabilities.
+
+        Args:
+            observations: [..., K, F].
+            noise: standard normal, [..., K, A]; zeros give the mean action.
+
+        Returns:
+            actions in [-1, 1], [..., K, A], and log-probabilities, summed over A and averaged over
+            the groups, [...].
         """
         mean, std = self(observations)
         inner = mean + std * noise
@@ -111,7 +137,13 @@ class Actor(nn.Module):
 
 
 class Critic(nn.Module):
-    """The value of an observation and an action of all groups."""
+    """The value of an observation and an action of all groups.
+
+    Args:
+        features: F.
+        actions: A.
+        settings: of the algorithm.
+    """
 
     def __init__(self, features: int, actions: int, settings: SacSettings) -> None:
         super().__init__()
@@ -120,13 +152,22 @@ class Critic(nn.Module):
         self.together = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 1))
 
     def forward(self, observations: Tensor, actions: Tensor) -> Tensor:
-        """[..., K, F] and [..., K, A] to [...]."""
+        """Value an observation and an action.
+
+        Args:
+            observations: [..., K, F].
+            actions: [..., K, A].
+
+        Returns:
+            values, [...].
+        """
         return self.together(self.each(torch.cat([observations, actions], -1)).mean(-2)).squeeze(-1)
 
 
 class SoftActorCritic:
-    """Twin critics with slow targets, a tanh-Gaussian actor, a learned temperature, and a random
-    stream of its own.
+    """Twin critics with slow targets, a tanh-Gaussian actor and a learned temperature.
+
+    All its noise comes from a random stream of its own.
 
     Args:
         features: F.
@@ -153,7 +194,15 @@ class SoftActorCritic:
         }
 
     def act(self, observation: Tensor, *, explore: bool = True) -> Tensor:
-        """An action [K, A] for an observation [K, F]."""
+        """Choose an action.
+
+        Args:
+            observation: [K, F].
+            explore: whether to draw it; otherwise it is the actor's mean, through the tanh.
+
+        Returns:
+            the action, [K, A], in [-1, 1].
+        """
         noise = (
             self.noise((len(observation), self.actions))
             if explore
@@ -163,19 +212,26 @@ class SoftActorCritic:
             return self.actor.act(observation, noise)[0]
 
     def noise(self, shape: tuple[int, ...]) -> Tensor:
-        """Standard normal noise from the agent's stream: exploration, which protects nothing."""
+        """Draw standard normal noise from the agent's stream: exploration, which protects nothing.
+
+        Args:
+            shape: of the result.
+        """
         return torch.randn(shape, generator=self.generator)
 
     def update(
         self, batch: Transitions, noise: Tensor | None = None, next_noise: Tensor | None = None
     ) -> Losses:
-        """One step of each optimizer: temperature, critics, actor; then the targets follow.
+        """Take one step of each optimizer (temperature, critics, actor) and let the targets follow.
 
         Args:
-            batch: transitions.
+            batch: n transitions.
             noise: [n, K, A] for the actions at the observations; from the agent's own stream unless
                 given.
             next_noise: the same at the next observations.
+
+        Returns:
+            what each optimizer minimised.
         """
         shape = tuple(batch.actions.shape)
         actions, log_probability = self.actor.act(
@@ -240,7 +296,7 @@ class SoftActorCritic:
     # --- state ------------------------------------------------------------------------------------
 
     def policy(self) -> dict[str, Tensor]:
-        """All networks and the temperature: what a later run can begin with."""
+        """Return all networks and the temperature: what a later run can begin with."""
         parts = {"actor": self.actor, "critics": self.critics, "targets": self.targets}
         found = {
             f"{part}.{key}": t for part, net in parts.items() for key, t in net.state_dict().items()
@@ -248,10 +304,14 @@ class SoftActorCritic:
         return {**found, "log_temperature": self.log_temperature.detach()}
 
     def load_policy(self, state: Mapping[str, Tensor]) -> None:
-        """Begin with a `policy`.
+        """Begin with a `policy`, and measure departures from it.
+
+        Args:
+            state: tensors by name, as `policy` returns them.
 
         Raises:
             RuntimeError: other layers than ours.
+            KeyError: there is no temperature.
         """
         for part, net in {
             "actor": self.actor,
@@ -264,7 +324,7 @@ class SoftActorCritic:
             self.log_temperature.copy_(state["log_temperature"])
 
     def tensor_state(self) -> dict[str, Tensor]:
-        """Everything, so that a resumed run goes on bit for bit."""
+        """Return everything, so that a resumed run goes on bit for bit."""
         moments = {
             f"optimizer.{name}.{index}.{key}": value
             for name, optimizer in self.optimizers.items()
@@ -275,7 +335,11 @@ class SoftActorCritic:
         return {**self.policy(), **begun, **moments, "random": self.generator.get_state()}
 
     def load_tensor_state(self, state: Mapping[str, Tensor]) -> None:
-        """Restore `tensor_state`."""
+        """Restore `tensor_state`.
+
+        Args:
+            state: networks, the optimizers' moments and the generator's state.
+        """
         self.load_policy(state)
         self.begun.load_state_dict(state_below(state, "begun"))
         for name, optimizer in self.optimizers.items():
@@ -289,7 +353,12 @@ class SoftActorCritic:
 
 
 def state_below(state: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
-    """The entries `name.…`, without that."""
+    """Select the entries `name.…`, and drop that prefix.
+
+    Args:
+        state: tensors by dotted name.
+        name: the prefix, without the dot.
+    """
     return {
         key[len(name) + 1 :]: value for key, value in state.items() if key.startswith(f"{name}.")
     }

@@ -23,7 +23,7 @@ from dpclip.errors import InputError
 from dpclip.released import Released
 
 MOST_TRANSITIONS, LARGEST_BATCH, FIRST_BATCH, UPDATES = 2000, 32, 8, 4
-# that an update looks at: of more, so many at random, which bounds what learning costs
+# that an update looks at: of more, this many at random, which bounds what learning costs
 MOST_GROUPS = 24
 CAREFUL = SacSettings(temperature=0.002, initial_log_std=math.log(0.05), anchor=3.0)
 """For runs that count: departures cost, and few of them are made to explore."""
@@ -68,9 +68,23 @@ class SacController(Controller):
         self._policy = policy  # read as soon as it is known how many columns an action has
 
     def begin_with(self, policy: Path) -> None:
+        """Keep the file; `start` reads it.
+
+        Args:
+            policy: file of networks.
+        """
         self._policy = policy
 
     def start(self, groups: int, actions: int) -> None:
+        """Forget everything and, where there is a policy, begin with its networks.
+
+        Args:
+            groups: unused; the networks take any number of groups.
+            actions: A, columns of an action.
+
+        Raises:
+            InputError: the policy cannot be read, or has other layers.
+        """
         self._actions = actions
         self._built: SoftActorCritic | None = None
         if self._policy is not None:
@@ -83,6 +97,15 @@ class SacController(Controller):
         self._change, self._last, self._left = 0.0, 0.0, 1.0
 
     def act(self, seen: Released[tuple[Summary, ...]], context: Context) -> Tensor:
+        """Reward the last decision, learn from it, and make the next.
+
+        Args:
+            seen: the steps since the last decision, at least one.
+            context: what is public anyway.
+
+        Returns:
+            the action that is wanted, [K, A], in [-1, 1].
+        """
         gained = self._reward.of(seen.value, self._change) - self._overspent(context)
         observation = features(seen.value, context, self._reward.course)
         if self._before is not None and self._done is not None:
@@ -92,8 +115,9 @@ class SacController(Controller):
         return self._agent.act(observation)
 
     def _overspent(self, context: Context) -> float:
-        """What the decision took of the budget beyond its even share, where the noise is the
-        agent's to choose.
+        """Return what the decision took of the budget beyond its even share.
+
+        0 unless the noise is the agent's to choose.
         """
         spent, self._left = self._left - context.budget_left, context.budget_left
         return (
@@ -104,7 +128,7 @@ class SacController(Controller):
 
     @property
     def _agent(self) -> SoftActorCritic:
-        """Built when it is first needed."""
+        """The agent, built when it is first needed."""
         if self._built is None:
             self._built = SoftActorCritic(
                 width(self._actions), self._actions, self._settings, self._seed
@@ -112,6 +136,11 @@ class SacController(Controller):
         return self._built
 
     def executed(self, action: Tensor) -> None:
+        """Remember the action that was taken, and how much it changed on average.
+
+        Args:
+            action: the action now in force, [K, A].
+        """
         self._change = 0.0 if self._done is None else float((action - self._done).abs().mean())
         self._done = action.clone()
 
@@ -138,7 +167,7 @@ class SacController(Controller):
             self._agent.update(Transitions(**batch))
 
     def _some(self, count: int, most: int) -> Tensor:
-        """Of so many, at most so many, at random."""
+        """Draw at most `most` of the numbers below `count`, at random."""
         return torch.randperm(count, generator=self._agent.generator)[:most]
 
     # --- state ------------------------------------------------------------------------------------
@@ -155,6 +184,11 @@ class SacController(Controller):
         }
 
     def load_public_state(self, state: Mapping[str, Any]) -> None:
+        """Restore the reward's account and the last decision's outcome.
+
+        Args:
+            state: what `public_state` returned.
+        """
         self._reward.load_public_state(state["reward"])
         self._change, self._last, self._left = state["change"], state["last"], state["left"]
 
@@ -172,13 +206,18 @@ class SacController(Controller):
         }
 
     def load_tensor_state(self, state: Mapping[str, Tensor]) -> None:
+        """Restore the last decision, the memory and, where they had been built, the networks.
+
+        Args:
+            state: what `tensor_state` returned.
+        """
         self._before, self._done = state.get("before"), state.get("done")
         self._memory = {part: list(state.get(f"memory.{part}", ())) for part in _PARTS}
         if networks := state_below(state, "agent"):
             self._agent.load_tensor_state(networks)
 
     def policy(self) -> dict[str, Tensor]:
-        """The networks, to begin a later run with."""
+        """Return the networks, to begin a later run with."""
         return self._agent.policy()
 
     def describe(self) -> dict[str, Any]:
@@ -187,10 +226,17 @@ class SacController(Controller):
 
 
 def policy_file(policy: str, mode: str) -> Path | None:
-    """Where networks of one's own to begin with lie.
+    """Find the user's own file of networks to begin with.
+
+    Args:
+        policy: a file's path, "public", "auto" or "none".
+        mode: "A", "B" or "C".
+
+    Returns:
+        the path; None for the words, and for an empty string.
 
     Raises:
-        InputError: those that ship have nothing to say about the noise of mode C.
+        InputError: "public" in mode C, whose noise the networks that ship know nothing of.
     """
     if policy == "public" and mode == "C":
         raise InputError(
@@ -203,10 +249,19 @@ def policy_file(policy: str, mode: str) -> Path | None:
 def public_policy(
     policy: str, mode: str, steps: int, kinds: Sequence[ParameterKind]
 ) -> Path | None:
-    """Which of those that ship a run begins with.
+    """Choose the networks that ship which a run begins with.
 
     With "public" always one, with "auto" where that did well: in runs of whole models with
     embeddings that are not longer than it was taught.
+
+    Args:
+        policy: the rule's setting.
+        mode: "A", "B" or "C".
+        steps: planned steps of the run; 0 if not known.
+        kinds: of the trainable parameters.
+
+    Returns:
+        a file of the package, or None.
     """
     fitting = next((file for longest, file in PUBLIC.items() if 0 < steps <= longest), None)
     if policy == "public":

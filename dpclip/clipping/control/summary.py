@@ -1,6 +1,4 @@
-"""What a controller is shown: numbers made of released values alone, a summary a step and features
-a decision.
-"""
+"""What a controller is shown: a summary a step, made of released values alone."""
 
 from __future__ import annotations
 
@@ -26,15 +24,15 @@ class Summary:
     """One step, in numbers; K groups.
 
     Attributes:
-        energy: squared norm of the released mean gradient.
-        noise: what noise alone contributes to it: coordinates times variance.
+        energy: squared norm of the released mean gradient, [K].
+        noise: what noise alone contributes to it: coordinates times variance, [K].
         agreement: inner product with the step before, whose noise is independent; its expectation
-            has no noise in it.
-        within: released share of units below the rule's own threshold; empty where none is
+            has no noise in it, [K].
+        within: released share of units below the rule's own threshold, [K]; empty where none is
             released.
         loss: released mean of the clipped losses, if there is one.
         loss_noise: its noise standard deviation.
-        blur: standard deviation of each agreement if there were nothing but noise.
+        blur: standard deviation of each agreement if there were nothing but noise, [K].
     """
 
     energy: tuple[float, ...]
@@ -46,13 +44,17 @@ class Summary:
     blur: tuple[float, ...] = ()
 
     def shown(self) -> dict[str, float]:
-        """Numbers worth a curve."""
+        """Return the numbers worth a curve: the mean share within, and the loss."""
         share = {"share_within": sum(self.within) / len(self.within)} if self.within else {}
         return share if self.loss is None else {**share, "released_loss": self.loss}
 
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> Summary:
-        """The inverse of `dataclasses.asdict`, after JSON."""
+        """Undo `dataclasses.asdict` and a round trip through JSON.
+
+        Args:
+            fields: lists or numbers by field name.
+        """
         values: dict[str, Any] = {
             k: tuple(v) if isinstance(v, Sequence) else v for k, v in fields.items()
         }
@@ -60,13 +62,12 @@ class Summary:
 
 
 class Summariser:
-    """Turns each step's release into a `Summary`; remembers the last released gradient for the
-    next.
+    """Turns each step's release into a `Summary`, and remembers its gradient for the next.
 
     Args:
         owners: the group of each parameter.
         sizes: elements of each parameter.
-        parents: which of the released shares is each group's.
+        parents: which of the released shares is each group's, [K].
     """
 
     def __init__(self, owners: Sequence[int], sizes: Sequence[int], parents: Sequence[int]) -> None:
@@ -76,10 +77,12 @@ class Summariser:
         self._previous: list[Tensor] = []
 
     def summarise(self, step: StepRelease, loss_offset: float) -> Summary:
-        """The step in numbers.
+        """Sum up the step in numbers.
+
+        Of models with more than `MOST` coordinates only some are looked at.
 
         Args:
-            step: what the step released.
+            step: what the step released, on the scale of the mean.
             loss_offset: what was subtracted from each loss.
         """
         kept = [
@@ -106,14 +109,18 @@ class Summariser:
         )
 
     def tensor_state(self) -> dict[str, Tensor]:
-        """The last released gradient, as far as it is kept."""
+        """Return the last released gradient, as far as it is kept."""
         return {f"previous.{slot}": values for slot, values in enumerate(self._previous)}
 
     def load_tensor_state(self, state: Mapping[str, Tensor]) -> None:
-        """Restore `tensor_state`."""
+        """Restore `tensor_state`.
+
+        Args:
+            state: "previous.<slot>": the coordinates kept of each parameter, flat.
+        """
         self._previous = [state[f"previous.{slot}"] for slot in range(len(state))]
 
 
 def _dots(left: Sequence[Tensor], right: Sequence[Tensor]) -> list[float]:
-    """Inner products, pair by pair; a GPU is waited for once."""
+    """Compute inner products, pair by pair; a GPU is waited for once."""
     return torch.stack([torch.dot(a, b) for a, b in zip(left, right, strict=True)]).tolist()

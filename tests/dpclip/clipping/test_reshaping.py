@@ -162,4 +162,4 @@ def test_adaclips_scale_aims_at_norms_of_one() -> None:
     rule.load_tensor_state({"mean.0": torch.zeros(SIZE), "variance.0": spread.square()})
     w = rule.transform(0, drawn(spread, 3))
     assert float(w.square().sum(1).mean()) == pytest.approx(1.0, rel=0.2)
-    assert math.isclose(float(rule.back(0, w[0])[0]), float(drawn(spread, 3)[0, 0]), rel_tol=1e-5)
+    assert math.isclose(float(rule.inverse(0, w[0])[0]), float(drawn(spread, 3)[0, 0]), rel_tol=1e-5)

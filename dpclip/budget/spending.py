@@ -6,7 +6,8 @@ from accounting.statement import spending
 from dpclip.budget.plan import Plan
 
 
-def _spending(plan: Plan) -> list[tuple[int, float]]:
+def planned_spending(plan: Plan) -> list[tuple[int, float]]:
+    """(step, epsilon) pairs from (0, 0) to the last planned step; empty without privacy."""
     if not plan.private:
         return []
     if plan.scheme.filter(plan) is not None:  # the whole budget is promised from the first step on
@@ -18,11 +19,13 @@ def _spending(plan: Plan) -> list[tuple[int, float]]:
 
 
 def epsilon_after(spend: list[tuple[int, float]], steps: int | None, budget: float) -> float:
-    """epsilon after so many planned steps, read from the next point of the curve, so never too
-    small.
+    """epsilon after a number of planned steps: that of the curve's next point, so never too small.
 
-    Beyond the planned steps (None) it is the budget, which the ledger has checked before each
-    charge.
+    Args:
+        spend: from `planned_spending`.
+        steps: planned steps that cost as much; None beyond the plan, where it is the budget, which
+            the ledger has checked before each charge.
+        budget: the target epsilon.
     """
     if steps is None:
         return budget

@@ -11,24 +11,16 @@ from torch import nn
 from torch.utils.data import default_collate
 
 from accounting import Adjacency
-from dpclip import raw_gradients
 from dpclip.budget.ledger import Ledger
-from dpclip.budget.plan import Plan, make_plan, whole_number
-from dpclip.clipping import ClippingRule, Flat, Unclipped
-from dpclip.diagnosis.model_check import check_batch_norm
-from dpclip.engine.engine import Engine
-from dpclip.engine.loop_checks import LoopChecks
+from dpclip.budget.plan import Plan, make_plan
+from dpclip.clipping import ClippingRule
 from dpclip.engine.private_training import PrivateTraining
-from dpclip.engine.setup import check_optimizer, configure_rule, trainable_parameters
+from dpclip.engine.setup import build_private_training
 from dpclip.errors import InputError
-from dpclip.guards.model_state import check_stateful_layers
-from dpclip.guards.one_process import check_one_process
-from dpclip.guards.update_guard import UpdateGuard, check_optimizer_kind
+from dpclip.guards.update_guard import check_optimizer_kind
+from dpclip.loop.recorder import FolderRecorder, contract
 from dpclip.noise.keystream import SecretKey
-from dpclip.noise.mechanisms import MECHANISMS
-from dpclip.per_sample import make_backend
 from dpclip.postprocess import GradientClipper
-from dpclip.sampling.micro_batches import Packer
 from dpclip.sampling.units import RowDataset, UnitIndex, check_dataset
 
 
@@ -124,81 +116,18 @@ def make_private(
         rule=clipping,
         grad_sample_mode=grad_sample_mode,
         examples=examples,
-        physical_batch_size=min(32, plan.expected_batch_size)
-        if physical_batch_size is None
-        else physical_batch_size,
+        physical_batch_size=usual_rows(plan, physical_batch_size),
         rows_per_unit=rows_per_unit,
         collate=collate_fn,
         postprocess=postprocess,
         accept_conditional=accept_conditional,
+        recorder=FolderRecorder(contract(clipping, postprocess, len(index), rows_per_unit)),
     )
 
 
-def build_private_training(
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    dataset: RowDataset,
-    index: UnitIndex,
-    *,
-    plan: Plan,
-    key: SecretKey,
-    ledger: Ledger,
-    rule: ClippingRule | None,
-    grad_sample_mode: str,
-    physical_batch_size: int,
-    rows_per_unit: int,
-    collate: Callable[[list[Any]], Any],
-    examples: Sequence[Any],
-    postprocess: Sequence[GradientClipper],
-    accept_conditional: bool = False,
-    recheck: bool = True,
-) -> PrivateTraining:
-    """Build the stages around a plan that is already made; `make_private` and the command line meet
-    here.
-    """
-    physical_batch_size = whole_number("physical_batch_size", physical_batch_size)
-    rows_per_unit = whole_number("rows_per_unit", rows_per_unit)
-    if physical_batch_size < 1 or rows_per_unit < 1:
-        raise InputError(
-            f"physical batch size {physical_batch_size} and rows a unit {rows_per_unit} must be at "
-            "least 1"
-        )
-    check_one_process(model)
-    check_batch_norm(model)
-    check_stateful_layers(model)
-    _check_mode(grad_sample_mode, plan)
-    named = trainable_parameters(model)
-    parameters = list(named.values())
-    check_optimizer(optimizer, parameters)
-    chosen = (rule or Flat()) if plan.private else Unclipped()
-    groups = configure_rule(chosen, plan, model, accept_conditional)
-    backend = make_backend(grad_sample_mode, model, parameters, groups, "sum", chosen.transforms)
-    for clipper in postprocess:
-        clipper.bind(named.items(), private=plan.private)
-    guard = UpdateGuard(optimizer, parameters, list(named))
-    raw_gradients.guard(parameters)
-    sampler = plan.scheme.sampler(plan, len(index), key)
-    engine = Engine(
-        plan=plan,
-        parameters=parameters,
-        rule=chosen,
-        groups=groups,
-        optimizer=optimizer,
-        guard=guard,
-        sampler=sampler,
-        ledger=ledger,
-        key=key,
-        noise=MECHANISMS.make(plan.noise),
-        postprocess=postprocess,
-    )
-    packer = Packer(dataset, collate, physical_batch_size, rows_per_unit)
-    checks = LoopChecks(
-        engine, backend, packer, index, rows_per_unit=rows_per_unit, examples=examples,
-        accept_conditional=accept_conditional, recheck=recheck,
-    )  # fmt: skip
-    return PrivateTraining(
-        engine, backend, model, packer, index, rows_per_unit=rows_per_unit, checks=checks
-    )
+def usual_rows(plan: Plan, given: int | None) -> int:
+    """Rows a micro-batch, where none were asked for."""
+    return min(32, plan.expected_batch_size) if given is None else given
 
 
 _GONE = {
@@ -220,11 +149,3 @@ def _refuse_gone(gone: dict[str, Any]) -> None:
         if name not in _GONE:
             raise TypeError(f"make_private() got an unexpected keyword argument {name!r}")
         raise InputError(f"make_private has no argument {name!r} any more: {_GONE[name]}")
-
-
-def _check_mode(grad_sample_mode: str, plan: Plan) -> None:
-    if grad_sample_mode == "ghost" and plan.private:
-        raise InputError(
-            "gradient mode 'ghost' adds rows up inside autograd, where rounding is not bounded by "
-            "what is paid for; it is a cross-check without privacy: choose bookkeeping"
-        )

@@ -1,0 +1,109 @@
+"""Keeps the run of a loop of the user's own in a folder: saved, stated, and what it must be resumed with."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+from dpclip import report
+from dpclip.budget.spending import planned_spending
+from dpclip.clipping import ClippingRule
+from dpclip.engine.private_training import PrivateTraining
+from dpclip.errors import InputError
+from dpclip.files import write_atomically
+from dpclip.postprocess import GradientClipper
+from dpclip.record.run_folder import RunFolder
+from dpclip.record.run_record import RunRecord
+from dpclip.record.statement import RunFacts, compile_statement, to_json
+
+CONTRACT = "private/loop.json"
+Contract = dict[str, Any]
+
+
+def contract(
+    rule: ClippingRule | None,
+    postprocess: Sequence[GradientClipper],
+    units: int,
+    rows_per_unit: int,
+) -> Contract:
+    """What a run must be resumed with, besides its plan: the same noise must meet the same sums.
+
+    Args:
+        rule: as `make_private` was given it.
+        postprocess: likewise.
+        units: privacy units that are present.
+        rows_per_unit: most rows of one unit in one step.
+    """
+    return {
+        "clipping": _settings(rule) if rule else {"name": "flat", "max_grad_norm": 1.0},
+        "postprocess": [_settings(clipper) for clipper in postprocess],
+        "units": units,
+        "rows_per_unit": rows_per_unit,
+    }
+
+
+def _settings(part: ClippingRule | GradientClipper) -> dict[str, Any]:
+    """Its name and its settings that are plain values."""
+    named = fields(part) if is_dataclass(part) else ()
+    values = {field.name: getattr(part, field.name, None) for field in named if field.init}
+    plain = {k: v for k, v in values.items() if isinstance(v, bool | int | float | str | None)}
+    return {"name": part.name, **plain}
+
+
+class FolderRecorder:
+    """One run, one folder.
+
+    Args:
+        contract: what the run must be resumed with.
+        folder: where it is kept, if it is already.
+    """
+
+    def __init__(self, contract: Contract, folder: RunFolder | None = None) -> None:
+        self._contract, self._folder = contract, folder
+
+    def save(self, training: PrivateTraining, folder: Path) -> None:
+        """Write the state after the steps so far."""
+        RunRecord(training, self._kept_in(training, folder)).save()
+
+    def write_report(self, training: PrivateTraining, folder: Path) -> Path:
+        """Write the statement and the report of the steps so far."""
+        kept = self._kept_in(training, folder)
+        statement = compile_statement(training, _facts(training))
+        write_atomically(kept.statement_path, to_json(statement))
+        return report.write(kept.path)
+
+    def _kept_in(self, training: PrivateTraining, path: Path) -> RunFolder:
+        if self._folder is None:
+            engine = training.engine
+            self._folder = RunFolder.create(
+                path,
+                engine.plan,
+                engine.key,
+                files={CONTRACT: json.dumps(self._contract, indent=1) + "\n"},
+                ledger=engine.ledger,
+            )
+        elif path.resolve() != self._folder.path.resolve():
+            raise InputError(
+                f"this run is kept in {self._folder.path}, and has one folder: save it there, not "
+                f"in {path}"
+            )
+        return self._folder
+
+
+def _facts(training: PrivateTraining) -> RunFacts:
+    plan, parameters = training.plan, list(training.model.parameters())
+    return RunFacts(
+        status="complete" if training.engine.step >= plan.steps else "unfinished",
+        data={"training": {"source": "the data set of a training script", "units": plan.units}},
+        model={
+            "name": type(training.model).__name__,
+            "parameters": sum(p.numel() for p in parameters),
+            "trainable_parameters": sum(p.numel() for p in training.engine.parameters),
+        },
+        evaluation=None,
+        spend=planned_spending(plan),
+        settings={},
+    )
