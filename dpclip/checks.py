@@ -133,8 +133,9 @@ def fraction(name: str, value: Any) -> None:
 
 
 Auto = float | Literal["auto"] | None
-"""A number, None for none, or "auto": the published default, and none where gradients carry privacy
-noise.
+"""A number, None for none, or "auto".
+
+That is the published default, and none where gradients carry privacy noise.
 """
 
 

@@ -45,6 +45,116 @@ def test_the_reader_of_imports_sees_them() -> None:
     assert "dpclip.budget.ledger" in importers("accounting", "dpclip")
 
 
+# --- the floor plan: each room stands on those after it -------------------------------------------
+
+FLOORS = {
+    "dpclip": (
+        ("cli", "testing"),
+        ("tuning", "train", "integrations", "loop"),
+        ("record",),
+        ("engine",),
+        ("diagnosis",),
+        ("guards",),
+        ("budget",),
+        ("sampling",),
+        ("tasks",),
+        ("models", "optim", "per_sample"),
+        ("noise",),
+        ("clipping", "postprocess", "report"),
+        (),
+    ),
+    "accounting": (
+        ("statement",),
+        ("comparison", "journal", "calibration"),
+        ("meaning", "filters"),
+        ("accountant", "prv_library"),
+        ("pld",),
+        ("rdp",),
+        ("schedules",),
+        ("events",),
+        ("mechanisms",),
+        ("odds", "interval", "registry", "wording"),
+        ("errors",),
+    ),
+}
+MOST_FLAT_FILES = 12
+ROOMS = 8
+
+
+def room_of(module: str) -> tuple[str, str]:
+    """The package and its room: a folder, or a flat file's own name."""
+    package, _, rest = module.partition(".")
+    return package, rest.partition(".")[0]
+
+
+def graph() -> dict[str, set[str]]:
+    """Who imports whom, TYPE_CHECKING and imports inside functions counted."""
+    modules = {module_name(path) for path in SOURCES}
+    found: dict[str, set[str]] = {}
+    for path in SOURCES:
+        name, taken = module_name(path), set(imports(path))
+        packages = {t for t in taken if any(x.startswith(f"{t}.") and x in modules for x in taken)}
+        found[name] = (taken & modules) - {name} - packages
+    return found
+
+
+def circles(edges: dict[str, set[str]]) -> list[list[str]]:
+    """Modules that can be reached from themselves, each group once."""
+
+    def reached(start: str) -> set[str]:
+        seen: set[str] = set()
+        queue = list(edges[start])
+        while queue:
+            node = queue.pop()
+            if node not in seen:
+                seen.add(node)
+                queue += edges[node]
+        return seen
+
+    reach = {name: reached(name) for name in edges}
+    groups = {
+        tuple(sorted(m for m in edges if name in reach[m] and m in reach[name])) for name in edges
+    }
+    return sorted(list(group) for group in groups if group)
+
+
+def test_the_finder_of_circles_finds_them() -> None:
+    assert circles({"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}}) == [["a", "b", "c"]]
+    assert circles({"a": {"b"}, "b": set()}) == []
+
+
+def test_there_is_no_circle_of_any_kind() -> None:
+    assert circles(graph()) == []
+
+
+def test_a_room_imports_only_from_those_below_it() -> None:
+    for package, floors in FLOORS.items():
+        height = {room: len(floors) - level for level, rooms in enumerate(floors) for room in rooms}
+        wrong = [
+            f"{module} -> {target}"
+            for module, targets in graph().items()
+            for target in targets
+            if room_of(module)[0] == room_of(target)[0] == package
+            and room_of(module) != room_of(target)
+            and room_of(module)[1] not in ("", "__main__")
+            and height.get(room_of(module)[1], 0) <= height.get(room_of(target)[1], 0)
+            and not (package == "dpclip" and height.get(room_of(target)[1], 0) == 0)
+        ]
+        assert wrong == [], package
+
+
+def test_every_room_has_its_floor() -> None:
+    for package, floors in FLOORS.items():
+        folders = {p.parent.name for p in (ROOT / package).glob("*/__init__.py")}
+        assert folders <= {room for rooms in floors for room in rooms}, package
+    assert len(list((ROOT / "accounting").glob("*/__init__.py"))) == ROOMS
+    flat = {p.stem for p in (ROOT / "dpclip").glob("*.py")} - {"__init__", "__main__"}
+    assert len(flat) <= MOST_FLAT_FILES
+
+
+# --- what the privacy boundary rests on -----------------------------------------------------------
+
+
 @pytest.mark.parametrize("target", ["torch", "dpclip", "transformers", "opacus", "pandas"])
 def test_accounting_imports_no(target: str) -> None:
     assert importers(target, "accounting") == set()
@@ -53,22 +163,25 @@ def test_accounting_imports_no(target: str) -> None:
 @pytest.mark.parametrize(
     "target",
     [
-        "dpclip.noise.release",
-        "dpclip.budget.ledger",
+        "dpclip.noise",
+        "dpclip.budget",
         "dpclip.postprocess",
         "accounting",
         "dpclip.per_sample",
-        "dpclip.sampling.sampler",
+        "dpclip.sampling",
     ],
 )
 def test_clipping_knows_nothing_of(target: str) -> None:
     assert importers(target, "dpclip.clipping") == set()
 
 
+@pytest.mark.parametrize("within", ["dpclip.noise", "dpclip.postprocess"])
+def test_what_comes_after_the_sum_knows_no_rule(within: str) -> None:
+    assert importers("dpclip.clipping", within) == set()
+
+
 @pytest.mark.parametrize("within", ["dpclip.postprocess", "dpclip.clipping.control"])
-@pytest.mark.parametrize(
-    "target", ["dpclip.per_sample", "dpclip.sampling.sampler", "dpclip.engine.engine"]
-)
+@pytest.mark.parametrize("target", ["dpclip.per_sample", "dpclip.sampling", "dpclip.engine"])
 def test_the_released_side_never_imports(within: str, target: str) -> None:
     assert importers(target, within) == set()
 
@@ -78,19 +191,37 @@ def test_opacus_is_imported_by_the_gradient_views_only() -> None:
     assert {m for m in importers("opacus", "dpclip") if not m.startswith(allowed)} == set()
 
 
-def test_accounting_is_imported_by_the_bridges_only() -> None:
-    allowed = {
-        "dpclip.loop.make_private",
-        "dpclip.budget.ledger",
-        "dpclip.budget.plan",
-        "dpclip.engine.guarantee",
-        "dpclip.sampling.scheme",
-        "dpclip.record.statement",
-        "dpclip.train.run",
+def test_accounting_is_imported_where_budgets_are_made_and_told() -> None:
+    rooms = {room_of(module)[1] for module in importers("accounting", "dpclip")}
+    told = {"cli", "tuning", "train", "loop", "record", "engine", "budget", "sampling", "report"}
+    ground = {"errors", "registry"}  # one kind of error and of registry, under both packages
+    assert rooms <= told | ground | {"testing"}
+    for module in ground:
+        assert set(graph()[f"dpclip.{module}"]) - {"dpclip.errors"} == {f"accounting.{module}"}
+
+
+def test_every_registry_is_a_registry() -> None:
+    import importlib
+
+    from accounting.registry import Registry
+
+    homes = {
+        "accounting.events": "EVENTS",
+        "dpclip.clipping": "RULES",
+        "dpclip.clipping.control": "CONTROLLERS",
+        "dpclip.noise.mechanisms": "MECHANISMS",
+        "dpclip.per_sample": "BACKENDS",
+        "dpclip.postprocess": "CLIPPERS",
+        "dpclip.sampling": "SCHEMES",
+        "dpclip.tasks": "TASKS",
+        "dpclip.train.optimization": "OPTIMIZERS",
+        "dpclip.train.optimization ": "SCHEDULES",
     }
-    assert {
-        m for m in importers("accounting", "dpclip") if not m.startswith("dpclip.cli")
-    } <= allowed
+    for home, name in homes.items():
+        registry = getattr(importlib.import_module(home.strip()), name)
+        assert isinstance(registry, Registry)
+        assert registry.names()
+        assert registry.group, f"{name} can be joined from outside"
 
 
 def calls(path: Path) -> Iterator[str]:
@@ -115,9 +246,9 @@ def test_gradient_noise_is_drawn_in_one_module_only() -> None:
         for path in SOURCES
         if draws & set(calls(path)) and module_name(path).startswith("dpclip")
     }
-    # an agent's own, after the release; it protects nothing
-    exploration = {"dpclip.clipping.control.sac"}
-    assert makers - exploration == set()
+    # an agent's own, after the release, protects nothing; the laws make gradients up
+    others = {"dpclip.clipping.control.sac", "dpclip.testing.rules", "dpclip.testing.shift_cases"}
+    assert makers - others == set()
 
 
 def test_no_module_is_a_heap() -> None:

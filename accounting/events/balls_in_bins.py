@@ -24,8 +24,7 @@ class BallsInBinsGaussian(Event):
 
     Attributes:
         bins: releases of an epoch, an integer >= 1.
-        noise_multiplier: noise standard deviation of each release / L2 sensitivity of one unit, >=
-            0.
+        noise_multiplier: noise standard deviation of a release / L2 sensitivity of one unit, >= 0.
     """
 
     kind: ClassVar[str] = "balls-in-bins-gaussian"

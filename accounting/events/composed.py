@@ -100,8 +100,7 @@ def flatten(event: Event) -> list[tuple[Event, int]]:
     """Take an event apart into primitive ones.
 
     Returns:
-        (event, count) pairs: equal events together, in order of first appearance, without counts of
-        0.
+        (event, count) pairs, each event once, in order of first appearance, counts above 0.
     """
     counts: dict[Event, int] = {}
     _gather(event, 1, counts)

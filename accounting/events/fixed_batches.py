@@ -25,8 +25,7 @@ class FixedBatchesGaussian(Event):
 
     Attributes:
         epochs: how often each unit takes part, at most; an integer >= 0.
-        noise_multiplier: noise standard deviation of each release / L2 sensitivity of one unit, >=
-            0.
+        noise_multiplier: noise standard deviation of a release / L2 sensitivity of one unit, >= 0.
         stable_batches: the batch of a unit depends on nothing but itself, so that adding a unit
             moves no other one.
     """

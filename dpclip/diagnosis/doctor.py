@@ -1,6 +1,4 @@
-"""Examines a model before it meets data: how each layer's norm is computed, what it costs, what is
-refused.
-"""
+"""Examines a model before it meets data: how norms are computed, at what cost, what is refused."""
 
 from __future__ import annotations
 
@@ -57,12 +55,12 @@ class Diagnosis:
     Attributes:
         findings: one entry a use of a trainable parameter.
         refusals: why private training would be refused, with the remedy; empty if it would not.
-        trainable: trainable parameters.
+        trainable: elements of all trainable parameters.
         row_bytes: memory of a row of a micro-batch.
         fixed_bytes: memory whatever the batch.
         rows_that_fit: rows of a micro-batch in the memory that is free now.
         slowdown: time of a private micro-batch over the plain forward and backward pass, measured
-            here.
+            here; None where it could not be.
     """
 
     findings: list[Finding]
@@ -74,7 +72,7 @@ class Diagnosis:
     slowdown: float | None
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values."""
+        """Return plain values, as JSON has them."""
         return asdict(self)
 
 
@@ -88,8 +86,8 @@ def examine(
     """Try a model on public stand-in rows.
 
     Args:
-        model: left as it was.
-        losses: one loss a row.
+        model: left as it was, but in training mode.
+        losses: one loss a row, shape [rows].
         collate: makes a batch of a list of examples.
         short: four examples for the pre-flight, the last the longest.
         longest: three examples of the greatest length.
@@ -141,7 +139,7 @@ def _findings(
 
 
 def _method(call: Call, parameter: nn.Parameter, use: Factored) -> str:
-    """In words."""
+    """Say in words how a parameter's per-sample norm is computed."""
     if isinstance(use, OuterProducts):
         return "product of two lengths" if use.left.shape[1] == 1 else "Gram matrices"
     if isinstance(use, Lookups):
@@ -160,7 +158,7 @@ def _method(call: Call, parameter: nn.Parameter, use: Factored) -> str:
 def _slowdown(
     model: nn.Module, losses: Callable[[nn.Module, Any], Tensor], batch: Any, rows: int
 ) -> float:
-    """Median ratio of alternating rounds."""
+    """Time a private micro-batch over a plain one: median ratio of alternating rounds."""
     parameters = [p for p in model.parameters() if p.requires_grad]
     backend = make_backend("auto", model, parameters, [0] * len(parameters))
     total = GradientSum.zeros(parameters, [0] * len(parameters))

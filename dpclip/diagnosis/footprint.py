@@ -29,7 +29,14 @@ class Footprint:
     row: int
 
     def rows(self, free: float) -> int:
-        """Most rows that fit into so many bytes."""
+        """Return the most rows that fit.
+
+        Args:
+            free: bytes that there are.
+
+        Returns:
+            at least 0.
+        """
         return max(0, int((free - self.fixed) / max(1, self.row)))
 
 
@@ -44,10 +51,11 @@ def footprint(
     """Count what two backward passes keep, with one row and with three.
 
     Args:
-        model: left as it was.
+        model: its values are left as they were.
         losses: one loss a row, shape [rows].
         collate: makes a batch of a list of examples.
         longest: three public examples of the greatest length.
+        grad_sample_mode: a name of `BACKENDS`.
         materialized: the rule changes coordinates, and so writes every gradient out.
     """
     parameters = [p for p in model.parameters() if p.requires_grad]

@@ -1,5 +1,4 @@
-"""Checks a model before it meets private data: no coupling between rows, and per-sample gradients
-that are right.
+"""Checks a model before it meets private data: uncoupled rows, and right per-sample gradients.
 
 Everything runs on public stand-in rows. A forward pass that couples rows (batch normalization, a
 loss averaged over all tokens) gives a row another loss when its neighbours change; an unsupported
@@ -51,7 +50,7 @@ def check_model(
         _check_invariance(model, losses, collate, list(examples))
         _check_buffers(model, buffers)
         try:
-            for count in (1, 3):  # two sizes: rows must be told from positions
+            for count in (1, 3):  # two sizes, which separate rows from positions
                 few = list(examples)[:count]
                 try:
                     _check_gradients(model, losses, collate, few, grad_sample_mode)
@@ -69,8 +68,9 @@ def check_rows(
     rows: int,
     grad_sample_mode: str = "auto",
 ) -> None:
-    """Whether each row's loss and gradient are the same bits whoever shares its micro-batch
-    (`row_check.py`).
+    """Check that each row's loss and gradient are the same bits whoever shares its micro-batch.
+
+    See `dpclip/guards/row_check.py`.
 
     Args:
         model: in training mode; left as it was.
@@ -78,6 +78,7 @@ def check_rows(
         collate: makes a batch of a list of examples.
         examples: public rows, all of one shape.
         rows: of a micro-batch.
+        grad_sample_mode: a name of `BACKENDS`.
 
     Raises:
         InputError: they are not, in this model or on this machine.
@@ -109,7 +110,14 @@ def _take(turn: Turn, check: RowCheck, model: nn.Module, losses: Losses, backend
 
 
 def check_batch_norm(model: nn.Module) -> None:
-    """Name a batch-normalization module outright: the commonest coupling, with a known remedy."""
+    """Refuse batch normalization outright: the commonest coupling, with a known remedy.
+
+    Args:
+        model: with all its modules.
+
+    Raises:
+        InputError: names the module.
+    """
     for name, module in model.named_modules():
         if isinstance(module, _BatchNorm):
             raise InputError(
@@ -119,7 +127,7 @@ def check_batch_norm(model: nn.Module) -> None:
 
 
 def _check_buffers(model: nn.Module, before: dict[str, Tensor]) -> None:
-    """Statistics of the records must not be saved with the model beside its protected weights."""
+    """Refuse statistics of the records that are saved beside the protected weights."""
     saved = model.state_dict()
     for name, buffer in model.named_buffers():
         if name in saved and name in before and not torch.equal(buffer, before[name]):
@@ -148,8 +156,9 @@ def _untouched(model: nn.Module) -> Iterator[dict[str, Tensor]]:
 def _check_invariance(
     model: nn.Module, losses: Losses, collate: Callable[[list[Any]], Any], examples: list[Any]
 ) -> None:
-    """The last (longest) row's loss must not change when the rows before it do (same shapes, same
-    dropout).
+    """Check that the last (longest) row's loss stays when the rows before it change.
+
+    With the same shapes and the same dropout.
     """
     model.train()
     last = examples[-1]

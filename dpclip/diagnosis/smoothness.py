@@ -1,5 +1,4 @@
-"""How smooth a loss is along the way an optimizer takes, and whether smoothness grows with the
-gradient.
+"""How smooth a loss is along an optimizer's way, and whether that grows with the gradient.
 
 Reference: Zhang, He, Sra, Jadbabaie, "Why gradient clipping accelerates training", 2020 (arXiv
 1905.11881).
@@ -33,12 +32,13 @@ INTERIOR = tuple(k / 6 for k in range(1, 6))
 
 
 class SmoothnessProbe:
-    """Estimates max over alpha of ||grad(x + alpha d) - grad(x)|| / ||alpha d||, d the step that
-    was taken.
+    """Estimates max over alpha of ||grad(x + alpha d) - grad(x)|| / ||alpha d||.
+
+    d is the step that was taken.
 
     **Not private.** The numbers are exact functions of the batch that the probe is given. In a
-    private run that batch
-    must be public: what is measured on private records is not covered by the run's guarantee.
+    private run that batch must be public: what is measured on private records is not covered by the
+    run's guarantee.
 
     Args:
         loss: returns the loss on a fixed public batch; gradients are taken with
@@ -108,6 +108,9 @@ class SmoothnessProbe:
     def attach(self, optimizer: Optimizer) -> None:
         """Measure this optimizer's steps from now on.
 
+        Args:
+            optimizer: hooked until `detach`.
+
         Raises:
             InputError: the probe is attached already.
         """
@@ -126,7 +129,14 @@ class SmoothnessProbe:
 
     @contextmanager
     def attached(self, optimizer: Optimizer) -> Iterator[SmoothnessProbe]:
-        """Attached within the block."""
+        """Measure this optimizer's steps within the block.
+
+        Args:
+            optimizer: hooked for as long.
+
+        Raises:
+            InputError: the probe is attached already.
+        """
         self.attach(optimizer)
         try:
             yield self
@@ -156,8 +166,9 @@ class SmoothnessProbe:
     # --- measuring --------------------------------------------------------------------------------
 
     def _measure(self, kept: _Snapshot, before: list[Tensor]) -> tuple[float, float]:
-        """Gradient norm at the beginning of the step and the largest quotient; NaN where nothing
-        moved.
+        """Return the gradient norm at the beginning of the step and the largest quotient.
+
+        NaN where nothing moved.
         """
         kept.move(before, 0.0)
         first = self._gradient(kept)
@@ -200,7 +211,7 @@ class SmoothnessProbe:
         return fit_line(self.records)
 
     def to_json(self) -> str:
-        """Settings, records and, from two records on, the fit."""
+        """Return settings, records and, from two records on, the fit, as JSON text."""
         fit = (
             {k: None if math.isnan(v) else v for k, v in asdict(self.fit()).items()}
             if len(self.records) > 1
@@ -215,8 +226,10 @@ class SmoothnessProbe:
         return json.dumps({**found, "records": [asdict(r) for r in self.records]}, indent=1)
 
     def figure(self, path: str | Path) -> None:
-        """Smoothness against gradient norm on log axes, coloured by step, with the fitted line;
-        `.svg` or `.png`.
+        """Draw smoothness against gradient norm on log axes, coloured by step, with the line.
+
+        Args:
+            path: of the figure, `.svg` or `.png`.
 
         Raises:
             InputError: fewer than two records, or another suffix.
@@ -267,7 +280,7 @@ class _Snapshot:
 
 
 def _random_state(devices: set[torch.device]) -> Callable[[], None]:
-    """A function that sets all random states to what they are now."""
+    """Return a function that sets all random states to what they are now."""
     python, legacy, cpu = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
     cuda = {device: torch.cuda.get_rng_state(device) for device in devices if device.type == "cuda"}
 
@@ -287,7 +300,7 @@ def _parameters(optimizer: Optimizer) -> list[Tensor]:
 
 @torch.no_grad()
 def _distance(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> float:
-    """L2, in float64."""
+    """L2 distance over all tensors, in float64."""
     parts = [
         torch.linalg.vector_norm(a.double() - b.double()) for a, b in zip(ours, theirs, strict=True)
     ]

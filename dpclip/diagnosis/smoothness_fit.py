@@ -55,6 +55,9 @@ class SmoothnessFit:
 def fit_line(records: Sequence[SmoothnessRecord]) -> SmoothnessFit:
     """Least-squares L0 and L1, neither below 0.
 
+    Args:
+        records: measured steps.
+
     Raises:
         InputError: fewer than two records.
     """
@@ -69,7 +72,13 @@ def fit_line(records: Sequence[SmoothnessRecord]) -> SmoothnessFit:
 
 
 def draw(records: Sequence[SmoothnessRecord], fit: SmoothnessFit, path: Path) -> None:
-    """The figure of `SmoothnessProbe.figure`; an SVG is the same bytes for the same records."""
+    """Draw the figure of `SmoothnessProbe.figure`; an SVG is the same bytes for the same records.
+
+    Args:
+        records: measured steps; those with a 0 are left out, as the axes are logarithmic.
+        fit: the line that is drawn through them.
+        path: of the figure, overwritten; its suffix is the format.
+    """
     import matplotlib
     from matplotlib.figure import Figure
 

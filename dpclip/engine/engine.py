@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
@@ -19,6 +18,7 @@ from dpclip.engine.exact_sum import ExactSum
 from dpclip.engine.learning_rates import multiplied_learning_rates
 from dpclip.engine.movement import Movement
 from dpclip.engine.reduction import Reduction, one_process
+from dpclip.engine.rounding import norms_from_above, one_loss_a_unit, sum_on_grid
 from dpclip.errors import PrivacyError, ReplayError
 from dpclip.gradient_sum import GradientSum
 from dpclip.guards.update_guard import UpdateGuard
@@ -29,10 +29,6 @@ from dpclip.per_sample import ClipPart, PerSampleView
 from dpclip.postprocess import GradientClipper
 from dpclip.released import Receipt, Released, Sum
 from dpclip.sampling import Sampler
-
-_ROUNDING = 2.0**-20  # of factors and of what they multiply, relative to a norm
-_TINY = 2.0**-48  # squares that float32 loses, for up to 2^30 coordinates
-_SIDE_BITS = 30  # of a side statistic's sensitivity that are kept
 
 
 @dataclass
@@ -156,8 +152,8 @@ class Engine:
         step = self._current()
         norms, finite = self._clip(view, step)
         for side in self.rule.side_queries():
-            read = norms if side.reads == "norms" else _one_a_unit(losses, norms)
-            step.sides[side.name] += _on_grid(
+            read = norms if side.reads == "norms" else one_loss_a_unit(losses, norms)
+            step.sides[side.name] += sum_on_grid(
                 side.per_sample(read), finite.all(0), side.sensitivity
             )
         step.doubts, step.half_done = view.doubts(), False
@@ -166,7 +162,7 @@ class Engine:
         if not step.sums:  # not before the first backward pass has freed its activations
             step.sums = self._empty_sums(step.units)
         gradients = self.rule.transformed(view)
-        norms, finite = _norms(gradients.squared_norms(), self.rule.separable)
+        norms, finite = norms_from_above(gradients.squared_norms(), self.rule.separable)
         for name, factors in self.rule.clip_factors(norms).items():
             gradients.weighted_sum(factors * finite, into=step.sums[name])
         return norms, finite
@@ -271,41 +267,3 @@ class Engine:
 
 def _copied(step: StepRelease) -> StepRelease:
     return replace(step, gradient=[tensor.clone() for tensor in step.gradient])
-
-
-def _one_a_unit(losses: Tensor | None, norms: Tensor) -> Tensor:
-    if losses is None or losses.shape != norms.shape[1:]:
-        raise PrivacyError(
-            "the clipping rule releases a statistic of each unit's loss and was not given one loss "
-            "a unit: compute the loss with private.backward(losses), or choose a rule or mode that "
-            "does not need it (rl:mode=A)"
-        )
-    return losses.to(norms).unsqueeze(0)
-
-
-def _norms(squared: Tensor, separable: bool = False) -> tuple[Tensor, Tensor]:
-    """Norms [K, B] rounded up, float64, and which samples count [K, B].
-
-    What is added covers the rounding of factors, of their products with gradients, and squares too
-    small for float32; a gradient that is not finite gets norm 1 here and factor 0 in every sum (law
-    6). Where groups are clipped one by one, it is the group that is dropped: those before it are in
-    the sum when it is met.
-    """
-    finite = squared.isfinite()
-    if not separable:
-        finite = finite.all(0).expand_as(squared)
-    norms = torch.where(finite, squared, torch.ones_like(squared)).sqrt() * (1 + _ROUNDING) + _TINY
-    return norms, finite
-
-
-def _on_grid(statistics: Tensor, counted: Tensor, sensitivity: float) -> Tensor:
-    """The sum over units of statistics [m, B], float64, each unit's rounded towards zero to a
-    public grid.
-
-    So that it is the same in any order: integers below 2^53 add up exactly in float64.
-    """
-    unit = 2.0 ** (math.floor(math.log2(sensitivity)) - _SIDE_BITS)
-    values = torch.where(
-        counted, statistics.double(), torch.zeros_like(statistics, dtype=torch.float64)
-    )
-    return (values / unit).trunc().sum(1).mul(unit).cpu()

@@ -1,6 +1,4 @@
-"""What a forward pass may not leave in a model: anything that is saved with its weights beside the
-noise.
-"""
+"""What a forward pass may not leave in a model: anything saved with its weights, without noise."""
 
 from __future__ import annotations
 
@@ -16,9 +14,12 @@ from dpclip.gradient_sum import bits
 
 
 def check_stateful_layers(model: nn.Module) -> None:
-    """Name layers that are known to write into the model, or to mix the rows of a batch.
+    """Refuse layers that are known to write into the model, or to mix the rows of a batch.
 
-    Batch normalization is `preflight.check_batch_norm`'s.
+    Batch normalization is `dpclip.diagnosis.model_check.check_batch_norm`'s.
+
+    Args:
+        model: with all its modules.
 
     Raises:
         InputError: names the module.
@@ -52,7 +53,11 @@ def check_stateful_layers(model: nn.Module) -> None:
 
 
 def all_modules(model: nn.Module) -> list[nn.Module]:
-    """Each module once, the model first; several times faster than `model.modules()`."""
+    """List each module once, the model first; several times faster than `model.modules()`.
+
+    Args:
+        model: walked by its `_modules`.
+    """
     found, seen = [model], {id(model)}
     for module in found:  # grows as it is walked
         for child in module._modules.values():
@@ -84,7 +89,7 @@ class _Held:
 
 
 class StateWatch:
-    """Tells whether a pass changed a parameter, or a buffer that is saved with the model.
+    """Finds whether a pass changed a parameter, or a buffer that is saved with the model.
 
     Writes through `.data` leave no trace in a tensor's version, so buffers are compared by value,
     too; parameters only when asked for, because that reads them all.
@@ -115,6 +120,7 @@ class StateWatch:
         """Compare the model with what was marked, and forget that.
 
         Raises:
+            RuntimeError: nothing was marked.
             PrivacyError: a pass changed or made what is saved with the model.
         """
         if not self._marked:
@@ -156,7 +162,7 @@ def _held(model: nn.Module) -> Iterator[_Held]:
 
 
 def _same(one: Tensor, other: Tensor) -> bool:
-    """By value; what is not a number equals itself."""
+    """Compare by value; what is not a number equals itself."""
     if one.shape != other.shape or one.dtype != other.dtype or one.device != other.device:
         return False
     return torch.equal(one, other) or bool(
@@ -165,7 +171,7 @@ def _same(one: Tensor, other: Tensor) -> bool:
 
 
 def _digest(parameter: Tensor) -> int:
-    """Of the bits, without a copy of them."""
+    """Add up the bits, without a copy of them."""
     values = parameter.detach()
     if values.layout != torch.strided or values.is_meta or values.is_complex():
         return 0

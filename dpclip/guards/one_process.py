@@ -20,6 +20,9 @@ _WRAPPERS = (nn.parallel.DistributedDataParallel, nn.DataParallel)
 def check_one_process(model: nn.Module) -> None:
     """Refuse models and environments of several processes or devices.
 
+    Args:
+        model: with all its modules and parameters.
+
     Raises:
         InputError: the model, or a module of it, is wrapped or sharded; or there is more than one
             process.
@@ -48,7 +51,10 @@ def check_one_process(model: nn.Module) -> None:
 
 
 def _distributed(found: object) -> str | None:
-    """Told by the names of its classes, so that nothing heavy is imported to ask."""
+    """Name the class that distributes a module or tensor, if one does.
+
+    By the names of its classes, so that nothing heavy is imported to ask.
+    """
     names = (f"{kind.__module__}.{kind.__qualname__}" for kind in type(found).__mro__)
     return next((name.rpartition(".")[2] for name in names if name.startswith(_PACKAGES)), None)
 

@@ -1,5 +1,6 @@
-"""Whether each unit's loss and gradient depend on that unit alone, bit for bit, at one shape of
-micro-batch.
+"""Whether each unit's loss and gradient depend on that unit alone, bit for bit.
+
+At one shape of micro-batch.
 
 The guarantee rests on it: a sum of clipped gradients moves by one clipped gradient only if the
 others stay what they are. Whatever couples rows breaks that, in the model (batch statistics), in
@@ -94,8 +95,9 @@ class Turn:
 
     @property
     def rows(self) -> Tensor:
-        """Which rows are those of the first turn, bool, [rows]; all of them in a turn that is only
-        watched.
+        """Which rows are those of the first turn, bool, [rows].
+
+        All of them in a turn that is only watched.
         """
         if self.kept is None:
             return torch.ones(self.micro.rows, dtype=torch.bool)
@@ -103,7 +105,11 @@ class Turn:
 
     @contextmanager
     def staged(self, model: nn.Module) -> Iterator[Dice]:
-        """The model, what it returns and the random numbers as this turn wants them."""
+        """Set the model, what it returns and the random numbers as this turn wants them.
+
+        Args:
+            model: left as it was on exit.
+        """
         with (
             stilled(model, self.still),
             loud(model, self.rows, self.loud),
@@ -119,7 +125,7 @@ class RowCheck:
         packer: makes micro-batches.
         units: of one shape; they fill a micro-batch, repeated if need be.
         others: further units of that shape, or none.
-        probe: begin with micro-batches of one and of two units, from which rows are told from
+        probe: begin with micro-batches of one and of two units, which separate rows from
             positions.
         compare: "all" pairs of places and everything else; "two" halves and the place; two halves
             "again", later in a run; or "none".
@@ -160,7 +166,7 @@ class RowCheck:
     # --- what the loop is handed ------------------------------------------------------------------
 
     def turns(self) -> Iterator[Turn]:
-        """One after the other; each is to be judged before the next is asked for."""
+        """Give one turn after the other; each is to be judged before the next is asked for."""
         if self._probe:
             for size in {1, min(2, self._room)}:
                 yield self._turn(self._composed(self._units[:size], size), None)
@@ -292,8 +298,9 @@ class RowCheck:
         self.step = math.lcm(self.step, 2 * _LANES)
 
     def _judge_draws(self, losses: Tensor) -> None:
-        """One unit in every place: all alike, and otherwise with other random numbers, means one
-        draw for all.
+        """Judge one unit in every place.
+
+        All alike, and otherwise with other random numbers, means one draw for all.
         """
         same = torch.equal(bits(losses), bits(losses[:1].expand_as(losses)))
         if not same:
@@ -332,8 +339,12 @@ class RowCheck:
 def turns_until_placed(
     packer: Packer, shape: Shape, new_check: Callable[[], RowCheck]
 ) -> Generator[tuple[RowCheck, Turn], None, RowCheck]:
-    """The turns of a check, made again with more room in a micro-batch for as long as a unit's
-    place matters.
+    """Take a check's turns, and again with more room, for as long as a unit's place matters.
+
+    Args:
+        packer: whose micro-batches of that shape are widened.
+        shape: of the units.
+        new_check: makes a check for the room that there is.
 
     Returns:
         the last check.
@@ -356,7 +367,7 @@ def _rolled(tensor: Tensor, rows: int, by: int) -> Tensor:
 
 
 def _step(shapes: Sequence[tuple[int, ...]], units: int, lanes: int) -> int:
-    """Of how many units a micro-batch must be a multiple for vector kernels to leave nothing over.
+    """Of how many units a micro-batch must be a multiple for kernels to leave nothing over.
 
     Args:
         shapes: of tensors with a row a sample, and more than one element a lane.

@@ -1,6 +1,4 @@
-"""What the check on rows compares: fingerprints of rows' gradients, and batches in which some rows
-are exchanged.
-"""
+"""What the check on rows compares: fingerprints of gradients, and batches with rows exchanged."""
 
 from __future__ import annotations
 
@@ -30,7 +28,7 @@ class Prints:
     Attributes:
         losses: [rows].
         prints: a number for all bits of what each row's gradients are made of, int64, [rows].
-        norms: squared, [K, units].
+        norms: squared L2, float64, [K, units].
         vanishing: rows without any gradient, bool, [rows].
     """
 
@@ -41,7 +39,13 @@ class Prints:
 
     @classmethod
     def of(cls, losses: Tensor, view: FactoredView, rows: int) -> Prints:
-        """Of one backward pass, before its uses are put together."""
+        """Take the prints of one backward pass, before its uses are put together.
+
+        Args:
+            losses: [rows].
+            view: of the pass.
+            rows: in the micro-batch.
+        """
         vanishing = torch.ones(rows, dtype=torch.bool)
         for use in view.uses():
             vanishing &= use.vanishing().cpu()
@@ -49,7 +53,11 @@ class Prints:
         return cls(losses.detach().cpu(), prints, view.squared_norms().cpu(), vanishing)
 
     def equals(self, other: Prints) -> bool:
-        """Bit for bit."""
+        """Whether losses, prints and norms are the same, bit for bit.
+
+        Args:
+            other: of as many rows.
+        """
         pairs = (
             (self.losses, other.losses),
             (self.prints, other.prints),
@@ -58,7 +66,12 @@ class Prints:
         return all(torch.equal(bits(a), bits(b)) for a, b in pairs)
 
     def moved(self, places: int, rows_each: int) -> Prints:
-        """The same, of units that are so many places further on."""
+        """Return the same, of units that are further on, as if they were in a ring.
+
+        Args:
+            places: by how many.
+            rows_each: rows of a unit.
+        """
         by = places * rows_each
         return Prints(
             self.losses.roll(by),
@@ -68,7 +81,13 @@ class Prints:
         )
 
     def compare(self, other: Prints, rows: Tensor, units: Tensor, how: str) -> None:
-        """Whether some rows are the same bits in another turn.
+        """Check that some rows are the same bits in another turn.
+
+        Args:
+            other: the other turn's.
+            rows: which rows, bool, [rows].
+            units: which units those are, bool, [units].
+            how: what was changed, to end the message.
 
         Raises:
             InputError: they are not.
@@ -93,22 +112,35 @@ def _fingerprint(uses: Sequence[Factored], rows: int) -> Tensor:
 
 
 def differ(one: Any, other: Any) -> bool:
-    """Whether two batches of one shape hold anything that differs."""
+    """Whether two batches of one shape hold anything that differs.
+
+    Args:
+        one, other: as collated; compared by their tensors, or else by what they print.
+    """
     pairs = list(zip(tensors_in(one), tensors_in(other), strict=True))
     return any(not torch.equal(a, b) for a, b in pairs) if pairs else repr(one) != repr(other)
 
 
 def mixed(one: Any, other: Any, rows: Tensor) -> Any:
-    """Some rows of one batch, and the rest of another."""
+    """Put some rows of one batch together with the rest of another.
+
+    Args:
+        one, other: batches of one shape.
+        rows: which rows are `one`'s, bool, [rows].
+    """
     others = iter(tensors_in(other))
     return changed(one, lambda tensor: _where(rows, tensor, next(others)))
 
 
 def varied(batch: Any, rows: Tensor) -> Any:
-    """Some rows as they are; the rest moved half way to the unit interval, or made of what the row
+    """Keep some rows as they are, and change the rest; for data whose rows are all alike.
+
+    The rest is moved half way to random numbers of the unit interval, or made of what the row
     begins with.
 
-    For data whose rows are all alike.
+    Args:
+        batch: as collated.
+        rows: which rows are kept, bool, [rows].
     """
     generator = torch.Generator().manual_seed(0)
 
@@ -134,7 +166,12 @@ def _where(rows: Tensor, one: Tensor, other: Tensor) -> Tensor:
 
 @contextmanager
 def stilled(model: nn.Module, wanted: bool) -> Iterator[None]:
-    """The model in evaluation mode, if that is wanted; each module back in its own afterwards."""
+    """Keep the model in evaluation mode within the block, then put each module's own back.
+
+    Args:
+        model: with all its modules.
+        wanted: whether to do anything.
+    """
     training = [module for module in model.modules() if module.training] if wanted else []
     for module in training:
         module.training = False
@@ -147,8 +184,12 @@ def stilled(model: nn.Module, wanted: bool) -> Iterator[None]:
 
 @contextmanager
 def loud(model: nn.Module, rows: Tensor, by: float) -> Iterator[None]:
-    """What the model returns for all but some rows is multiplied, or made no number, if `by` is not
-    1.
+    """Multiply what the model returns for all but some rows, within the block.
+
+    Args:
+        model: hooked for as long.
+        rows: which rows are left alone, bool, [rows].
+        by: the factor; NaN makes them no numbers, 1 changes nothing.
     """
     if by == 1:
         yield

@@ -1,5 +1,6 @@
-"""All of a process's random numbers for a while: dropout and whatever else a model or a collate
-function draws.
+"""All of a process's random numbers for a while, whoever draws them.
+
+Dropout and whatever else a model or a collate function draws.
 """
 
 from __future__ import annotations
@@ -13,7 +14,11 @@ import torch
 
 
 class Dice:
-    """Tells what became of random numbers since they were seeded."""
+    """What became of random numbers since they were seeded.
+
+    Args:
+        seed: that torch was seeded with.
+    """
 
     def __init__(self, seed: int) -> None:
         self._seed = seed
@@ -48,6 +53,9 @@ def seeded(seed: int) -> Iterator[Dice]:
 
     Args:
         seed: at least 0, below 2^63.
+
+    Returns:
+        a context that gives the dice, which know whether a number was drawn.
     """
     python, arrays = random.getstate(), np.random.get_state()  # noqa: NPY002
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []

@@ -1,5 +1,6 @@
-"""Nothing but released gradients reaches the weights: checked at the optimizer, at the model and at
-each pass.
+"""Nothing but released gradients reaches the weights.
+
+Checked at the optimizer, at the model and at each pass.
 """
 
 from __future__ import annotations
@@ -23,7 +24,10 @@ _AGAIN = "end the run with private.close() and call make_private again"
 
 
 def check_optimizer_kind(optimizer: Any) -> None:
-    """Whether an optimizer's updates can be checked.
+    """Check that an optimizer's updates can be checked.
+
+    Args:
+        optimizer: or a wrapper that has it as `.optimizer`.
 
     Raises:
         InputError: it is no `torch.optim.Optimizer`, or it computes gradients itself.
@@ -45,7 +49,7 @@ def check_optimizer_kind(optimizer: Any) -> None:
 
 
 def _layers(optimizer: Any) -> list[Any]:
-    """An optimizer and what it wraps, innermost last."""
+    """List an optimizer and what it wraps, innermost last."""
     found = [optimizer]
     while hasattr(inner := getattr(found[-1], "optimizer", None), "step") and all(
         inner is not o for o in found
@@ -107,11 +111,22 @@ class UpdateGuard:
         _watch_strangers()
 
     def names_of(self, parameters: Sequence[nn.Parameter]) -> list[str]:
-        """The names of those that are guarded."""
+        """Name those of the parameters that are guarded.
+
+        Args:
+            parameters: any.
+
+        Returns:
+            a name for each guarded one, in their order.
+        """
         return [self._names[id(p)] for p in parameters if id(p) in self._names]
 
     def holds(self, optimizer: Any) -> bool:
-        """Whether the optimizer is the guarded one, or one of its layers."""
+        """Whether the optimizer is the guarded one, or one of its layers.
+
+        Args:
+            optimizer: compared by identity.
+        """
         return any(held() is optimizer for held in self._optimizers)
 
     @contextmanager
@@ -119,9 +134,10 @@ class UpdateGuard:
         """Put released gradients into `.grad` for one `optimizer.step()`; on exit `.grad` is empty.
 
         Args:
-            values: one a parameter, in order; None for a frozen one.
+            values: one a parameter, in order, on the scale of the mean; None for a frozen one.
 
         Raises:
+            RuntimeError: another update is under way.
             PrivacyError: the run has ended, a gradient there is not one of these, or the step went
                 past the guard.
         """
@@ -175,7 +191,7 @@ class UpdateGuard:
         self._depth = max(self._depth - 1, 0)
 
     def _check_gradients(self, optimizer: Any) -> None:
-        """Every gradient that the optimizer would use."""
+        """Check every gradient that the optimizer would use."""
         for group in optimizer.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is not None and not self._was_released(parameter):
@@ -194,7 +210,10 @@ class UpdateGuard:
         return parameter.grad is put[0] and put[0]._version == put[1]
 
     def check_stranger(self, optimizer: Any) -> None:
-        """Before the step of an optimizer that no guard holds.
+        """Check the step of an optimizer that no guard holds, before it is taken.
+
+        Args:
+            optimizer: about to step.
 
         Raises:
             PrivacyError: it would use raw gradients of this run's parameters.
@@ -221,8 +240,10 @@ class UpdateGuard:
         )
 
     def check_model(self, model: nn.Module) -> None:
-        """Whether the model still has the parameters that are protected; ones that were frozen are
-        fine.
+        """Check that the model still has the parameters that are protected; frozen ones are fine.
+
+        Args:
+            model: that is trained.
 
         Raises:
             PrivacyError: a parameter was unfrozen, added, replaced or removed.
@@ -274,7 +295,7 @@ def _watch_strangers() -> None:
 
 
 def _before_any_step(optimizer: Any, *_: Any) -> None:
-    """A second optimizer over the same parameters would go past the guard of the first."""
+    """Stop a second optimizer over the same parameters, which no guard holds."""
     guards = list(_OPEN)
     if not any(guard.holds(optimizer) for guard in guards):
         for guard in guards:

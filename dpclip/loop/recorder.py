@@ -1,4 +1,4 @@
-"""Keeps the run of a loop of the user's own in a folder: saved, stated, and what it must be resumed with."""
+"""Keep the run of a loop of the user's own in a folder: saved, stated, resumable."""
 
 from __future__ import annotations
 

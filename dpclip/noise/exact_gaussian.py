@@ -14,7 +14,7 @@ relative error 3v if d >= 2^-44.
                 and v r to multiply
 
 In all less than 23 v max(r, 1) = 2^-48.4 max(r, 1), against a tolerance of 2^-45 max(r, 1).
-Multiples of the grid are told apart after the whole part of S/g has been taken away, so that |f + z
+Multiples of the grid are decided on after the whole part of S/g has been taken away, so that |f + z
 s/g| < 2^13 and its two roundings cost less than 2^-40, at any S.
 """
 
@@ -75,8 +75,9 @@ def refined(
 def normals64(
     first: np.ndarray, below: np.ndarray, sine: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Box and Muller's transform in float64, meaningful where the first words are 2^20 or more from
-    either end.
+    """Box and Muller's transform in float64.
+
+    Meaningful where the first words are 2^20 or more from either end.
 
     Args:
         first: the first 64 bits of u and of a, uint64, shape [2, n].

@@ -4,12 +4,14 @@ from dpclip.errors import BatchDimensionError
 
 
 class MisjudgedRows(BatchDimensionError):
-    """A layer was taken to have one row a sample, and has not; it is known now, so the pass can be
-    begun again.
+    """A layer was taken to have one row a sample, and has not.
+
+    It is known now, so the pass can be begun again.
     """
 
 
 class LateGradient(BatchDimensionError):
-    """A gradient of a group of parameters that had already been clipped; the pass can be begun
-    again.
+    """A gradient of a group of parameters came after the group had been clipped.
+
+    The pass can be begun again.
     """

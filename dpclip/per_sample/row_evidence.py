@@ -16,8 +16,9 @@ from torch import Tensor, nn
 
 
 class RowEvidence:
-    """What has been seen of a model's layers so far; shared by every backend that watches the
-    model.
+    """What has been seen of a model's layers so far.
+
+    Shared by every backend that watches the model.
     """
 
     def __init__(self) -> None:
@@ -33,11 +34,19 @@ class RowEvidence:
 
     @classmethod
     def of(cls, model: nn.Module) -> RowEvidence:
-        """The evidence on this model object."""
+        """Return the evidence on this model object.
+
+        Args:
+            model: by identity; it is not kept alive.
+        """
         return _EVIDENCE.setdefault(model, cls())
 
     def begin(self, units: int) -> None:
-        """A new forward pass of so many units: with one, whose gradient is whose is no question."""
+        """Begin a new forward pass.
+
+        Args:
+            units: in the micro-batch; with one, whose gradient is whose is no question.
+        """
         self._mixed |= self._now - self._shared
         self._lengths, self._now, self._alone = set(), set(), units == 1
 
@@ -65,11 +74,15 @@ class RowEvidence:
         return True
 
     def broadcasts(self, name: str, rows: int, tensors: Sequence[Tensor]) -> bool:
-        """Whether a call's inputs are one row for all samples, [1, length, ...], to be repeated for
-        each.
+        """Whether a call's inputs are one row for all samples, to be repeated for each.
 
         One position of every sample, [1, rows, ...] in a model with the time first, looks the same
         until the length is neither 1 nor the number of rows; until then nothing may be released.
+
+        Args:
+            name: the layer.
+            rows: rows in the batch.
+            tensors: the inputs; all must be [1, length, ...].
         """
         if name in self._shared or not tensors or any(t.dim() < 2 or len(t) != 1 for t in tensors):
             return False
@@ -78,7 +91,12 @@ class RowEvidence:
         return True
 
     def merged(self, tensor: Tensor, rows: int) -> bool:
-        """Whether batch and length were merged into [rows * n, ...]; index tensors never are."""
+        """Whether batch and length were merged into [rows * n, ...]; index tensors never are.
+
+        Args:
+            tensor: an input or output of a layer.
+            rows: rows in the batch.
+        """
         return (
             tensor.dim() > 1
             and tensor.is_floating_point()
@@ -88,8 +106,12 @@ class RowEvidence:
         )
 
     def misjudged(self, name: str) -> bool:
-        """Whether a layer that is not row-wise was taken for it in an earlier batch of several
-        units; said once.
+        """Whether a layer was wrongly taken to be row-wise in an earlier batch of several units.
+
+        Said once of each layer.
+
+        Args:
+            name: the layer.
         """
         if name not in self._shared or name not in self._mixed:
             return False
@@ -98,7 +120,7 @@ class RowEvidence:
         return True
 
     def doubts(self) -> list[str]:
-        """Layers that were only ever seen with one batch size, and that with several units."""
+        """List layers that were only ever seen with one batch size, and that with several units."""
         seen_once = {
             name for name in (self._mixed | self._now) - self._shared if len(self._sizes[name]) == 1
         }

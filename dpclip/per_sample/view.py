@@ -20,7 +20,14 @@ class Sums(Protocol):
     """Where weighted gradients go, one sum a parameter: `GradientSum` or `ExactSum`."""
 
     def take(self, slot: int, form: Any, factors: Tensor, keep: Tensor | None) -> None:
-        """Add sum_i factors[i] g_i of one parameter."""
+        """Add sum_i factors[i] g_i of one parameter.
+
+        Args:
+            slot: the parameter's index.
+            form: its per-sample gradients (`Factored`).
+            factors: weight of each, [B].
+            keep: which units are read at all, bool, [B]; None reads all.
+        """
         ...
 
 
@@ -28,33 +35,42 @@ class PerSampleView(Protocol):
     """What a gradient backend offers of one physical micro-batch of B units and K groups."""
 
     def squared_norms(self) -> Tensor:
-        """Squared L2 norms from above, shape [K, B], float64; not finite where a unit is not to
-        count.
+        """Squared L2 norms from above, shape [K, B], float64.
 
-        That is where its gradient is not finite, and for dummies that only fill a micro-batch up.
+        Not finite where a unit is not to count: where its gradient is not finite, and for dummies
+        that only fill a micro-batch up.
         """
         ...
 
     def weighted_sum(self, factors: Tensor, into: Sums) -> None:
-        """Add sum_i factors[k, i] g_i[k] to `into`; a sample whose factors are 0 is not read at
-        all.
+        """Add sum_i factors[k, i] g_i[k].
+
+        A sample whose factors are 0 adds nothing, be its gradient finite or not.
+
+        Args:
+            factors: [K, B].
+            into: one sum a parameter, on the sum scale.
         """
         ...
 
     def map_samples(
         self, change: Callable[[int, Tensor], Tensor], sizes: Sequence[int]
     ) -> PerSampleView:
-        """The same samples with each parameter's gradients [B, d] written out and changed."""
-        ...
+        """Write each parameter's gradients out, and change them.
 
-    def doubts(self) -> list[str]:
-        """Layers that are not yet known to have one row a sample; nothing may be released while
-        there are any.
+        Args:
+            change: parameter's index and gradients [B, d], float32 or wider -> what stands for
+                them, [B, d].
+            sizes: d of each parameter; one that was not used has gradients 0.
         """
         ...
 
+    def doubts(self) -> list[str]:
+        """List layers not yet known to have one row a sample; any forbids a release."""
+        ...
+
     def tensors(self) -> list[Tensor]:
-        """Everything that is held, for counting memory."""
+        """List everything that is held, for counting memory."""
         ...
 
 
@@ -85,17 +101,18 @@ class Backend(Protocol):
 
     @property
     def unproven(self) -> bool:
-        """Whether a small micro-batch should come first, so that rows can be told from positions
-        (`rows.py`).
+        """Whether a small micro-batch should come first, to separate rows from positions.
+
+        See `row_evidence.py`.
         """
         ...
 
     def refuse_plain_backward(self) -> None:
-        """From now on gradients are taken in within `expected` only."""
+        """Take gradients in within `expected` only, from now on."""
         ...
 
     def expected(self) -> AbstractContextManager[None]:
-        """While the backward pass is one that may be taken in."""
+        """Take gradients in within the block, whose backward pass is one that may be taken in."""
         ...
 
     def close(self) -> None:
@@ -111,11 +128,11 @@ class FactoredView:
 
     Args:
         groups: the group of each parameter.
-        units: privacy units in the micro-batch.
+        units: B, privacy units in the micro-batch.
         rows_each: consecutive rows of each unit.
         scale: what the recorded gradients are to be multiplied by (B, if the loss was a mean).
         evidence: what is known of the model's layers.
-        present: which units count, bool, [units]; None: all.
+        present: which units count, bool, [B]; None: all.
     """
 
     def __init__(
@@ -138,7 +155,15 @@ class FactoredView:
         self._norms: list[Tensor | None] = [None] * len(self.groups)
 
     def add(self, slot: int, use: Factored) -> None:
-        """Take in the gradients of one use of a parameter."""
+        """Take in the gradients of one use of a parameter.
+
+        Args:
+            slot: the parameter's index.
+            use: its gradients, a row each.
+
+        Raises:
+            RuntimeError: the parameter's gradients have been measured already.
+        """
         if self._by_units[slot]:
             raise RuntimeError(
                 "a gradient arrived after its parameter's gradients had been measured"
@@ -146,15 +171,24 @@ class FactoredView:
         self._uses[slot].append(use)
 
     def uses(self) -> list[Factored]:
-        """Everything taken in and not yet let go, in the order of the parameters."""
+        """List everything taken in and not yet let go, in the order of the parameters."""
         return [use for uses in self._uses for use in uses]
 
     def saw(self, slot: int) -> bool:
-        """Whether the parameter was used."""
+        """Whether the parameter was used.
+
+        Args:
+            slot: the parameter's index.
+        """
         return bool(self._uses[slot]) or self._norms[slot] is not None
 
     def spend(self, group: int, clip_part: ClipPart) -> None:
-        """Have one group clipped now; its norms stay, its gradients go."""
+        """Have one group k clipped now; its norms stay, its gradients go.
+
+        Args:
+            group: k.
+            clip_part: is given the group as a view.
+        """
         slots = [slot for slot, k in enumerate(self.groups) if k == group]
         clip_part(Part(self, slots))
         self.forget_slots(slots)
@@ -163,11 +197,15 @@ class FactoredView:
         return self.evidence.doubts() if self.evidence is not None else []
 
     def settle(self) -> None:
-        """Called when the pass is complete and checked."""
+        """Finish the view, once the pass is complete and checked."""
         return None
 
     def forget(self, kept: Container[int] = ()) -> None:
-        """Keep the norms alone, but for some parameters."""
+        """Keep the norms alone, but for some parameters.
+
+        Args:
+            kept: indices of parameters whose gradients stay.
+        """
         self.forget_slots([slot for slot in range(len(self.groups)) if slot not in kept])
         for slot in range(len(self.groups)):
             if self.saw(slot):
@@ -175,7 +213,11 @@ class FactoredView:
         self.forgotten = True
 
     def forget_slots(self, slots: Iterable[int]) -> None:
-        """Keep these parameters' norms alone."""
+        """Keep these parameters' norms alone.
+
+        Args:
+            slots: indices of parameters.
+        """
         for slot in slots:
             if self._uses[slot]:
                 self._squared(slot)
@@ -185,7 +227,14 @@ class FactoredView:
         return self.squared_norms_of(range(len(self.groups)))
 
     def squared_norms_of(self, slots: Iterable[int]) -> Tensor:
-        """`squared_norms` as if these were the only parameters."""
+        """Return `squared_norms` as if these were the only parameters.
+
+        Args:
+            slots: indices of parameters.
+
+        Returns:
+            float64, [K, B]; infinite for dummies.
+        """
         norms = [(self.groups[slot], self._squared(slot)) for slot in slots if self.saw(slot)]
         device = norms[0][1].device if norms else torch.device("cpu")
         squares = torch.zeros(max(self.groups) + 1, self.units, dtype=torch.float64, device=device)
@@ -197,11 +246,23 @@ class FactoredView:
         return squares
 
     def weighted_sum(self, factors: Tensor, into: Sums) -> None:
+        """Add sum_i factors[k, i] g_i[k] of all parameters that still have their gradients.
+
+        Args:
+            factors: [K, B].
+            into: one sum a parameter, on the sum scale.
+        """
         self.add_slots(range(len(self.groups)), factors, into)
 
     def add_slots(self, slots: Iterable[int], factors: Tensor, into: Sums) -> None:
-        """`weighted_sum` of some parameters; samples with factor 0 are not read where that could
-        matter.
+        """Add `weighted_sum` of some parameters.
+
+        Samples with factor 0 are not read where that could matter.
+
+        Args:
+            slots: indices of parameters.
+            factors: [K, B].
+            into: one sum a parameter, on the sum scale.
         """
         for slot in slots:
             if self._uses[slot]:
@@ -214,15 +275,28 @@ class FactoredView:
         return [tensor for uses in self._uses for use in uses for tensor in use.tensors()]
 
     def size_of(self, slot: int) -> float:
-        """Root of the summed squared norms of one parameter's gradients; samples that are not
-        finite left out.
+        """Return the root of the summed squared norms of one parameter's finite gradients.
+
+        Args:
+            slot: the parameter's index.
+
+        Returns:
+            on the scale of the sum over units.
         """
         if not self.saw(slot):
             return 0.0
         return self.scale * float(self._squared(slot).nan_to_num(0.0, 0.0, 0.0).sum().sqrt())
 
     def sum_of(self, slot: int, like: Tensor) -> Tensor:
-        """The plain sum of one parameter's gradients."""
+        """Add one parameter's gradients up, without factors.
+
+        Args:
+            slot: the parameter's index.
+            like: the parameter, for shape and device.
+
+        Returns:
+            the sum over units, in the parameter's shape, float32 or wider.
+        """
         total = torch.zeros_like(like, dtype=accumulation_dtype(like.dtype))
         ones = torch.full((self.units,), float(self.scale), dtype=total.dtype, device=like.device)
         with exact_products():
@@ -230,8 +304,13 @@ class FactoredView:
         return total
 
     def samples(self, slot: int) -> Tensor | None:
-        """One parameter's gradients written out, [units, *shape], float32 or wider; None if it was
-        not used.
+        """Write one parameter's gradients out.
+
+        Args:
+            slot: the parameter's index.
+
+        Returns:
+            [units, *shape], float32 or wider; None if the parameter was not used.
         """
         if not self._uses[slot]:
             return None
@@ -241,6 +320,11 @@ class FactoredView:
     def map_samples(
         self, change: Callable[[int, Tensor], Tensor], sizes: Sequence[int]
     ) -> FactoredView:
+        """Write each parameter's gradients out, and change them, as `PerSampleView` says.
+
+        Raises:
+            RuntimeError: the gradients were forgotten.
+        """
         if self.forgotten:
             raise RuntimeError("the gradients are gone: make the backend with materialized=True")
         device = next((tensor.device for tensor in self.tensors()), torch.device("cpu"))
@@ -253,7 +337,7 @@ class FactoredView:
         return changed
 
     def _by_unit(self, slot: int) -> Factored:
-        """All uses of a parameter as one, a row a unit; in place of the uses from then on."""
+        """Return all uses of a parameter as one, a row a unit, in place of the uses from now on."""
         if not self._by_units[slot]:
             whole = joined(self._uses[slot])
             self._uses[slot] = [whole if self.rows_each == 1 else whole.by_unit(self.units)]
@@ -284,6 +368,12 @@ class Part:
         return self._whole.squared_norms_of(self._slots)
 
     def weighted_sum(self, factors: Tensor, into: Sums) -> None:
+        """Add the gradients of these parameters alone, weighted.
+
+        Args:
+            factors: [K, B].
+            into: one sum a parameter, on the sum scale.
+        """
         self._whole.add_slots(self._slots, factors, into)
 
     def map_samples(

@@ -1,4 +1,4 @@
-"""A private run and its folder: saved, gone on with, or begun afresh from where it was last whole."""
+"""A private run and its folder: saved, gone on with, or begun afresh where it was last whole."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class RunRecord:
         self._checkpoints = Checkpoints(folder.private / "checkpoint") if folder else None
 
     def save(self) -> None:
-        """Write the state after the steps so far; a step that is open is begun again by who resumes."""
+        """Write the state after the steps so far; who resumes begins an open step again."""
         if self._checkpoints is not None:
             training = self.training
             self._checkpoints.save(training.engine, training.model, self._environment)

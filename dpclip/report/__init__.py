@@ -17,11 +17,20 @@ FORMATS: tuple[Format, ...] = ("html", "md", "json")
 
 
 def render(run: Path, format: Format = "html") -> str:
-    """The report of the run folder ``run`` as text, from what is under its ``public/`` alone.
+    """Make the report of a run folder, from what is under its ``public/`` alone.
 
-    Equal input gives equal text, byte by byte. Raises InputError when ``run`` is no run folder, its
-    statement is missing, unreadable or newer than this version knows, or the format is not one of
-    html, md, json.
+    Equal input gives equal text, byte by byte.
+
+    Args:
+        run: the run folder.
+        format: "html", "md" or "json".
+
+    Returns:
+        the whole report as text.
+
+    Raises:
+        InputError: ``run`` is no run folder, its statement is missing, unreadable or newer than
+            this version knows, or the format is not one of html, md, json.
     """
     if format not in FORMATS:
         raise InputError(f"format {format!r} is unknown: use one of {', '.join(FORMATS)}")
@@ -33,8 +42,16 @@ def render(run: Path, format: Format = "html") -> str:
 
 
 def write(run: Path) -> Path:
-    """Write ``run/public/report.html`` and return its path; readers see the old page or the new
-    one.
+    """Write ``run/public/report.html``; readers see the old page or the new one.
+
+    Args:
+        run: the run folder.
+
+    Returns:
+        the page's path.
+
+    Raises:
+        InputError: as in `render`.
     """
     target = Path(run) / "public" / "report.html"
     write_atomically(target, render(run, "html"))

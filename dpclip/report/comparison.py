@@ -1,6 +1,4 @@
-"""The figure of a comparison: utility against epsilon, and what the rules' released
-statistics did.
-"""
+"""The figure of a comparison: utility against epsilon, and the released statistics' courses."""
 
 from __future__ import annotations
 
@@ -21,7 +19,15 @@ TRACES = (
 
 
 def write_figure(folder: Path, result: dict[str, Any]) -> Path:
-    """`comparison.svg` beside the table; the same bytes for the same results."""
+    """Draw `comparison.svg` beside the table; the same bytes for the same results.
+
+    Args:
+        folder: of the comparison; the runs' folders lie in it.
+        result: with "table" (a cell a rule and budget) and "rows" (a run each).
+
+    Returns:
+        the figure's path.
+    """
     import matplotlib
     from matplotlib.figure import Figure
 
@@ -81,7 +87,7 @@ def _utility(axes: Axes, result: dict[str, Any], colours: dict[str, str]) -> Non
 def _traces(
     folder: Path, result: dict[str, Any], key: str
 ) -> Iterator[tuple[str, float, list[tuple[int, float]]]]:
-    """Of the first seed of each rule and budget."""
+    """Give rule, budget and course of one released statistic, of each first seed."""
     for row in result["rows"]:
         path = folder / row["folder"] / "public" / "released_metrics.jsonl"
         if row["seed"] != 1 or row["target_epsilon"] == "inf" or not path.is_file():

@@ -58,8 +58,9 @@ class Line:
 
 @dataclass(frozen=True)
 class Mark:
-    """The value that the report is about: a named point, and in a spend the level to stay
-    within.
+    """The value that the report is about: a named point.
+
+    In a spend it is the level to stay within, too.
     """
 
     x: float
@@ -69,8 +70,9 @@ class Mark:
 
 @dataclass(frozen=True)
 class Plot:
-    """What a figure shows, before it is drawn; ``description`` says the same to who cannot
-    see it.
+    """What a figure shows, before it is drawn.
+
+    ``description`` says the same to who cannot see it.
     """
 
     title: str

@@ -166,8 +166,11 @@ LEDGER = (
 
 
 def facts(record: Mapping[str, Any], known: tuple[Known, ...]) -> Facts:
-    """The known fields in their order, "not stated" where missing, then every other field as it
-    stands.
+    """Explain the known fields in their order, then show every other field as it stands.
+
+    Args:
+        record: a part of the statement.
+        known: fields to explain; one that is missing is said not to be stated.
     """
     explained = tuple(
         Fact(field.label, field.show(record.get(field.key)), field.meaning) for field in known
@@ -176,7 +179,12 @@ def facts(record: Mapping[str, Any], known: tuple[Known, ...]) -> Facts:
 
 
 def leftovers(record: Mapping[str, Any], seen: set[str]) -> tuple[Fact, ...]:
-    """Fields that this version does not know, so that nothing stated goes unseen."""
+    """Show fields that this version does not know, so that nothing stated goes unseen.
+
+    Args:
+        record: a part of the statement.
+        seen: keys that are shown elsewhere.
+    """
     return tuple(
         Fact(rounding.name(key).capitalize(), rounding.anything(value))
         for key, value in record.items()

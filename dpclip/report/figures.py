@@ -23,7 +23,15 @@ _SETTINGS: dict[str, Any] = {
 
 
 def svg(plot: Plot, anchor: str) -> str:
-    """The figure as an ``<svg>`` element whose ids all begin with ``anchor``."""
+    """Draw a figure as an ``<svg>`` element.
+
+    Args:
+        plot: what it shows.
+        anchor: begins all ids in it, and makes them stable.
+
+    Returns:
+        the same bytes for the same arguments.
+    """
     import matplotlib
     from matplotlib.figure import Figure
 
@@ -123,7 +131,7 @@ def _literal(label: str) -> str:
 
 
 def _embedded(document: str, plot: Plot, anchor: str) -> str:
-    """The bare element: no prologue, no metadata, no fixed size, with a title and a description."""
+    """Return the bare element: no prologue, metadata or fixed size, a title and a description."""
     element = document[document.index("<svg") :]
     element = re.sub(r"<metadata>.*?</metadata>\s*", "", element, count=1, flags=re.DOTALL)
     element = element.replace("xlink:href=", "href=")

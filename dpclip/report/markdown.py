@@ -21,13 +21,21 @@ _ENTITIES = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;"})
 
 
 def escape(text: str) -> str:
-    """Text that Markdown shows as it stands: no markup, no HTML, no table cell of its own."""
+    """Make Markdown show text as it stands: no markup, no HTML, no table cell of its own.
+
+    Args:
+        text: of the statement, on one line.
+    """
     escaped = _SPECIAL.sub(r"\\\1", text).translate(_ENTITIES)
     return _OPENING.sub(lambda found: f"{found[1]}{found[2][:-1]}\\{found[2][-1]}", escaped)
 
 
 def markdown(document: Document) -> str:
-    """The whole report."""
+    """Spell the whole report, without figures.
+
+    Args:
+        document: from `sections.document`.
+    """
     parts = [*_headline(document.headline)]
     for section in document.sections:
         parts += _section(section)

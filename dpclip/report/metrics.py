@@ -16,7 +16,15 @@ _INDEX = re.compile(r"[\s._\-\[(]*\d+[\])]?$")
 
 
 def series(metrics: Metrics) -> dict[str, Points]:
-    """Every numeric series by its name, ordered by step; the last record of a step counts."""
+    """Collect every numeric series by its name, ordered by step.
+
+    Args:
+        metrics: records in the order of the file; the last record of a step counts, and one
+            without a step has its position.
+
+    Returns:
+        points (step, value) by name; values that are not finite numbers are left out.
+    """
     found: dict[str, dict[float, float]] = {}
     for position, record in enumerate(metrics):
         given = _number(record.get("step"))
@@ -52,7 +60,14 @@ def _number(value: object) -> float | None:
 
 
 def groups(all_series: dict[str, Points]) -> dict[str, dict[str, Points]]:
-    """Series that differ only in a trailing index (one per layer, say) share one figure."""
+    """Put series that differ only in a trailing index (one per layer, say) into one figure.
+
+    Args:
+        all_series: points by name.
+
+    Returns:
+        by the common name, the members' points by their own.
+    """
     together: dict[str, dict[str, Points]] = {}
     for label, points in all_series.items():
         together.setdefault(_INDEX.sub("", label) or label, {})[label] = points
@@ -60,12 +75,21 @@ def groups(all_series: dict[str, Points]) -> dict[str, dict[str, Points]]:
 
 
 def is_held_out(label: str) -> bool:
-    """Whether a metric was measured on held-out data, judging by its name."""
+    """Whether a metric was measured on held-out data, judging by its name.
+
+    Args:
+        label: as in the released metrics; how it begins counts, in any case.
+    """
     return label.lower().startswith(_HELD_OUT)
 
 
 def plots(metrics: Metrics, held_out: bool) -> tuple[Plot, ...]:
-    """One figure a group, of the held-out metrics or of all others."""
+    """Make one figure a group, of the held-out metrics or of all others.
+
+    Args:
+        metrics: records in the order of the file.
+        held_out: which of the two.
+    """
     chosen = {
         label: points for label, points in series(metrics).items() if is_held_out(label) == held_out
     }
@@ -94,15 +118,25 @@ def _end(value: float, step: float) -> str:
 
 
 def thinned(points: Points, most: int = MOST_POINTS) -> Points:
-    """At most so many of the points, evenly chosen, the first and the last among them."""
+    """Choose points evenly, the first and the last among them.
+
+    Args:
+        points: (x, y), in order.
+        most: how many to keep at most; at least 2.
+    """
     if len(points) <= most:
         return points
     return tuple(points[round(index * (len(points) - 1) / (most - 1))] for index in range(most))
 
 
 def table(metrics: Metrics) -> tuple[tuple[str, ...], ...]:
-    """For each series: its name, how many values, and the first, least, greatest and last
-    of them.
+    """Sum up each series in a row.
+
+    Args:
+        metrics: records in the order of the file.
+
+    Returns:
+        the name, how many values, and the first, least, greatest and last of them, as text.
     """
     rows = []
     for label, points in series(metrics).items():

@@ -8,7 +8,14 @@ _HERE = Path(__file__).parent
 
 
 def html(document: Document) -> str:
-    """The whole report; every word of the statement passes the template's escaping."""
+    """Spell the whole report; every word of the statement passes the template's escaping.
+
+    Args:
+        document: from `sections.document`.
+
+    Returns:
+        one page with its style and figures in it; no script, no link.
+    """
     import jinja2
     from markupsafe import Markup
 

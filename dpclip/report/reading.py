@@ -13,7 +13,15 @@ Metrics = list[dict[str, Any]]
 
 
 def read_statement(run: Path) -> Statement:
-    """``RUN/public/statement.json`` as a dict; raises InputError with the reason and the remedy."""
+    """Read ``RUN/public/statement.json``.
+
+    Args:
+        run: the run folder.
+
+    Raises:
+        InputError: it is no run folder, or the statement is missing, unreadable or newer than this
+            version knows; with the reason and the remedy.
+    """
     path = run / "public" / "statement.json"
     if not (run / "public").is_dir():
         raise InputError(
@@ -56,9 +64,17 @@ def _require_known_schema(schema: object, path: Path) -> None:
 
 
 def read_metrics(run: Path) -> Metrics:
-    """The lines of ``RUN/public/released_metrics.jsonl``; none when the file is missing.
+    """Read the lines of ``RUN/public/released_metrics.jsonl``.
 
-    A last line cut short by a crash is dropped; any other line that is no JSON object is refused.
+    Args:
+        run: the run folder.
+
+    Returns:
+        one record a line; none when the file is missing. A last line cut short by a crash is
+        dropped.
+
+    Raises:
+        InputError: the file cannot be read, or any other line is no JSON object.
     """
     path = run / "public" / "released_metrics.jsonl"
     try:
@@ -85,8 +101,10 @@ def read_metrics(run: Path) -> Metrics:
 
 
 def as_json(statement: Statement) -> str:
-    """The statement, indented, in its own order, with non-finite numbers as strings;
-    byte-stable.
+    """Spell the statement as JSON, indented and in its own order; byte-stable.
+
+    Args:
+        statement: from `read_statement`; numbers that are not finite become strings.
     """
     clean = _without_non_finite(statement)
     pretty = json.dumps(clean, indent=2, ensure_ascii=False, allow_nan=False)

@@ -1,6 +1,4 @@
-"""Numbers as a reader sees them: ε and δ never smaller, noise never larger, than the statement
-says.
-"""
+"""Numbers as a reader sees them: ε and δ never smaller, noise never larger, than stated."""
 
 import unicodedata
 from decimal import ROUND_CEILING, ROUND_FLOOR, ROUND_HALF_EVEN, Decimal
@@ -11,12 +9,20 @@ from accounting.wording import shown_if_special as _special
 
 
 def lower_epsilon(value: object) -> str:
-    """The lower end of an interval for ε, rounded down so that the interval still encloses."""
+    """Show the lower end of an interval for ε, rounded down so that the interval still encloses.
+
+    Args:
+        value: a number of the statement, or what is none.
+    """
     return epsilon(value, ROUND_FLOOR)
 
 
 def noise_multiplier(value: object) -> str:
-    """σ rounded down to 4 significant digits."""
+    """Show σ, rounded down to 4 significant digits.
+
+    Args:
+        value: a number of the statement, or what is none.
+    """
     number = exact(value)
     special = _special(number)
     if special is not None or number is None:
@@ -25,13 +31,22 @@ def noise_multiplier(value: object) -> str:
 
 
 def delta(value: object) -> str:
-    """δ in scientific notation, rounded up to 3 significant digits."""
+    """Show δ in scientific notation, rounded up to 3 significant digits.
+
+    Args:
+        value: a number of the statement, or what is none.
+    """
     number = exact(value)
     return _special(number) or power(number or Decimal(0), 3, ROUND_CEILING)
 
 
 def rounded_up(value: object, digits: int) -> str:
-    """Any quantity that makes privacy worse as it grows, to so many significant digits."""
+    """Show any quantity that makes privacy worse as it grows, rounded up.
+
+    Args:
+        value: a number of the statement, or what is none.
+        digits: significant ones.
+    """
     number = exact(value)
     special = _special(number)
     if special is not None or number is None:
@@ -42,8 +57,12 @@ def rounded_up(value: object, digits: int) -> str:
 
 
 def number(value: object, digits: int = 6) -> str:
-    """Any other number: whole ones in full with thousands marked, the rest to 6 significant
-    digits.
+    """Show any other number, rounded to the nearest.
+
+    Args:
+        value: a number of the statement, or what is none.
+        digits: significant ones, 6 by default; whole numbers are shown in full, with thousands
+            marked.
     """
     given = exact(value)
     special = _special(given)
@@ -60,8 +79,13 @@ def number(value: object, digits: int = 6) -> str:
 
 
 def percentage(share: float) -> str:
-    """A probability in per cent, rounded up to 3 significant digits or 2 decimals, whichever says
-    more.
+    """Show a probability in per cent, rounded up.
+
+    Args:
+        share: in [0, 1].
+
+    Returns:
+        3 significant digits below 10 %, 2 decimals from there on; "100%" at most.
     """
     percent = Decimal(repr(share)) * 100
     if percent >= 100:
@@ -72,7 +96,11 @@ def percentage(share: float) -> str:
 
 
 def text(value: object) -> str:
-    """Words from a statement on one line, with control and direction marks made visible as �."""
+    """Show words on one line, with control and direction marks made visible as �.
+
+    Args:
+        value: of the statement, of any kind.
+    """
     words = " ".join(str(value).split())
     hidden = {"Cc", "Cf", "Cs", "Co"}
     return "".join(
@@ -81,7 +109,12 @@ def text(value: object) -> str:
 
 
 def anything(value: object) -> str:
-    """A value of unknown kind, as faithfully as one line of text allows."""
+    """Show a value of unknown kind, as faithfully as one line of text allows.
+
+    Args:
+        value: of the statement; numbers are rounded as by `number`, and what is empty is said not
+            to be stated.
+    """
     if value is None or value == "" or value == [] or value == {}:
         return NOT_STATED
     if isinstance(value, bool):
@@ -96,5 +129,9 @@ def anything(value: object) -> str:
 
 
 def name(key: object) -> str:
-    """A key of the statement as words: ``steps_given_up`` becomes ``steps given up``."""
+    """Spell a key of the statement as words: ``steps_given_up`` becomes ``steps given up``.
+
+    Args:
+        key: of the statement.
+    """
     return text(key).replace("_", " ")

@@ -42,7 +42,15 @@ FALSE_POSITIVE_RATES = (0.001, 0.01, 0.1)
 
 
 def document(statement: Statement, released: Metrics) -> Document:
-    """The whole report of a run."""
+    """Make the whole report of a run.
+
+    Args:
+        statement: from `read_statement`.
+        released: from `read_metrics`.
+
+    Returns:
+        the sections in their order; entries that no section knows come in one of their own.
+    """
     builders: tuple[Callable[[Statement], Section], ...] = (
         guarantee,
         run_and_mechanism,
@@ -77,7 +85,11 @@ def _listed(statement: Statement, key: str) -> tuple[str, ...]:
 
 
 def guarantee(statement: Statement) -> Section:
-    """ε, δ, unit and adjacency, each with what it means."""
+    """ε, δ, unit and adjacency, each with what it means.
+
+    Args:
+        statement: its part "guarantee" is shown.
+    """
     stated = dict(part(statement, "guarantee"))
     stated.pop("sentence", None)
     assumption = stated.pop("assumption", None)
@@ -106,7 +118,11 @@ def guarantee(statement: Statement) -> Section:
 
 
 def run_and_mechanism(statement: Statement) -> Section:
-    """What was done to the data, and how the budget went."""
+    """What was done to the data, and how the budget went.
+
+    Args:
+        statement: its parts "run", "mechanism" and "spend" are shown.
+    """
     blocks: list[Block] = [
         facts.facts(part(statement, "run"), facts.RUN),
         facts.facts(part(statement, "mechanism"), facts.MECHANISM),
@@ -117,7 +133,12 @@ def run_and_mechanism(statement: Statement) -> Section:
 
 
 def accountants(statement: Statement) -> Section:
-    """Every accountant's interval for ε side by side, and whether they agree."""
+    """Every accountant's interval for ε side by side, and whether they agree.
+
+    Args:
+        statement: its parts "accountants" and "agreement" are shown; lower ends are rounded down,
+            all else up.
+    """
     chosen = part(statement, "guarantee").get("accountant")
     rows, strong = [], set()
     for position, entry in enumerate(records(statement, "accountants")):
@@ -156,7 +177,11 @@ def _or_nothing(table: Table) -> Block:
 
 
 def profile(statement: Statement) -> Section:
-    """The guarantee at other δ, and what it leaves to a membership test."""
+    """The guarantee at other δ, and what it leaves to a membership test.
+
+    Args:
+        statement: its part "profile" is shown.
+    """
     entries = records(statement, "profile")
     intro = (
         "One and the same training satisfies a whole family of guarantees: a smaller δ goes with a "
@@ -186,7 +211,12 @@ def _membership(statement: Statement, entries: list[dict[str, Any]]) -> tuple[Bl
 
 
 def evaluation(statement: Statement, released: Metrics) -> Section:
-    """What the model is worth, and everything recorded under the guarantee while training."""
+    """What the model is worth, and everything recorded under the guarantee while training.
+
+    Args:
+        statement: its part "evaluation" is shown.
+        released: drawn, and summed up in a table.
+    """
     blocks: list[Block] = []
     if statement.get("evaluation") is None:
         blocks.append(Paragraph("No evaluation is stated."))
@@ -208,7 +238,11 @@ def evaluation(statement: Statement, released: Metrics) -> Section:
 
 
 def assumptions(statement: Statement) -> Section:
-    """What must be true for the guarantee to hold."""
+    """What must be true for the guarantee to hold.
+
+    Args:
+        statement: its part "assumptions" is listed.
+    """
     intro = "The guarantee is a theorem about this run as long as the following is true."
     return Section(
         "assumptions",
@@ -219,7 +253,11 @@ def assumptions(statement: Statement) -> Section:
 
 
 def not_covered(statement: Statement) -> Section:
-    """What the guarantee says nothing about."""
+    """What the guarantee says nothing about.
+
+    Args:
+        statement: its part "not_covered" is listed.
+    """
     intro = "The guarantee says nothing about the following; each needs its own protection."
     return Section(
         "not-covered",
@@ -230,7 +268,11 @@ def not_covered(statement: Statement) -> Section:
 
 
 def data_and_model(statement: Statement) -> Section:
-    """Which data went in, which model came out."""
+    """Which data went in, which model came out.
+
+    Args:
+        statement: its parts "data" and "model" are shown.
+    """
     data = part(statement, "data")
     blocks: list[Block] = [facts.facts(part(data, "training"), facts.TRAINING_DATA)]
     if data.get("evaluation") is None:
@@ -245,14 +287,22 @@ def data_and_model(statement: Statement) -> Section:
 
 
 def randomness(statement: Statement) -> Section:
-    """Where the noise came from."""
+    """Where the noise came from.
+
+    Args:
+        statement: its part "randomness" is shown.
+    """
     intro = "The guarantee needs noise that nobody can predict or recompute."
     blocks = (facts.facts(part(statement, "randomness"), facts.RANDOMNESS),)
     return Section("randomness", "Randomness", intro, blocks)
 
 
 def versions(statement: Statement) -> Section:
-    """The software that ran."""
+    """The software that ran.
+
+    Args:
+        statement: its part "versions" is shown.
+    """
     given = part(statement, "versions")
     rows = tuple(
         (rounding.text(name), rounding.anything(version)) for name, version in given.items()
@@ -264,7 +314,11 @@ def versions(statement: Statement) -> Section:
 
 
 def ledger(statement: Statement) -> Section:
-    """The journal of what was charged."""
+    """The journal of what was charged.
+
+    Args:
+        statement: its part "ledger" is shown.
+    """
     intro = (
         "The run's journal, to hold beside this report when checking that nothing was left out of "
         "it."

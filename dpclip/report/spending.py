@@ -13,7 +13,15 @@ MOST_ROWS = 7
 
 
 def spend(statement: Statement, entries: list[dict[str, Any]]) -> tuple[Block, ...]:
-    """ε over steps, drawn and as a short table."""
+    """ε over steps, drawn and as a short table.
+
+    Args:
+        statement: for δ and the level that is promised.
+        entries: of its part "spend", each with a step and the ε spent so far.
+
+    Returns:
+        nothing without entries.
+    """
     if not entries:
         return ()
     rows = tuple(
@@ -55,7 +63,12 @@ def _spend_plot(statement: Statement, points: Points) -> tuple[Plot, ...]:
 
 
 def profile(statement: Statement, entries: list[dict[str, Any]]) -> tuple[Block, ...]:
-    """ε(δ), drawn and as a table."""
+    """ε(δ), drawn and as a table.
+
+    Args:
+        statement: for the pair that is promised.
+        entries: of its part "profile", each with a δ and its ε.
+    """
     if not entries:
         return (Paragraph("Not stated."),)
     rows = tuple(
@@ -87,12 +100,24 @@ def _stated(statement: Statement) -> Mark | None:
 
 
 def finite_points(entries: list[dict[str, Any]], x: str, y: str) -> Points:
-    """Pairs of finite numbers, in the order of x; the rest cannot be drawn."""
+    """Collect pairs of finite numbers, in the order of x; the rest cannot be drawn.
+
+    Args:
+        entries: records of the statement.
+        x, y: keys of the two numbers.
+    """
     stated = ((rounding.exact(entry.get(x)), rounding.exact(entry.get(y))) for entry in entries)
     pairs = [(float(a), float(b)) for a, b in stated if a is not None and b is not None]
     return tuple(sorted((a, b) for a, b in pairs if math.isfinite(a) and math.isfinite(b)))
 
 
 def finite_profile(entries: list[dict[str, Any]]) -> list[tuple[float, float]]:
-    """The pairs (ε, δ) of a profile that are guarantees: ε from 0 up, δ a probability."""
+    """Collect the pairs (ε, δ) of a profile that are guarantees.
+
+    Args:
+        entries: of the statement's part "profile".
+
+    Returns:
+        pairs with ε in [0, ∞) and δ in [0, 1).
+    """
     return [(e, d) for d, e in finite_points(entries, "delta", "epsilon") if e >= 0 and 0 <= d < 1]

@@ -1,6 +1,4 @@
-"""The top of the report: the guarantee in a sentence, what must not be overlooked, what it
-means.
-"""
+"""The top of the report: the guarantee in a sentence, what not to overlook, what it means."""
 
 from collections.abc import Iterator
 from decimal import ROUND_CEILING, Decimal
@@ -25,31 +23,59 @@ KINDS = {
 
 
 def part(statement: Statement, key: str) -> dict[str, Any]:
-    """A part of the statement as a dict, empty where the statement has none."""
+    """Return a part of the statement as a dict, empty where the statement has none.
+
+    Args:
+        statement: or a part of it.
+        key: of the part.
+    """
     value = statement.get(key)
     return value if isinstance(value, dict) else {}
 
 
 def records(statement: Statement, key: str) -> list[dict[str, Any]]:
-    """A list of the statement, only its well-formed entries."""
+    """Return the well-formed entries of a list of the statement.
+
+    Args:
+        statement: or a part of it.
+        key: of the list; what is no list has no entries.
+    """
     value = statement.get(key)
     return [entry for entry in value if isinstance(entry, dict)] if isinstance(value, list) else []
 
 
 def bounded_epsilon(statement: Statement) -> Decimal | None:
-    """The stated ε where it is a guarantee at all: a number from 0 up, not infinite."""
+    """Return the stated ε where it is a guarantee at all.
+
+    Args:
+        statement: from `read_statement`.
+
+    Returns:
+        ε in [0, ∞), exactly as stated; None for anything else.
+    """
     value = rounding.exact(part(statement, "guarantee").get("epsilon"))
     return value if value is not None and value.is_finite() and value >= 0 else None
 
 
 def stated_delta(statement: Statement) -> Decimal | None:
-    """The stated δ where it is a probability below 1."""
+    """Return the stated δ where it is a probability below 1.
+
+    Args:
+        statement: from `read_statement`.
+
+    Returns:
+        δ in [0, 1), exactly as stated; None for anything else.
+    """
     value = rounding.exact(part(statement, "guarantee").get("delta"))
     return value if value is not None and 0 <= value < 1 else None
 
 
 def notices(statement: Statement) -> tuple[Notice, ...]:
-    """Everything that a hasty reader must not miss, the gravest first."""
+    """Collect everything that a hasty reader must not miss, the gravest first.
+
+    Args:
+        statement: from `read_statement`.
+    """
     found = (
         _about_epsilon,
         _about_contradiction,
@@ -179,7 +205,12 @@ def _about_randomness(statement: Statement) -> Iterator[Notice]:
 
 
 def sentence(statement: Statement) -> str:
-    """The guarantee in one sentence, the statement's own where it has one."""
+    """Say the guarantee in one sentence, the statement's own where it has one.
+
+    Args:
+        statement: from `read_statement`; without ε and δ the sentence says that nothing is
+            guaranteed.
+    """
     guarantee = part(statement, "guarantee")
     if guarantee.get("sentence"):
         return rounding.text(guarantee["sentence"])
@@ -192,7 +223,14 @@ def sentence(statement: Statement) -> str:
 
 
 def meaning(statement: Statement) -> tuple[str, ...]:
-    """What may be concluded, in plain sentences; nothing when there is no guarantee."""
+    """Say in plain sentences what may be concluded.
+
+    Args:
+        statement: from `read_statement`.
+
+    Returns:
+        paragraphs; none when there is no guarantee.
+    """
     epsilon, delta = bounded_epsilon(statement), stated_delta(statement)
     if epsilon is None or delta is None:
         return ()
@@ -238,7 +276,11 @@ def _strength(epsilon: Decimal) -> str:
 
 
 def headline(statement: Statement) -> Headline:
-    """The top of the report."""
+    """Make the top of the report.
+
+    Args:
+        statement: from `read_statement`.
+    """
     guarantee, bounded = part(statement, "guarantee"), bounded_epsilon(statement) is not None
     model = rounding.anything(part(statement, "model").get("name"))
     data = part(part(statement, "data"), "training").get("source")

@@ -13,8 +13,9 @@ from dpclip.sampling.schedule import Schedule
 from dpclip.sampling.scheme import SCHEMES
 
 NOISE_RANGE = (0.95, 1.25)
-"""The least and the most noise that a rule may choose, over the planned noise. A filter works at an
-order that suits the least of it, so every per cent below 1 costs steps.
+"""The least and the most noise that a rule may choose, over the planned noise.
+
+A filter works at an order that suits the least of it, so every per cent below 1 costs steps.
 """
 _MOST_NOISE = 1e6
 

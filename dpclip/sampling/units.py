@@ -1,6 +1,6 @@
 """Privacy units: which rows are whose.
 
-They are told apart by the values of the unit names and never by the objects that hold them.
+Units differ by the values of their names and never by the objects that hold them.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ class UnitIndex:
 
     Raises:
         InputError: names that are missing, have no value to compare or are of different kinds. The
-            line tells the row and never the name, which is private.
+            line gives the row and never the name, which is private.
     """
 
     def __init__(self, rows: int, unit_of_row: Sequence[Any] | None) -> None:

@@ -1,10 +1,10 @@
-"""Run the configurations of this folder on real data and keep their statements.
+"""Run the configurations of this folder and keep their statements.
 
 usage: python run.py DATA_DIR MODELS_DIR [NAME ...]
 
 DATA_DIR holds e2e_nlg/ and sst2/ (see README.md); MODELS_DIR holds wikitext-gpt2-4x256/ and
-gpt2-small/. Each result is written to results/NAME.json: the run's statement, the seconds it took
-and the machine.
+gpt2-small/. The runs whose names begin with builtin read neither. Each result is written to
+results/NAME.json: the run's statement, the seconds it took and the machine.
 """
 
 import subprocess
@@ -20,7 +20,11 @@ from experiments.support import machine, read_results, write_results
 HERE = Path(__file__).parent
 E2E = ("e2e_nlg/trainset.csv", "e2e_nlg/devset.csv")
 SST2 = ("sst2/train.tsv.gz", "sst2/dev.tsv")
-RUNS: dict[str, tuple[tuple[str, str], str | None]] = {
+# the data, if not the built-in notes, and the model, if not the built-in one
+RUNS: dict[str, tuple[tuple[str, str] | None, str | None]] = {
+    "builtin": (None, None),
+    "builtin_lora": (None, None),
+    "builtin_without_privacy": (None, None),
     "sst2_builtin": (SST2, None),
     "e2e_builtin": (E2E, None),
     "e2e_wikitext": (E2E, "wikitext-gpt2-4x256"),
@@ -30,9 +34,11 @@ RUNS: dict[str, tuple[tuple[str, str], str | None]] = {
 
 def command(name: str, data: Path, models: Path, output: Path) -> list[str]:
     """The `dpclip train` command of one run."""
-    (train, held_out), model = RUNS[name]
+    files, model = RUNS[name]
     words = ["dpclip", "train", "--config", str(HERE / f"{name}.toml"), "--output", str(output)]
-    words += ["--data", str(data / train), "--eval-data", str(data / held_out)]
+    if files is not None:
+        train, held_out = files
+        words += ["--data", str(data / train), "--eval-data", str(data / held_out)]
     return words + (["--model", str(models / model)] if model else [])
 
 

@@ -28,8 +28,13 @@ from grid import Quiet, settings_of
 from torch import Tensor, nn
 
 from dpclip.clipping.per_group import layer_of, noise_shares
+from dpclip.noise.keystream import SecretKey
 from dpclip.train.job import Job
 from dpclip.train.run import start
+
+sys.path.append(str(Path(__file__).parents[2]))  # the project's root
+
+from experiments.support import write_results
 
 RECORDS, QUANTILES = 384, (0.1, 0.5, 0.9)
 SETTINGS = ("notes-builtin", "e2e-builtin", "e2e-wikitext-lora")
@@ -138,10 +143,10 @@ def main(prepared: Path, output: Path) -> None:
         listener = Measuring()
         with tempfile.TemporaryDirectory() as folder:
             settings = settings_of(prepared, setting, "quantile", 2.0, 1).changed(eval_every=None)
-            start(settings, Path(folder) / "run", listener)
+            start(settings, Path(folder) / "run", listener, key=SecretKey.for_tests(1))
         results[setting] = listener.found
         print(setting, json.dumps(listener.found), flush=True)
-        output.write_text(json.dumps(results, indent=1) + "\n")
+        write_results(output, results)
 
 
 if __name__ == "__main__":

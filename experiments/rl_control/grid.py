@@ -12,25 +12,26 @@ it was; several processes may fill several files.
 from __future__ import annotations
 
 import itertools
-import json
 import math
-import os
-import platform
 import shutil
 import sys
 import tempfile
 import time
 import warnings
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 from measures import attacked, choice_accuracy
 
+from dpclip.noise.keystream import SecretKey
 from dpclip.train.job import Job
 from dpclip.train.run import start
 from dpclip.train.settings import Settings
+
+sys.path.append(str(Path(__file__).parents[2]))  # the project's root
+
+from experiments.support import RunsFile, made_by, markdown_table, read_results
 
 RL = "rl:interval={interval},controller="
 RULES = {
@@ -136,9 +137,9 @@ def run(prepared: Path, setting: str, rule: str, epsilon: float, seed: int) -> d
     """Train, measure, attack."""
     with tempfile.TemporaryDirectory() as folder:
         listener, began = Quiet(), time.process_time()
-        outcome = start(
-            settings_of(prepared, setting, rule, epsilon, seed), Path(folder) / "run", listener
-        )
+        settings = settings_of(prepared, setting, rule, epsilon, seed)
+        key = SecretKey.for_tests(seed)  # runs of a seed are compared with one another
+        outcome = start(settings, Path(folder) / "run", listener, key=key)
         cpu = time.process_time() - began
         shutil.rmtree(folder, ignore_errors=True)
     job, model = listener.job, listener.job.loaded.model
@@ -164,21 +165,14 @@ def fill(
     rules: list[str],
 ) -> None:
     """Runs that are missing; seeds outermost."""
-    results = json.loads(output.read_text()) if output.exists() else {"runs": {}}
-    results |= {
-        "command": f"python grid.py PREPARED {setting} {output.name}",
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, 1 thread",
-        "versions": {package: version(package) for package in ("torch", "transformers")},
-        "settings": {**SETTINGS[setting], "lr": RATES.get(setting), "interval": INTERVAL},
-    }
+    made = made_by(f"python grid.py PREPARED {setting} {output.name}", "torch", "transformers")
+    settings = {**SETTINGS[setting], "lr": RATES.get(setting), "interval": INTERVAL}
+    file = RunsFile(output, made | {"settings": settings})
     for seed in seeds:
         for epsilon in epsilons:
             for rule in rules:
                 key = f"{rule}|{epsilon:g}|{seed}"
-                if key not in results["runs"]:
-                    found = results["runs"][key] = run(prepared, setting, rule, epsilon, seed)
-                    print(key, {k: v for k, v in found.items() if k != "curve"}, flush=True)
-                    output.write_text(json.dumps(results, indent=1) + "\n")
+                file.add(key, run, prepared, setting, rule, epsilon, seed)
 
 
 def interval_of(values: list[float]) -> tuple[float, float]:
@@ -207,24 +201,21 @@ def table(output: Path) -> str:
     """Markdown: for each budget and rule, means with 95 % intervals; ratios to two rules, seed by
     seed.
     """
-    runs = json.loads(output.read_text())["runs"]
+    runs = read_results(output)["runs"]
     found: dict[tuple[float, str], dict[int, dict[str, Any]]] = {}
     for key, value in runs.items():
         rule, epsilon, seed = key.split("|")
         found.setdefault((float(epsilon), rule), {})[int(seed)] = value
-    lines = []
+    tables = []
     for epsilon in sorted({epsilon for epsilon, _ in found}):
-        lines += [
-            f"| ε = {epsilon:g} | " + " | ".join(COLUMNS) + " |",
-            "| --- |" + " --- |" * len(COLUMNS),
-        ]
-        lines += [_row(found, epsilon, rule) for e, rule in found if e == epsilon] + [""]
-    return "\n".join(lines)
+        rows = [_row(found, epsilon, rule) for e, rule in found if e == epsilon]
+        tables.append(markdown_table([f"ε = {epsilon:g}", *COLUMNS], rows) + "\n")
+    return "\n".join(tables)
 
 
 def _row(
     found: dict[tuple[float, str], dict[int, dict[str, Any]]], epsilon: float, rule: str
-) -> str:
+) -> list[str]:
     own = found[epsilon, rule]
 
     def shown(values: list[float], digits: int) -> str:
@@ -245,7 +236,7 @@ def _row(
         for s in own
         if s in agent
     ]
-    cells = [
+    return [
         rule,
         shown([r["perplexity"] for r in own.values()], 2),
         ratio("flat"),
@@ -257,7 +248,6 @@ def _row(
             for name, digits in (("membership", 3), ("exposure", 2))
         ),
     ]
-    return "| " + " | ".join(cells) + " |"
 
 
 if __name__ == "__main__":

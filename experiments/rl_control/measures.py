@@ -16,7 +16,9 @@ from prepare import read
 from scipy.stats import rankdata
 from torch import Tensor, nn
 
+from dpclip.losses import causal_lm_tokens
 from dpclip.models.loading import load_model
+from dpclip.tasks.language_modelling import LanguageModelling
 from dpclip.tasks.records import Records
 from dpclip.train.job import Job
 
@@ -42,9 +44,8 @@ def likelihoods(model: nn.Module, job: Job, records: Records, *, mean: bool) -> 
     """Each record's log-likelihood, or that of a token of it."""
     examples, found = job.task.encode(records), []
     for start in range(0, len(examples), 32):
-        losses, counted = job.task._token_losses(
-            model, job.task.collate(examples[start : start + 32])
-        )
+        batch = job.task.collate(examples[start : start + 32])
+        losses, counted = causal_lm_tokens(model, batch)
         total = -losses.double().sum(1)
         found.append(total / counted.sum(1).clamp(min=1) if mean else total)
     return torch.cat(found)
@@ -84,7 +85,7 @@ def choice_accuracy(model: nn.Module, job: Job, prepared: Path, setting: str) ->
 @functools.cache
 def untrained(settings_model: str) -> nn.Module:
     """The public model that training began with; its likelihoods calibrate the attack."""
-    model = load_model(settings_model, "lm").model
+    model = load_model(settings_model, LanguageModelling.head()).model
     model.eval()
     return model
 

@@ -7,8 +7,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dpclip.clipping.control import Context, Summary
-from dpclip.clipping.control import sac_controller as learner
+from dpclip.clipping.control import Context, SacController, Summary
 from dpclip.clipping.control.context import RATE
 from dpclip.released import Released
 
@@ -39,7 +38,7 @@ def rates(
     return (alike.unsqueeze(-1) + beyond).clamp(-1, 1)
 
 
-class Planned(learner.Sac):
+class Planned(SacController):
     """The agent, following a plan, and a little beside it in each decision; it remembers as
     always.
     """

@@ -40,8 +40,7 @@ from torch import Tensor
 from dpclip.budget.ledger import Ledger
 from dpclip.budget.plan import Plan, make_plan
 from dpclip.clipping import ClippingRule, ControlledClipping, StepRelease, make_rule
-from dpclip.engine.setup import build_private_training
-from dpclip.engine.setup import trainable_parameters
+from dpclip.engine.setup import build_private_training, trainable_parameters
 from dpclip.models.loading import LoadedModel, load_model
 from dpclip.noise.keystream import SecretKey
 from dpclip.released import Released
@@ -49,6 +48,10 @@ from dpclip.sampling.units import UnitIndex
 from dpclip.tasks.clinic_notes import clinic_notes
 from dpclip.tasks.language_modelling import Example, LanguageModelling
 from dpclip.tasks.records import Records
+
+sys.path.append(str(Path(__file__).parents[2]))  # the project's root
+
+from experiments.support import write_results
 
 INTERVAL, HELD_OUT = 4, 48
 # reward of a decision after which the log perplexity is a WORTH-th lower than the pair's
@@ -142,9 +145,8 @@ class Task:
         """The first blocks of the built-in model, or the whole of one, or adapters of one."""
         torch.manual_seed(self.seed)
         builtin = self.model == "builtin"
-        loaded = load_model(
-            "builtin" if builtin else str(models / self.model), "lm", lora=self.lora, device="auto"
-        )
+        name = "builtin" if builtin else str(models / self.model)
+        loaded = load_model(name, LanguageModelling.head(), lora=self.lora, device="auto")
         if builtin and self.lora is None:
             loaded.model.transformer.h = loaded.model.transformer.h[: self.blocks]
             loaded.model.config.n_layer = self.blocks
@@ -292,7 +294,7 @@ def evaluate(data: Path, output: Path, first: int, last: int, rules: list[str]) 
             for name, m in more.items()
             if len(m) > 1
         }
-        output.write_text(json.dumps(found, indent=1) + "\n")
+        write_results(output, found)
 
 
 if __name__ == "__main__":

@@ -10,20 +10,26 @@ changes nothing. epsilon = 2.
 
 from __future__ import annotations
 
-import json
 import sys
-import tempfile
 import warnings
 from pathlib import Path
-from typing import Any
 
 import torch
-from grid import Quiet, settings_of
+from grid import settings_of
 
-from dpclip.engine.setup import trainable_parameters
-from dpclip.train import run as training
+from dpclip.budget.ledger import Ledger
+from dpclip.engine.setup import build_private_training, trainable_parameters
+from dpclip.noise.keystream import SecretKey
+from dpclip.released import Released, StepRelease
+from dpclip.train.job import Job, prepare
+from dpclip.train.settings import Settings
+
+sys.path.append(str(Path(__file__).parents[2]))  # the project's root
+
+from experiments.support import ResultsFile
 
 KINDS = ("wte", "wpe", "ln", "bias", "w")
+SEED = 1
 
 
 def kind(name: str) -> str:
@@ -34,51 +40,71 @@ def kind(name: str) -> str:
 
 
 class Rates:
-    """Splits the optimizer's parameters by kind, and sets their rates at each step."""
+    """AdamW with a group for each kind of parameter, whose rates are set at each step.
 
-    def __init__(self, spec: str) -> None:
+    Args:
+        spec: see the module's docstring.
+        job: what is trained.
+    """
+
+    def __init__(self, spec: str, job: Job) -> None:
         parts = (part.split("=") for part in spec.split(",") if "=" in part)
         self.times = {name: float(value) for name, value in parts}
-        self.build_private_training = training._assemble
-
-    def assembled(self, job: Any, *rest: Any) -> Any:
-        """In place of `training._assemble`."""
-        made = self.build_private_training(job, *rest)
-        optimizer, named = made.engine.optimizer, trainable_parameters(job.loaded.model)
-        whole = optimizer.param_groups[0]
+        self.job, named = job, trainable_parameters(job.loaded.model)
         held = {k: [p for name, p in named.items() if kind(name) == k] for k in KINDS}
-        optimizer.param_groups[:] = [
-            {**whole, "params": ps, "kind": k} for k, ps in held.items() if ps
-        ]
-        return made
+        groups = [{"params": held[k], "kind": k} for k in KINDS if held[k]]
+        self.optimizer = torch.optim.AdamW(groups, lr=job.peak_learning_rate, weight_decay=0.0)
 
-    def on_step_begin(self, run: Any, step: int, generation: int) -> None:
-        """In place of `_Run.on_step_begin`."""
-        torch.manual_seed(run.job.key.integer("dropout", step, generation))
+    def on_step_begin(self, step: int, generation: int) -> None:
+        """The usual rate of this step, times what the spec says."""
         rise = min(1.0, (step + 1) / self.times.get("warm", 1.0)) * self.times.get("all", 1.0)
-        for group in run.training.engine.optimizer.param_groups:
-            group["lr"] = (
-                training.learning_rate(run.job, step) * rise * self.times.get(group["kind"], 1.0)
-            )
+        for group in self.optimizer.param_groups:
+            times = rise * self.times.get(group["kind"], 1.0)
+            group["lr"] = self.job.learning_rate(step) * times
+
+    def on_step_end(self, step: int, released: Released[StepRelease]) -> None:
+        """Nothing to do."""
+
+
+def run(settings: Settings, spec: str) -> float:
+    """Train as the command line does, but for the rates; held-out perplexity."""
+    job = prepare(settings, SecretKey.for_tests(SEED))
+    rates, model = Rates(spec, job), job.loaded.model.train()
+    private = build_private_training(
+        model,
+        rates.optimizer,
+        job.examples,
+        job.index,
+        plan=job.plan,
+        key=job.key,
+        ledger=Ledger.create(None, job.plan),
+        rule=job.rule,
+        grad_sample_mode=settings.grad_sample_mode,
+        physical_batch_size=job.physical_batch_size,
+        rows_per_unit=settings.rows_per_unit,
+        collate=job.task.collate,
+        examples=job.public_examples,
+        postprocess=job.postprocess,
+        recheck=False,
+    )
+    private.observers.append(rates)
+    for batch in private.batches():
+        with private.microbatch(batch):
+            private.backward(job.task.losses(model, batch))
+        private.step()
+    private.close()
+    return job.task.evaluate(model, job.held_out)
 
 
 def main(prepared: Path, setting: str, rule: str, output: Path, specs: list[str]) -> None:
     """Each spec in turn; results are added to the file."""
-    plain = training._assemble, training._Run.on_step_begin
+    file = ResultsFile(output, [])
     for spec in specs:
-        rates, listener = Rates(spec), Quiet()
-        training._assemble = rates.assembled  # type: ignore[assignment]
-        training._Run.on_step_begin = lambda run, step, generation, r=rates: r.on_step_begin(
-            run, step, generation
-        )  # type: ignore[assignment, method-assign, misc]
-        with tempfile.TemporaryDirectory() as folder:
-            settings = settings_of(prepared, setting, rule, 2.0, 1).changed(eval_every=8)
-            outcome = training.start(settings, Path(folder) / "run", listener)
-        training._assemble, training._Run.on_step_begin = plain  # type: ignore[method-assign]
-        found = json.loads(output.read_text()) if output.exists() else []
-        found.append({"setting": setting, "rule": rule, "rates": spec, "perplexity": outcome.after})
-        output.write_text(json.dumps(found, indent=1) + "\n")
-        print(found[-1], flush=True)
+        perplexity = run(settings_of(prepared, setting, rule, 2.0, SEED), spec)
+        found = {"setting": setting, "rule": rule, "rates": spec, "perplexity": perplexity}
+        file.results.append(found)
+        file.write()
+        print(found, flush=True)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ usage: python summary.py e2e-builtin.json …
 
 from __future__ import annotations
 
-import json
 import math
 import statistics
 import sys
@@ -16,6 +15,10 @@ from typing import Any
 
 from grid import interval_of, steps_to
 
+sys.path.append(str(Path(__file__).parents[2]))  # the project's root
+
+from experiments.support import markdown_table, read_results
+
 Found = dict[tuple[str, float], dict[int, dict[str, Any]]]
 BUDGETS, TUNING = (0.5, 2.0, 8.0), 100  # the seed that thresholds were tuned on
 
@@ -23,7 +26,7 @@ BUDGETS, TUNING = (0.5, 2.0, 8.0), 100  # the seed that thresholds were tuned on
 def found_in(path: Path) -> Found:
     """Runs by rule and budget, then seed."""
     found: Found = {}
-    for key, run in json.loads(path.read_text())["runs"].items():
+    for key, run in read_results(path)["runs"].items():
         rule, epsilon, seed = key.split("|")
         if int(seed) != TUNING:
             found.setdefault((rule, float(epsilon)), {})[int(seed)] = run
@@ -69,14 +72,11 @@ def table(
     cell: Callable[[Found, str, float], str], settings: dict[str, Found], rules: list[str]
 ) -> str:
     """Markdown: a row a rule, a column a setting; the budgets side by side in a cell."""
-    lines = ["| rule | " + " | ".join(settings) + " |", "| --- |" + " --- |" * len(settings)]
+    rows = []
     for rule in rules:
-        cells = [
-            "; ".join(cell(found, rule, epsilon) for epsilon in BUDGETS)
-            for found in settings.values()
-        ]
-        lines.append("| " + " | ".join([rule, *cells]) + " |")
-    return "\n".join(lines)
+        cells = ("; ".join(cell(found, rule, e) for e in BUDGETS) for found in settings.values())
+        rows.append([rule, *cells])
+    return markdown_table(["rule", *settings], rows)
 
 
 if __name__ == "__main__":

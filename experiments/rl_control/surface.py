@@ -4,8 +4,8 @@ rates.
 
 from __future__ import annotations
 
-import json
 import math
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,10 @@ from typing import Any
 import torch
 from plans import CENTRE, FADES, PARTS, SPREAD, rates
 from torch import Tensor
+
+sys.path.append(str(Path(__file__).parents[2]))  # the project's root
+
+from experiments.support import read_results, write_results
 
 RATE_REACH = 2 * math.log(2)  # an action of 1 multiplies the rate by its exponential
 
@@ -145,12 +149,10 @@ class Surface:
 
     def save(self, path: Path) -> None:
         """As JSON."""
-        path.write_text(
-            json.dumps({"weights": self.weights.tolist(), "scatter": self.scatter}, indent=1) + "\n"
-        )
+        write_results(path, {"weights": self.weights.tolist(), "scatter": self.scatter})
 
     @classmethod
     def read(cls, path: Path) -> Surface:
         """The inverse of `save`."""
-        kept = json.loads(path.read_text())
+        kept = read_results(path)
         return cls(torch.tensor(kept["weights"]), kept["scatter"])

@@ -7,9 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
-import reference
 import torch
-from reference import VOCABULARY
 from torch import Tensor, nn
 from transformers import (
     BartConfig,
@@ -35,6 +33,8 @@ from transformers import (
 import dpclip
 from dpclip import losses
 from dpclip.errors import InputError
+from tests.support import reference
+from tests.support.reference import VOCABULARY
 
 ROWS, LENGTH = 4, 12
 MASK = (torch.arange(LENGTH) < torch.tensor([3, 12, 7, 5])[:, None]).long()

@@ -43,8 +43,9 @@ class Controller(Stateful, ABC):
 
     name: ClassVar[str]
     tracks: ClassVar[bool] = True
-    """Whether thresholds follow the released quantiles (where the mode has them); otherwise they
-    stay as they began.
+    """Whether thresholds follow the released quantiles, where the mode has them.
+
+    Otherwise they stay as they began.
     """
 
     def begin_with(self, policy: Path) -> None:

@@ -34,8 +34,7 @@ REWARDS = ("loss", "signal", "both")
 @RULES.register
 @dataclass
 class ControlledClipping(PerGroup):
-    """factor_ik = min(1, C_k / ||g_ik||), with C_k and each group's share of the noise budget set
-    by a controller.
+    """factor_ik = min(1, C_k / ||g_ik||), with C_k and each group's noise set by a controller.
 
     The analytic settings are the released quantile for C (of each group for C_k) and the
     minimum-variance allocation. Every `interval` steps the controller, by default a soft

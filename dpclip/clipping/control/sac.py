@@ -1,5 +1,4 @@
-"""A soft actor-critic for sets: one small network looks at each group, whatever their number and
-order.
+"""A soft actor-critic for sets: one small network looks at each of any number of groups.
 
 An observation is [K, F], an action [K, A]. The actor is applied to each group; a critic embeds each
 group's observation and action, averages over the groups and reads the value off the mean, so that

@@ -29,8 +29,9 @@ CAREFUL = SacSettings(temperature=0.002, initial_log_std=math.log(0.05), anchor=
 """For runs that count: departures cost, and few of them are made to explore."""
 _HERE = Path(__file__).parent
 PUBLIC = {36: _HERE / "public-short.safetensors", 240: _HERE / "public-long.safetensors"}
-"""By the steps of the longest runs they were taught on (experiments/rl_control). The first is
-better in short runs; in one of 120 steps it more than doubled the perplexity.
+"""By the steps of the longest runs they were taught on (experiments/rl_control).
+
+The first is better in short runs; in one of 120 steps it more than doubled the perplexity.
 """
 _PARTS = ("observations", "actions", "rewards", "next_observations", "done")
 

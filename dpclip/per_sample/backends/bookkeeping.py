@@ -1,9 +1,8 @@
-"""One backward pass: autograd computes no weight gradients, and each layer's weighted sum is one
-product at the end.
+"""One backward pass without autograd's weight gradients; each weighted sum is one product.
 
 Book-keeping after Bu et al. 2023 (arXiv 2210.00038): the inputs and output gradients of every layer
-are kept in factored form; norms take the cheaper road for each layer; the clipped sum goes straight
-into the accumulated one.
+are kept in factored form; norms are computed in the cheaper way for each layer; the clipped sum
+goes straight into the accumulated one.
 """
 
 from __future__ import annotations
@@ -36,14 +35,37 @@ class BookkeepingBackend(Watcher):
         self._tables = {id(table) for table in tables}
 
     def knows(self, module: nn.Module) -> bool:
+        """Whether the layer has a factoring or a registered sampler.
+
+        Args:
+            module: any module.
+        """
         return factoring_for(type(module), module) is not None or super().knows(module)
 
     def refines(self, module: nn.Module) -> type[nn.Module] | None:
+        """Return the known layer type that this type is derived from, if it can be watched.
+
+        Args:
+            module: any module.
+
+        Returns:
+            a key of `OPERATIONS`; None for layers with a factoring or a sampler of their own.
+        """
         if factoring_for(type(module), module) or type(module) in self.GRAD_SAMPLERS:
             return None
         return next((kind for kind in OPERATIONS if isinstance(module, kind)), None)
 
     def record(self, view: FactoredView, call: Call, grad: Tensor) -> None:
+        """Take in a call's gradients in factored form, or written out where that is smaller.
+
+        Args:
+            view: that is open.
+            call: of a layer that is known.
+            grad: gradient of the user's loss by the call's output, [rows, ...].
+
+        Raises:
+            BatchDimensionError: a grad sampler left a trained parameter out.
+        """
         found = factored(call, grad, self.slots)
         for parameter in call.layer.parameters(recurse=False):
             if parameter in self.slots and parameter not in found:
@@ -65,8 +87,15 @@ class BookkeepingBackend(Watcher):
 def factored(
     call: Call, grad: Tensor, trained: Container[nn.Parameter]
 ) -> dict[nn.Parameter, Factored]:
-    """The gradients of one call in the cheapest form known: ours, or a registered grad
-    sampler's.
+    """Compute the gradients of one call in the cheapest form known.
+
+    Args:
+        call: of a layer with a factoring or a registered grad sampler.
+        grad: gradient by its output, [rows, ...].
+        trained: the parameters that a sampler is to give gradients for.
+
+    Returns:
+        {parameter: gradients of `rows` samples}.
     """
     factoring = factoring_for(call.kind, call.layer)
     if factoring is not None:

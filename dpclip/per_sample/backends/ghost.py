@@ -1,10 +1,9 @@
-"""Ghost clipping (Li et al. 2022, arXiv 2110.05679): one backward pass for the norms, a second for
-the clipped sum.
+"""Ghost clipping (Li et al. 2022, arXiv 2110.05679): norms first, then the clipped sum.
 
-The model's output is cut from the loss: the loss's gradient by it is kept, sent through the model
-once while layers are watched, and a second time with each row scaled by its factor. It costs a
-backward pass more than book-keeping and keeps no layer's factors; it is there as an independent
-road to the same sums.
+There are two backward passes. The model's output is cut from the loss: the loss's gradient by it is
+kept, sent through the model once while layers are watched, and a second time with each row scaled
+by its factor. It costs a backward pass more than book-keeping and keeps no layer's factors; it is
+there as an independent way to the same sums.
 """
 
 from __future__ import annotations
@@ -34,6 +33,14 @@ class GhostBackend(BookkeepingBackend):
     freezes = clips_parts = False
 
     def prepare(self, model: nn.Module) -> None:
+        """Refuse parameters that are too narrow for a sum.
+
+        Args:
+            model: about to be hooked.
+
+        Raises:
+            InputError: a parameter is narrower than float32.
+        """
         super().prepare(model)
         narrow = {str(p.dtype) for p in self.parameters if p.dtype != accumulation_dtype(p.dtype)}
         if narrow:
@@ -87,7 +94,14 @@ class GhostBackend(BookkeepingBackend):
         return pytree.tree_map_only(Tensor, leaf, output)
 
     def complete(self, view: FactoredView) -> None:
-        """The first pass through the model: norms."""
+        """Go through the model for the first time: norms.
+
+        Args:
+            view: made by `new_view`.
+
+        Raises:
+            BatchDimensionError: the loss does not depend on an output of the model.
+        """
         assert isinstance(view, GhostView)
         view.cuts = [(out, end.grad) for out, end in self._cuts if end.grad is not None]
         if not view.cuts:
@@ -111,7 +125,7 @@ class GhostView(FactoredView):
         *,
         keep: bool,
     ) -> None:
-        """What the second pass needs.
+        """Take what the second pass needs.
 
         Args:
             parameters: in order.
@@ -128,13 +142,23 @@ class GhostView(FactoredView):
         )
 
     def settle(self) -> None:
-        """Forget the layers' factors, unless a sample is not finite: a backward pass could not
-        leave it unread.
+        """Forget the layers' factors, unless a sample is not finite.
+
+        A backward pass could not leave it unread.
         """
         if not self._keep and bool(self.squared_norms().isfinite().all()):
             self.forget(self._hidden)
 
     def weighted_sum(self, factors: Tensor, into: Sums) -> None:
+        """Add sum_i factors[k, i] g_i[k] by a backward pass a group, or from factors if kept.
+
+        Args:
+            factors: [K, B].
+            into: one sum a parameter, on the sum scale; in floating point for a backward pass.
+
+        Raises:
+            TypeError: a backward pass is needed, and the sum is one of integers.
+        """
         if not self.forgotten:
             return super().weighted_sum(factors, into)
         if not isinstance(into, GradientSum):

@@ -1,5 +1,6 @@
-"""Per-sample gradients written out layer by layer during the backward pass, by Opacus' grad
-samplers or torch.func.
+"""Per-sample gradients written out layer by layer during the backward pass.
+
+By Opacus' grad samplers or torch.func.
 """
 
 from __future__ import annotations
@@ -17,11 +18,16 @@ from dpclip.per_sample.watching.watcher import Watcher
 
 @BACKENDS.named("hooks")
 class HooksBackend(Watcher):
-    """Materialises every per-sample gradient; autograd computes the batch's own gradient beside
-    them.
-    """
+    """Materialises every per-sample gradient; autograd computes the batch's own besides."""
 
     def record(self, view: FactoredView, call: Call, grad: Tensor) -> None:
+        """Write a call's gradients out.
+
+        Args:
+            view: that is open.
+            call: of a layer with a sampler.
+            grad: gradient of the user's loss by the call's output, [rows, ...].
+        """
         sampler = sampler_for(call.layer)
         assert sampler is not None
         for parameter, samples in sampler(call.layer, call.tensors, grad).items():
@@ -30,5 +36,5 @@ class HooksBackend(Watcher):
 
 @BACKENDS.named("functorch")
 def functorch_backend(*args: Any, **settings: Any) -> HooksBackend:
-    """Every layer by torch.func, none by a registered sampler."""
+    """Compute every layer by torch.func, none by a registered sampler."""
     return HooksBackend(*args, **settings, force_functorch=True)

@@ -1,10 +1,10 @@
-"""Per-sample gradients of one parameter, in a form that can be measured and summed without being
-written out.
+"""Per-sample gradients of one parameter, measured and summed without being written out.
 
-`Dense` is the gradient itself; `forms.py` has what is cheaper. A form is measured by an upper bound
-on the norm of what it adds to a sum, rounding included (docs/explanation/arithmetic.md), and is
-summed in one of two ways: as a product over all units (`add_weighted`), or unit by unit
-(`contributions`), each unit's own gradient before it meets another's.
+`Dense` is the gradient itself; `outer_products.py` and `lookups.py` have what is cheaper. A form is
+measured by an upper bound on the norm of what it adds to a sum, rounding included
+(docs/explanation/arithmetic.md), and is summed in one of two ways: as a product over all units
+(`add_weighted`), or unit by unit (`contributions`), each unit's own gradient before it meets
+another's.
 """
 
 from __future__ import annotations
@@ -27,33 +27,49 @@ _FEW = 4_096  # elements of a gradient below which all units are rounded at once
 
 
 def gamma(terms: float, dtype: torch.dtype) -> float:
-    """Bound on the relative error of a sum of so many products in any order (Higham 2002, section
-    3.1).
+    """Bound the relative error of a sum of products in any order (Higham 2002, section 3.1).
+
+    Args:
+        terms: how many products; times the unit roundoff below 1.
+        dtype: that they are computed in.
+
+    Returns:
+        n u / (1 - n u), u half the distance from 1 to the next number.
     """
     rounding = torch.finfo(dtype).eps / 2
     return terms * rounding / (1 - terms * rounding)
 
 
 class Sink(Protocol):
-    """Takes single units' gradients, already multiplied by their factors and in units of
-    its grid.
-    """
+    """Takes single units' gradients, multiplied by their factors and in units of its grid."""
 
     def scratch(self, *shape: int) -> Tensor:
-        """Space for a block of one unit's gradient, valid until the next call."""
+        """Return space for a block of one unit's gradient, valid until the next call."""
         ...
 
     def add(self, start: int, values: Tensor) -> None:
-        """Round one unit's gradient from element `start` on, and add it."""
+        """Round a part of one unit's gradient, and add it.
+
+        Args:
+            start: the element of the flat parameter that it begins at.
+            values: the part, of any shape, its elements in order.
+        """
         ...
 
     def add_units(self, values: Tensor) -> None:
-        """Round several units' whole gradients, [n, elements], and add them."""
+        """Round several units' whole gradients, and add them.
+
+        Args:
+            values: [n, elements].
+        """
         ...
 
     def add_rows(self, ids: Tensor, values: Tensor) -> None:
-        """Round rows of the parameter, [n, width], each all that one unit has there, and add them
-        to rows ids [n].
+        """Round rows of the parameter, and add them; each is all that one unit has there.
+
+        Args:
+            ids: which rows, [n].
+            values: [n, width].
         """
         ...
 
@@ -63,9 +79,10 @@ class Factored(ABC):
 
     shape: torch.Size
     few_positions = False
-    """Whether a unit's gradient has so few terms that forming each unit's by itself would cost more
-    than everything
-    else: its sum is then taken in float64."""
+    """Whether a unit's gradient has so few terms that the sum is taken in float64.
+
+    Forming each unit's gradient by itself would then cost more than everything else.
+    """
 
     @property
     @abstractmethod
@@ -78,18 +95,17 @@ class Factored(ABC):
         """Where the gradients are."""
 
     def tensors(self) -> list[Tensor]:
-        """What is held in memory."""
+        """List what is held in memory."""
         held = [getattr(self, field.name) for field in fields(self)]  # type: ignore[arg-type]
         parts = [part.tensors() if isinstance(part, Factored) else [part] for part in held]
         return [tensor for part in parts for tensor in part if isinstance(tensor, Tensor)]
 
     @abstractmethod
     def squared_norms(self) -> Tensor:
-        """Upper bounds on the squared L2 norms of what each sample adds to a sum with factor 1,
-        float64, shape [rows].
+        """Bound the squared L2 norms of what each sample adds to a sum with factor 1.
 
-        Rounding of the measurement and of the sample's own product is included; not finite where
-        the gradient is not.
+        Float64, shape [rows]. Rounding of the measurement and of the sample's own product is
+        included; not finite where the gradient is not.
         """
 
     @abstractmethod
@@ -118,18 +134,27 @@ class Factored(ABC):
 
     @abstractmethod
     def materialized(self) -> Dense:
-        """The gradients themselves, [rows, *shape]."""
+        """Write the gradients out, [rows, *shape]."""
 
     @abstractmethod
     def by_unit(self, units: int) -> Factored:
-        """The gradients of units that own equally many consecutive samples each: sums over
-        those.
+        """Add up the gradients of each unit's samples.
+
+        Args:
+            units: their number; each owns rows / units consecutive samples.
+
+        Returns:
+            gradients of `units` rows.
         """
 
 
 @dataclass
 class Dense(Factored):
-    """Gradients written out, [rows, *shape]."""
+    """Gradients written out.
+
+    Attributes:
+        samples: [rows, *shape].
+    """
 
     samples: Tensor
 
@@ -151,6 +176,13 @@ class Dense(Factored):
         return (self._flat() == 0).all(1)
 
     def add_weighted(self, factors: Tensor, into: Tensor, keep: Tensor | None = None) -> None:
+        """into += sum_i factors[i] g_i, as one product of a matrix and a vector.
+
+        Args:
+            factors: [rows].
+            into: the parameter's shape, float32 or wider.
+            keep: which samples are read, bool, [rows]; None reads all.
+        """
         flat = cleared(keep, self._flat()).to(into.dtype)
         if into.is_contiguous():
             into.view(-1).addmv_(flat.t(), factors.to(into.dtype))
@@ -158,6 +190,13 @@ class Dense(Factored):
             into += torch.mv(flat.t(), factors.to(into.dtype)).view_as(into)
 
     def contributions(self, scales: Tensor, units: Sequence[int], sink: Sink) -> None:
+        """Hand over scales[i] g_i: small gradients all at once, large ones in blocks.
+
+        Args:
+            scales: [rows], in the dtype that the gradients are computed in.
+            units: which samples.
+            sink: where they go.
+        """
         flat = self._flat()
         length = flat.shape[1]
         if length <= _FEW:
@@ -175,6 +214,11 @@ class Dense(Factored):
         return self
 
     def by_unit(self, units: int) -> Dense:
+        """Add up the gradients of each unit's samples in float32 or wider.
+
+        Args:
+            units: their number; each owns rows / units consecutive samples.
+        """
         each = self.samples.to(accumulation_dtype(self.samples.dtype)).view(units, -1, *self.shape)
         return Dense(each.sum(1) if each.shape[1] > 1 else each[:, 0])
 
@@ -183,8 +227,13 @@ class Dense(Factored):
 
 
 def sums_of_squares(rows: Tensor) -> Tensor:
-    """Upper bounds on the sum of squares of each row of [n, m], float64, high by a few units in the
-    sixth place.
+    """Bound the sum of squares of each row from above, high by a few units in the sixth place.
+
+    Args:
+        rows: [n, m], any floating-point dtype.
+
+    Returns:
+        float64, [n]; in float64 input the plain sum.
     """
     dtype = accumulation_dtype(rows.dtype)
     rows = rows.to(dtype)
@@ -200,8 +249,13 @@ def sums_of_squares(rows: Tensor) -> Tensor:
 
 
 def cleared(keep: Tensor | None, values: Tensor) -> Tensor:
-    """The samples that are not kept replaced by zeros: products keep their shape, and with it their
-    kernel.
+    """Replace the samples that are not kept by zeros.
+
+    Products keep their shape, and with it their kernel.
+
+    Args:
+        keep: bool, [rows]; None keeps all.
+        values: [rows, ...].
     """
     return (
         values

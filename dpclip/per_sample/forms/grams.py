@@ -1,5 +1,4 @@
-"""Norms of sums of outer products from Gram matrices, with a bound on their rounding: never read
-low.
+"""Norms of sums of outer products from Gram matrices, never read low.
 
 For g = sum_t l_t (x) r_t the squared norm is sum_{s, t} <l_s, l_t> <r_s, r_t>. Each inner product
 in floating point is wrong by at most gamma times the product of its vectors' lengths, in any order
@@ -41,14 +40,26 @@ class Grams:
     doubt: Tensor | float = 0.0
 
     def plus(self, total: Tensor, doubt: Tensor) -> Grams:
-        """With another summand of the squared norm, and what that may be wrong by."""
+        """Add another summand of the squared norm.
+
+        Args:
+            total: the summand, float64, [n].
+            doubt: what it may be wrong by, float64, [n]; replaces what was there.
+        """
         return Grams(self.total + total, self.lengths, self.left, self.right, doubt)
 
 
 def gram_sums(left: Tensor, right: Tensor) -> Grams:
-    """The Gram matrices of left [n, T, p] and right [n, T, d], multiplied and summed.
+    """Multiply and sum the Gram matrices of two factors.
 
     They are symmetric, so of the outer blocks one is enough.
+
+    Args:
+        left: [n, T, p], float32 or wider.
+        right: [n, T, d], of the same dtype.
+
+    Returns:
+        float64, [n] each.
     """
     length = left.shape[1]
     if length <= _LEAF:
@@ -88,8 +99,7 @@ def _diagonal_lengths(gram: Tensor, dtype: torch.dtype) -> Tensor:
 def certified(
     grams: Grams, width: int, terms: int, dtype: torch.dtype, blocks: bool = True
 ) -> Tensor:
-    """Upper bounds on the squared norms of the samples as a product of this dtype adds them up,
-    float64, [n].
+    """Bound the squared norms of the samples as a product of this dtype adds them up.
 
     Args:
         grams: from `gram_sums`.
@@ -97,6 +107,9 @@ def certified(
         terms: T, outer products a sample.
         dtype: of the Gram matrices and of the product.
         blocks: whether inner products were taken over blocks of coordinates, as `gram_sums` does.
+
+    Returns:
+        upper bounds, float64, [n]; infinite where a product overflowed.
     """
     added = 2 * _BLOCK + width / _BLOCK if blocks and dtype == torch.float32 else width
     if dtype == torch.float64:

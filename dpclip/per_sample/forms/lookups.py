@@ -20,8 +20,12 @@ from dpclip.precision import accumulation_dtype
 
 @dataclass
 class Lookups(Factored):
-    """Row ids[i, t] of g_i gets values[i, t]; ids [rows, T], values [rows, T, d], a table of
-    `count` rows.
+    """Row ids[i, t] of g_i gets values[i, t].
+
+    Attributes:
+        ids: [rows, T].
+        values: [rows, T, d].
+        count: rows of the table.
     """
 
     ids: Tensor
@@ -41,8 +45,9 @@ class Lookups(Factored):
         return self.values.device
 
     def table(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Each sample's rows of the table, equal ids added up: samples [n] ascending, ids [n],
-        values [n, d].
+        """Return each sample's rows of the table, equal ids added up.
+
+        Samples [n] ascending, ids [n], values [n, d].
         """
         if self._table is None:
             dtype, (rows, length) = accumulation_dtype(self.values.dtype), self.ids.shape
@@ -61,7 +66,7 @@ class Lookups(Factored):
         return squares.new_zeros(self.rows).index_add_(0, samples, squares)
 
     def lengths(self) -> Tensor:
-        """sum_t |values[i, t]|, float64, shape [rows]."""
+        """Return sum_t |values[i, t]| from above, float64, shape [rows]."""
         rows, length = self.ids.shape
         return (
             sums_of_squares(self.values.reshape(rows * length, -1)).sqrt().view(rows, length).sum(1)
@@ -71,10 +76,24 @@ class Lookups(Factored):
         return (self.values == 0).flatten(1).all(1)
 
     def add_weighted(self, factors: Tensor, into: Tensor, keep: Tensor | None = None) -> None:
+        """into[ids[i, t]] += factors[i] values[i, t].
+
+        Args:
+            factors: [rows].
+            into: the table, [count, d], float32 or wider.
+            keep: which samples are read, bool, [rows]; None reads all.
+        """
         values = cleared(keep, self.values).to(into.dtype) * factors.to(into.dtype).view(-1, 1, 1)
         into.index_add_(0, self.ids.reshape(-1), values.reshape(self.ids.numel(), self.shape[1]))
 
     def contributions(self, scales: Tensor, units: Sequence[int], sink: Sink) -> None:
+        """Hand over each unit's own rows of the table, times its scale.
+
+        Args:
+            scales: [rows], in the dtype that the gradients are computed in.
+            units: which samples.
+            sink: where they go.
+        """
         samples, ids, values = self.table()
         wanted = torch.zeros(self.rows, dtype=torch.bool, device=samples.device)
         wanted[list(units)] = True
@@ -88,6 +107,11 @@ class Lookups(Factored):
         return Dense(table.scatter_add_(1, where, self.values.to(dtype)))
 
     def by_unit(self, units: int) -> Lookups:
+        """Join the lookups of each unit's samples.
+
+        Args:
+            units: their number; each owns rows / units consecutive samples.
+        """
         return Lookups(
             self.ids.reshape(units, -1), self.values.reshape(units, -1, self.shape[1]), self.count
         )

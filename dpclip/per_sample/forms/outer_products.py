@@ -38,14 +38,19 @@ from dpclip.per_sample.forms.lookups import Lookups
 from dpclip.precision import accumulation_dtype
 
 _LARGER = 1.75  # how much larger than its factors a gradient may be written out
-# from so many on, forming each unit's gradient by itself is cheaper than a product in float64
+# from this many on, forming each unit's gradient by itself is cheaper than a product in float64
 _POSITIONS = 24
 _ROWS = 8  # of a gradient, at least, that are computed at once
 
 
 @dataclass
 class OuterProducts(Factored):
-    """g_i = sum_t left[i, t] (x) right[i, t] for left [rows, T, p] and right [rows, T, d]."""
+    """g_i = sum_t left[i, t] (x) right[i, t].
+
+    Attributes:
+        left: [rows, T, p].
+        right: [rows, T, d].
+    """
 
     left: Tensor
     right: Tensor
@@ -109,6 +114,13 @@ class OuterProducts(Factored):
         return ((self.left == 0).all(2) | (self.right == 0).all(2)).all(1)
 
     def add_weighted(self, factors: Tensor, into: Tensor, keep: Tensor | None = None) -> None:
+        """into += sum_i factors[i] left_i^T right_i, as one product.
+
+        Args:
+            factors: [rows].
+            into: [p, d], float32 or wider.
+            keep: which samples are read, bool, [rows]; None reads all.
+        """
         scale = factors.to(into.dtype).view(-1, 1, 1)
         p, d = self.shape
         left, right = (
@@ -122,6 +134,13 @@ class OuterProducts(Factored):
         into.addmm_(left.reshape(-1, p).t(), right.reshape(-1, d))
 
     def contributions(self, scales: Tensor, units: Sequence[int], sink: Sink) -> None:
+        """Hand over scales[i] g_i of each of these units, in blocks of rows.
+
+        Args:
+            scales: [rows], in the dtype that the gradients are computed in.
+            units: which samples.
+            sink: where they go.
+        """
         d = self.shape[1]
         left, right = self.scaled(scales)
         for rows in row_blocks(self.shape):
@@ -131,7 +150,14 @@ class OuterProducts(Factored):
                 sink.add(rows.start * d, out)
 
     def scaled(self, scales: Tensor) -> tuple[Tensor, Tensor]:
-        """Both factors, the narrower one multiplied by the units' scales."""
+        """Multiply the narrower factor by the units' scales.
+
+        Args:
+            scales: [rows].
+
+        Returns:
+            left [rows, T, p] and right [rows, T, d], in the dtype of the scales.
+        """
         left, right, each = (
             self.left.to(scales.dtype),
             self.right.to(scales.dtype),
@@ -143,6 +169,11 @@ class OuterProducts(Factored):
         return Dense(torch.bmm(self.left.to(self.dtype).transpose(1, 2), self.right.to(self.dtype)))
 
     def by_unit(self, units: int) -> OuterProducts:
+        """Put the positions of each unit's samples one after the other.
+
+        Args:
+            units: their number; each owns rows / units consecutive samples.
+        """
         p, d = self.shape
         return OuterProducts(self.left.reshape(units, -1, p), self.right.reshape(units, -1, d))
 
@@ -190,10 +221,24 @@ class Tied(Factored):
         return self.outer.vanishing() & self.lookups.vanishing()
 
     def add_weighted(self, factors: Tensor, into: Tensor, keep: Tensor | None = None) -> None:
+        """Add both parts, weighted.
+
+        Args:
+            factors: [rows].
+            into: [p, d], float32 or wider.
+            keep: which samples are read, bool, [rows]; None reads all.
+        """
         self.outer.add_weighted(factors, into, keep)
         self.lookups.add_weighted(factors, into, keep)
 
     def contributions(self, scales: Tensor, units: Sequence[int], sink: Sink) -> None:
+        """Hand over scales[i] g_i of each unit, its two parts of a row added up first.
+
+        Args:
+            scales: [rows], in the dtype that the gradients are computed in.
+            units: which samples.
+            sink: where they go.
+        """
         d = self.shape[1]
         left, right = self.outer.scaled(scales)
         samples, ids, values = self.lookups.table()
@@ -217,6 +262,11 @@ class Tied(Factored):
         return Dense(self.outer.materialized().samples + self.lookups.materialized().samples)
 
     def by_unit(self, units: int) -> Tied:
+        """Join both parts by unit.
+
+        Args:
+            units: their number; each owns rows / units consecutive samples.
+        """
         return Tied(self.outer.by_unit(units), self.lookups.by_unit(units))
 
 
@@ -224,13 +274,27 @@ _LOOKUP_TERMS = 136  # of a sum of squares, see `sums_of_squares`
 
 
 def row_blocks(shape: Sequence[int]) -> list[slice]:
-    """Rows of a matrix that stay in the cache together."""
+    """Cut a matrix into rows that stay in the cache together.
+
+    Args:
+        shape: [p, d].
+
+    Returns:
+        slices of rows, in order.
+    """
     step = max(_ROWS, BLOCK // max(1, shape[1]))
     return [slice(start, min(start + step, shape[0])) for start in range(0, shape[0], step)]
 
 
 def joined(uses: Sequence[Factored]) -> Factored:
-    """The sum of several uses of one parameter in one forward pass."""
+    """Add up several uses of one parameter in one forward pass.
+
+    Args:
+        uses: at least one, of one shape and number of rows.
+
+    Returns:
+        the sum, factored where all uses are outer products or lookups, else written out.
+    """
     if len(uses) == 1:
         return uses[0]
     outers = [use for use in uses if isinstance(use, OuterProducts)]
@@ -258,6 +322,6 @@ def joined(uses: Sequence[Factored]) -> Factored:
 
 
 def _chain(parts: Iterable[Tensor]) -> Tensor:
-    """Positions of several uses, one after the other."""
+    """Put the positions of several uses one after the other."""
     held = list(parts)
     return held[0] if len(held) == 1 else torch.cat(held, 1)

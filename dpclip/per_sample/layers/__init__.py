@@ -44,7 +44,15 @@ def register_factoring(layer: type[nn.Module], factoring: Factoring) -> None:
 
 
 def factoring_for(kind: type[nn.Module], layer: nn.Module) -> Factoring | None:
-    """The factoring of exactly this type, or of the RMS norms that language models bring along."""
+    """Find the factoring of exactly this type, or of the RMS norms that models bring along.
+
+    Args:
+        kind: the layer type whose arithmetic is meant.
+        layer: the module.
+
+    Returns:
+        the factoring, or None if there is none.
+    """
     known = _FACTORINGS.get(kind)
     if known is None and normalization.scales_its_output(layer):
         return normalization.scaled

@@ -1,5 +1,6 @@
-"""nn.MultiheadAttention, computed here so that its packed projections can be seen: it never calls
-them as modules.
+"""nn.MultiheadAttention, computed here so that its packed projections can be seen.
+
+The layer never calls them as modules.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ Arrived = Callable[[Sequence[Tensor], Sequence[Tensor]], None]
 
 
 class _Linears(torch.autograd.Function):
-    """x_j W_j^T + b_j for each input; tells `arrived` what the weights' gradients are made of."""
+    """x_j W_j^T + b_j for each input; hands `arrived` what the weights' gradients are made of."""
 
     @staticmethod
     def forward(
@@ -63,7 +64,15 @@ class _Repeated(torch.autograd.Function):
 
 
 def attention(layer: nn.MultiheadAttention, recorder: Any) -> Callable[..., Any]:
-    """The substitute forward of nn.MultiheadAttention."""
+    """Make the substitute forward of nn.MultiheadAttention.
+
+    Args:
+        layer: the module; its parameters are read at each call.
+        recorder: where the gradients go (`substitutes.Recorder`).
+
+    Returns:
+        a function with the arguments and results of the layer's own forward.
+    """
 
     def forward(
         query: Tensor,
@@ -96,7 +105,7 @@ def attention(layer: nn.MultiheadAttention, recorder: Any) -> Callable[..., Any]
 
 
 def _distinct(query: Tensor, key: Tensor, value: Tensor) -> list[Tensor]:
-    """One tensor for self-attention, two where key and value are one, else three."""
+    """Return one tensor for self-attention, two where key and value are one, else three."""
     if query is key and key is value:
         return [query]
     return [query, key] if key is value else [query, key, value]
@@ -119,7 +128,7 @@ def _rows_first(layer: nn.MultiheadAttention, x: Tensor, rows: int) -> Tensor:
 def _projections(
     layer: nn.MultiheadAttention, recorder: Any, inputs: list[Tensor]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """q, k and v, [B, T, E] each."""
+    """Return q, k and v, [B, T, E] each."""
     width = layer.embed_dim
     if layer.in_proj_weight is None:  # key and value have widths of their own
         sources = [inputs[0], inputs[min(1, len(inputs) - 1)], inputs[-1]]
@@ -179,8 +188,9 @@ def _record_bias(bias: nn.Parameter | None, ds: Sequence[Tensor], recorder: Any)
 def _extended(
     layer: nn.MultiheadAttention, recorder: Any, k: Tensor, v: Tensor
 ) -> tuple[Tensor, Tensor, int]:
-    """Keys and values with the learned pair and the zeros that the layer adds, and how many those
-    are.
+    """Return keys and values with what the layer adds to them, and how many entries those are.
+
+    The learned pair and the zeros.
     """
     extra = 0
     if layer.bias_k is not None and layer.bias_v is not None:
@@ -206,7 +216,7 @@ def _mask(
     extra: int,
     dtype: torch.dtype,
 ) -> Tensor | None:
-    """What is added to the scores, broadcast to [B, H, Tq, Tk]; None for nothing."""
+    """Return what is added to the scores, broadcast to [B, H, Tq, Tk]; None for nothing."""
     parts = []
     if attention is not None:
         shaped = (

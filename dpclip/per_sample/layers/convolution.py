@@ -31,7 +31,13 @@ _GRAM_ADVANTAGE = 3
 def convolution(
     layer: _ConvNd, activations: list[Tensor], backprops: Tensor
 ) -> dict[nn.Parameter, Factored]:
-    """Conv1d, Conv2d and Conv3d with any stride, padding, dilation and groups."""
+    """Conv1d, Conv2d and Conv3d with any stride, padding, dilation and groups.
+
+    Args:
+        layer: with W [C_out, C_in / groups, *kernel].
+        activations: the input, [B, C_in, *size].
+        backprops: gradients by the output, [B, C_out, *positions].
+    """
     weight, bias = cast(nn.Parameter, layer.weight), layer.bias
     dtype = accumulation_dtype(torch.promote_types(activations[0].dtype, backprops.dtype))
     inputs, padding = activations[0].to(dtype), layer.padding
@@ -66,8 +72,12 @@ class Geometry:
 
 @dataclass
 class Convolved(Factored):
-    """The weight's gradients from inputs [B, C_in, *size] and output gradients [B, C_out,
-    *positions].
+    """The weight's gradients from a convolution's inputs and output gradients.
+
+    Attributes:
+        inputs: [B, C_in, *size].
+        grads: [B, C_out, *positions].
+        geometry: how the kernel moves.
     """
 
     inputs: Tensor
@@ -88,9 +98,7 @@ class Convolved(Factored):
 
     @property
     def prefers_gram(self) -> bool:
-        """Whether Gram matrices are so much cheaper that they may come on top of the
-        weighted sum.
-        """
+        """Whether Gram matrices are cheap enough to come on top of the weighted sum."""
         if self.geometry.groups > 1:
             return False
         pixels, positions = self._pixels, math.prod(self.grads.shape[2:])
@@ -136,6 +144,13 @@ class Convolved(Factored):
         return (self.grads == 0).flatten(1).all(1) | (self.inputs == 0).flatten(1).all(1)
 
     def add_weighted(self, factors: Tensor, into: Tensor, keep: Tensor | None = None) -> None:
+        """into += sum_i factors[i] g_i, as one convolution.
+
+        Args:
+            factors: [B].
+            into: [C_out, C_in / groups, *kernel], float32 or wider.
+            keep: which samples are read, bool, [B]; None reads all.
+        """
         inputs, grads = (
             cleared(keep, self.inputs).to(into.dtype),
             cleared(keep, self.grads).to(into.dtype),
@@ -145,6 +160,13 @@ class Convolved(Factored):
         )
 
     def contributions(self, scales: Tensor, units: Sequence[int], sink: Sink) -> None:
+        """Hand over scales[i] g_i of each of these units, whole.
+
+        Args:
+            scales: [B], in the dtype that the gradients are computed in.
+            units: which samples.
+            sink: where they go.
+        """
         for unit in units:
             grads = self.grads[unit : unit + 1].to(scales.dtype) * scales[unit]
             sink.add(0, self._weight_gradient(self.inputs[unit : unit + 1].to(scales.dtype), grads))
@@ -160,6 +182,11 @@ class Convolved(Factored):
         return Dense(samples)
 
     def by_unit(self, units: int) -> Dense:
+        """Write the gradients out, and add up those of each unit.
+
+        Args:
+            units: their number; each owns B / units consecutive samples.
+        """
         return self.materialized().by_unit(units)
 
     def _weight_gradient(self, inputs: Tensor, grads: Tensor, groups: int | None = None) -> Tensor:
@@ -185,7 +212,7 @@ class Convolved(Factored):
         return result
 
     def _by_groups(self) -> Tensor:
-        """All samples in one launch, as the groups of one wide convolution."""
+        """Compute all samples in one launch, as the groups of one wide convolution."""
         inputs = self.inputs.reshape(1, -1, *self.inputs.shape[2:])
         grads = self.grads.reshape(1, -1, *self.grads.shape[2:])
         found = self._weight_gradient(inputs, grads, self.rows * self.geometry.groups)

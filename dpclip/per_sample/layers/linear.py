@@ -17,7 +17,13 @@ from dpclip.precision import accumulation_dtype
 def linear(
     layer: nn.Linear, activations: list[Tensor], backprops: Tensor
 ) -> dict[nn.Parameter, Factored]:
-    """y = x W^T + b: the weight's gradient is the sum over positions of backprop (x) input."""
+    """y = x W^T + b: the weight's gradient is the sum over positions of backprop (x) input.
+
+    Args:
+        layer: with W [out, in].
+        activations: the input, [B, ..., in].
+        backprops: gradients by the output, [B, ..., out].
+    """
     grads = _positions(backprops)
     found: dict[nn.Parameter, Factored] = {
         cast(nn.Parameter, layer.weight): OuterProducts(grads, _positions(activations[0]))
@@ -30,7 +36,13 @@ def linear(
 def conv1d(
     layer: Conv1D, activations: list[Tensor], backprops: Tensor
 ) -> dict[nn.Parameter, Factored]:
-    """GPT-2's projection y = x W + b, with W of shape [in, out]."""
+    """GPT-2's projection y = x W + b: the weight's gradient sums input (x) backprop.
+
+    Args:
+        layer: with W [in, out].
+        activations: the input, [B, ..., in].
+        backprops: gradients by the output, [B, ..., out].
+    """
     grads = _positions(backprops)
     return {
         layer.weight: OuterProducts(_positions(activations[0]), grads),
@@ -41,7 +53,13 @@ def conv1d(
 def embedding(
     layer: nn.Embedding, activations: list[Tensor], backprops: Tensor
 ) -> dict[nn.Parameter, Factored]:
-    """Rows of the table; the padding row gets no gradient, as in autograd."""
+    """Rows of the table; the padding row gets no gradient, as in autograd.
+
+    Args:
+        layer: a table [V, d].
+        activations: the ids, [B, ...].
+        backprops: gradients by the output, [B, ..., d].
+    """
     values = _positions(backprops)
     ids = activations[0].reshape(len(backprops), -1)
     if layer.padding_idx is not None:
@@ -52,8 +70,13 @@ def embedding(
 def embedding_bag(
     layer: nn.EmbeddingBag, activations: list[Tensor], backprops: Tensor
 ) -> dict[nn.Parameter, Factored]:
-    """Sums or means of rows of the table, for ids [B, T], or flat ids with the offset of
-    each bag.
+    """Sums or means of rows of the table.
+
+    Args:
+        layer: a table [V, d], `mode` "sum" or "mean".
+        activations: ids [B, T] and their weights [B, T], if any; or flat ids with the offset of
+            each bag.
+        backprops: gradients by the output, [B, d].
     """
     ids, rest = activations[0], activations[1:]
     held = torch.ones_like(ids, dtype=backprops.dtype)
@@ -71,7 +94,7 @@ def embedding_bag(
 
 
 def _bags(ids: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
-    """Flat ids as [B, longest], and a mask of what is not padding."""
+    """Return flat ids as [B, longest], and a mask of what is not padding."""
     ends = torch.cat([offsets[1:], offsets.new_tensor([len(ids)])])
     column = torch.arange(int((ends - offsets).max()), device=ids.device)
     place = offsets.unsqueeze(1) + column
@@ -79,14 +102,16 @@ def _bags(ids: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def sums_bags(layer: nn.Module) -> bool:
-    """Whether this is an EmbeddingBag that `embedding_bag` knows; the maximum is left to
-    torch.func.
+    """Whether this is an EmbeddingBag that `embedding_bag` knows.
+
+    Args:
+        layer: any module; bags of maxima are left to torch.func.
     """
     return isinstance(layer, nn.EmbeddingBag) and layer.mode in ("sum", "mean")
 
 
 def _positions(tensor: Tensor) -> Tensor:
-    """[B, ..., d] as [B, T, d]."""
+    """View [B, ..., d] as [B, T, d]."""
     return tensor.reshape(len(tensor), -1, tensor.shape[-1])
 
 

@@ -16,21 +16,39 @@ Found = dict[nn.Parameter, Factored]
 
 
 def layer_norm(layer: nn.LayerNorm, activations: list[Tensor], backprops: Tensor) -> Found:
-    """y = n(x) w + b over the trailing dimensions."""
+    """y = n(x) w + b over the trailing dimensions.
+
+    Args:
+        layer: w and b of shape `normalized_shape`, or None.
+        activations: the input, [B, ..., *normalized_shape].
+        backprops: gradients by the output, of the same shape.
+    """
     inputs = activations[0].to(backprops.dtype)
     normed = F.layer_norm(inputs, list(layer.normalized_shape), eps=layer.eps)
     return _trailing(layer.weight, layer.bias, normed, backprops)
 
 
 def rms_norm(layer: nn.RMSNorm, activations: list[Tensor], backprops: Tensor) -> Found:
-    """y = x / rms(x) w over the trailing dimensions."""
+    """y = x / rms(x) w over the trailing dimensions.
+
+    Args:
+        layer: w of shape `normalized_shape`, or None.
+        activations: the input, [B, ..., *normalized_shape].
+        backprops: gradients by the output, of the same shape.
+    """
     inputs = activations[0].to(backprops.dtype)
     normed = F.rms_norm(inputs, list(layer.normalized_shape), eps=layer.eps)
     return _trailing(layer.weight, None, normed, backprops)
 
 
 def group_norm(layer: nn.GroupNorm, activations: list[Tensor], backprops: Tensor) -> Found:
-    """y = n(x) w + b with w and b one value a channel."""
+    """y = n(x) w + b with w and b one value a channel.
+
+    Args:
+        layer: w and b of shape [C], or None.
+        activations: the input, [B, C, ...].
+        backprops: gradients by the output, of the same shape.
+    """
     inputs = activations[0].to(backprops.dtype)
     return _channels(layer, F.group_norm(inputs, layer.num_groups, eps=layer.eps), backprops)
 
@@ -38,15 +56,25 @@ def group_norm(layer: nn.GroupNorm, activations: list[Tensor], backprops: Tensor
 def instance_norm(
     layer: nn.modules.instancenorm._InstanceNorm, activations: list[Tensor], backprops: Tensor
 ) -> Found:
-    """y = n(x) w + b with statistics of each channel of each sample."""
+    """y = n(x) w + b with statistics of each channel of each sample.
+
+    Args:
+        layer: w and b of shape [C], or None.
+        activations: the input, [B, C, ...].
+        backprops: gradients by the output, of the same shape.
+    """
     return _channels(
         layer, F.instance_norm(activations[0].to(backprops.dtype), eps=layer.eps), backprops
     )
 
 
 def scales_its_output(layer: nn.Module) -> bool:
-    """Whether this is one of the many RMS norms of transformers: one vector, y = n(x) w or n(x) (1
-    + w).
+    """Whether this is one of the many RMS norms of transformers.
+
+    They have one vector, y = n(x) w or n(x) (1 + w).
+
+    Args:
+        layer: judged by its type's name and its parameters.
     """
     named = dict(layer.named_parameters())
     name = type(layer).__name__
@@ -58,8 +86,14 @@ def scales_its_output(layer: nn.Module) -> bool:
 
 
 def scaled(layer: nn.Module, activations: list[Tensor], backprops: Tensor) -> Found:
-    """y = n(x) (a + w), whatever n is: what w multiplies is the output at w = 1 less the output at
-    w = 0.
+    """y = n(x) (a + w), whatever n is.
+
+    What w multiplies is the output at w = 1 less the output at w = 0.
+
+    Args:
+        layer: with one parameter, `weight`, [d].
+        activations: the input, [B, ..., d].
+        backprops: gradients by the output, of the same shape.
     """
     weight = cast(nn.Parameter, layer.weight)
     with torch.no_grad():

@@ -1,5 +1,4 @@
-"""torch's recurrent layers (RNN, GRU, LSTM), computed step by step so that the gradients of their
-gates can be seen.
+"""torch's recurrent layers (RNN, GRU, LSTM), step by step, to see the gradients of their gates.
 
 A gate's gradient d_t gives the weights' gradients as outer products, sum_t d_t (x) x_t and sum_t
 d_t (x) h_{t-1}, so a per-sample norm needs no gradient of a weight's size for each sample. All
@@ -49,8 +48,9 @@ class _Direction:
 
 
 class _Scan(torch.autograd.Function):
-    """One layer in one direction: x [B, T, I], states [B, .] -> outputs [B, T, P] and last
-    states.
+    """One layer in one direction.
+
+    x [B, T, I], states [B, .] -> outputs [B, T, P] and last states.
     """
 
     @staticmethod
@@ -101,7 +101,7 @@ def _record(
     projected: Tensor | None,
     memory: Any,
 ) -> None:
-    """All parameters' gradients, in the order of the original batch."""
+    """Record all parameters' gradients, in the order of the original batch."""
 
     def rows(tensor: Tensor) -> Tensor:
         return tensor if d.order is None else tensor[d.order]
@@ -120,7 +120,15 @@ def _record(
 
 
 def recurrent(layer: nn.RNNBase, recorder: Any) -> Callable[..., Any]:
-    """The substitute forward of nn.RNN, nn.GRU and nn.LSTM."""
+    """Make the substitute forward of nn.RNN, nn.GRU and nn.LSTM.
+
+    Args:
+        layer: the module; its parameters are read at each call.
+        recorder: where the gradients go (`substitutes.Recorder`).
+
+    Returns:
+        a function with the arguments and results of the layer's own forward.
+    """
 
     def forward(inputs: Tensor | PackedSequence, states: Any = None) -> Any:
         packed = inputs if isinstance(inputs, PackedSequence) else None
@@ -151,7 +159,7 @@ def recurrent(layer: nn.RNNBase, recorder: Any) -> Callable[..., Any]:
 def _padded(
     layer: nn.RNNBase, inputs: Tensor | PackedSequence, rows: int
 ) -> tuple[Tensor, list[int]]:
-    """Inputs [B, T, I], and how many samples are long enough for each step."""
+    """Return inputs [B, T, I], and how many samples are long enough for each step."""
     if isinstance(inputs, PackedSequence):
         sorted_only = PackedSequence(inputs.data, inputs.batch_sizes)
         x = pad_packed_sequence(sorted_only, batch_first=True)[0]

@@ -1,5 +1,6 @@
-"""The arithmetic of one step of torch's recurrent layers, forward and backward (formulas of torch's
-documentation).
+"""The arithmetic of one step of torch's recurrent layers, forward and backward.
+
+Formulas of torch's documentation.
 """
 
 from __future__ import annotations
@@ -15,8 +16,11 @@ from torch.nn import functional as F
 
 @dataclass
 class GateGradients:
-    """GateGradients by the pre-activations: what multiplies x_t, and what multiplies h_{t-1}, each
-    [B, T, gates].
+    """Gradients by the pre-activations, each [B, T, gates].
+
+    Attributes:
+        input: by what W multiplies x_t into.
+        hidden: by what U multiplies h_{t-1} into.
     """
 
     input: Tensor
@@ -24,28 +28,67 @@ class GateGradients:
 
 
 class RecurrentCell(ABC):
-    """One kind of recurrent cell. `memory` is what the backward pass needs, for all steps."""
+    """One kind of recurrent cell. `memory` is what the backward pass needs, for all steps.
+
+    Shapes: H hidden units, P what the layer gives out (H without a projection), G gates.
+    """
 
     @abstractmethod
     def memory(self, gates: Tensor, c: Tensor) -> Any:
-        """From the input projections [B, T, gates] and the first cell state."""
+        """Make the memory of a pass.
+
+        Args:
+            gates: the input projections, [B, T, G H]; overwritten during the pass.
+            c: the first cell state, [B, H].
+        """
 
     @abstractmethod
     def forward(
         self, m: Any, t: int, n: int, h: Tensor, c: Tensor, hh: Tensor, bias: Tensor | None
     ) -> Tensor:
-        """The next hidden state [n, H] of the first n samples; a cell state is updated in place."""
+        """Take one step with the first n samples.
+
+        Args:
+            m: the memory; step t is filled in.
+            t: the step.
+            n: samples that are long enough for it.
+            h: h_{t-1}, [n, P].
+            c: cell states, [B, H]; the first n are updated in place, where there are any.
+            hh: U, [G H, P].
+            bias: of U's product, [G H], or None.
+
+        Returns:
+            the next hidden state, before a projection, [n, H].
+        """
 
     @abstractmethod
     def gradients(self, m: Any) -> GateGradients:
-        """Buffers for the gradients, and whatever can be computed for all steps at once."""
+        """Make buffers for the gradients, and compute whatever can be for all steps at once.
+
+        Args:
+            m: the memory after the forward pass.
+
+        Returns:
+            gradients still at 0, [B, T, G H] each; one buffer for both where they are equal.
+        """
 
     @abstractmethod
     def backward(
         self, m: Any, into: GateGradients, t: int, n: int, d_h: Tensor, d_c: Tensor, hh: Tensor
     ) -> Tensor:
-        """Fill step t of `into`; returns the gradient by h_{t-1}, and updates that by the cell
-        state in place.
+        """Fill step t of `into`.
+
+        Args:
+            m: the memory, as `gradients` left it.
+            into: the buffers.
+            t: the step.
+            n: samples that are long enough for it.
+            d_h: gradient by the hidden state before a projection, [n, H].
+            d_c: gradient by the cell states, [B, H]; the first n are updated in place.
+            hh: U, [G H, P].
+
+        Returns:
+            the gradient by h_{t-1}, [n, P].
         """
 
 

@@ -17,8 +17,15 @@ GradSampler = Callable[[nn.Module, list[Tensor], Tensor], dict[nn.Parameter, Ten
 def conv1d(
     layer: Conv1D, activations: list[Tensor], backprops: Tensor
 ) -> dict[nn.Parameter, Tensor]:
-    """GPT-2's projection y = x W + b with W of shape [in, out]; Opacus falls back to functorch
-    here.
+    """Write out GPT-2's projection y = x W + b; Opacus falls back to functorch here.
+
+    Args:
+        layer: with W of shape [in, out].
+        activations: the input, [B, ..., in].
+        backprops: gradients by the output, [B, ..., out].
+
+    Returns:
+        {parameter: gradients [B, *shape]} for what is trained.
     """
     inputs = activations[0].to(backprops.dtype)
     found: dict[nn.Parameter, Tensor] = {}
@@ -32,8 +39,17 @@ def conv1d(
 def embedding(
     layer: nn.Embedding, activations: list[Tensor], backprops: Tensor
 ) -> dict[nn.Parameter, Tensor]:
-    """Scatter the output gradients to their rows; the padding row gets none, as in autograd (Opacus
-    gives it some).
+    """Scatter the output gradients to their rows.
+
+    The padding row gets none, as in autograd (Opacus gives it some).
+
+    Args:
+        layer: a table [V, d].
+        activations: the ids, [B, ...].
+        backprops: gradients by the output, [B, ..., d].
+
+    Returns:
+        {weight: gradients [B, V, d]}.
     """
     ids = activations[0]
     rows, dim = len(ids), layer.embedding_dim
@@ -53,8 +69,16 @@ _OWN: dict[type[nn.Module], Callable[..., dict[nn.Parameter, Tensor]]] = {
 
 
 def sampler_for(layer: nn.Module) -> GradSampler | None:
-    """The sampler registered for exactly this type, ours before Opacus'; None leaves it to
-    functorch.
+    """Find the sampler registered for exactly this type, ours before Opacus'.
+
+    Args:
+        layer: the module.
+
+    Returns:
+        the sampler; None leaves the layer to functorch.
+
+    Raises:
+        ValueError: an Embedding that couples the rows of a batch.
     """
     kind = type(layer)
     if kind is nn.LayerNorm and (layer.bias is None or layer.weight is None):

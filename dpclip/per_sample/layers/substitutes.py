@@ -1,8 +1,7 @@
-"""Layers whose forward pass hides the products that per-sample gradients are made of: recurrent
-nets, attention.
+"""Layers whose forward pass hides the products of gradients: recurrent nets, attention.
 
 While a pass is watched their `forward` is replaced, on the module object only, by one that computes
-the same output and tells a recorder each parameter's gradients in the backward pass. One function a
+the same output and hands a recorder each parameter's gradients in the backward pass. One function a
 layer type, one line here.
 """
 
@@ -28,9 +27,7 @@ class Recorder(Protocol):
 
     @property
     def anchor(self) -> Tensor:
-        """A zero that requires a gradient: an output computed with it is reached by the backward
-        pass.
-        """
+        """A zero that requires a gradient: the backward pass reaches what is made with it."""
         ...
 
     def __call__(self, parameter: nn.Parameter, use: Factored) -> None:
@@ -49,5 +46,9 @@ _SUBSTITUTES: dict[type[nn.Module], Substitute] = {
 
 
 def substitute_for(layer: nn.Module) -> Substitute | None:
-    """The substitute of exactly this type."""
+    """Return the substitute of exactly this type, or None.
+
+    Args:
+        layer: the module.
+    """
     return _SUBSTITUTES.get(type(layer))

@@ -1,6 +1,4 @@
-"""One call of a watched layer: what it was given, and how that is kept until its gradient
-arrives.
-"""
+"""One call of a watched layer: its inputs, and how they are kept until its gradient arrives."""
 
 from __future__ import annotations
 
@@ -38,8 +36,12 @@ class Call:
 
 
 def uncompiled(hook: Callable[..., Any]) -> Callable[..., Any]:
-    """The same hook, left out of what torch.compile traces: compiled code breaks at watched layers,
-    and stays right.
+    """Leave a hook out of what torch.compile traces.
+
+    Compiled code breaks at watched layers, and stays right.
+
+    Args:
+        hook: takes positional arguments.
     """
 
     def plain(*args: Any) -> Any:  # torch marks functions, not bound methods
@@ -79,8 +81,9 @@ def keep(
 
 
 class _Keep(torch.autograd.Function):
-    """Keeps tensors as autograd does: version-checked, offloaded or recomputed where checkpointing
-    says so.
+    """Keeps tensors as autograd does.
+
+    They are version-checked, offloaded or recomputed where checkpointing says so.
     """
 
     @staticmethod
@@ -94,12 +97,23 @@ class _Keep(torch.autograd.Function):
 
 
 def batch_inputs(module: nn.Module, tensors: list[Tensor]) -> list[Tensor]:
-    """The input whose first dimension is the batch: the first, but for bags of flat ids, whose
-    offsets are.
+    """Pick the input whose first dimension is the batch.
+
+    Args:
+        module: the layer.
+        tensors: its inputs, in order.
+
+    Returns:
+        the first; for bags of flat ids their offsets; none without tensors.
     """
     bags = isinstance(module, nn.EmbeddingBag) and len(tensors) > 1 and tensors[0].dim() == 1
     return tensors[1:2] if bags else tensors[:1]
 
 
 def tensors_of(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Tensor]:
+    """List the tensors among a call's arguments, nested or not.
+
+    Args:
+        args, kwargs: what a module was called with.
+    """
     return [leaf for leaf in pytree.tree_leaves((args, dict(kwargs))) if isinstance(leaf, Tensor)]

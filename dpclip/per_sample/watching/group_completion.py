@@ -1,4 +1,4 @@
-"""Tells, while a backward pass is under way, which groups of parameters have all their gradients.
+"""Finds, during a backward pass, which groups of parameters have all their gradients.
 
 A rule that clips each group by that group's norm alone can then add the group to the step's sum at
 once, and nothing of it is kept. A group is complete when every use of its parameters has arrived:
@@ -30,29 +30,34 @@ class Completion:
         self.begin()
 
     def begin(self) -> None:
-        """A new forward pass."""
+        """Begin a new forward pass."""
         self._announced = [0] * len(self._groups)
         self._seen = [0] * len(self._groups)
         self._missing: list[int] | None = None
         self._clipped: set[int] = set()
 
     def announce(self, slots: Iterable[int]) -> None:
-        """These parameters were used in the forward pass; recomputations in the backward pass
-        announce nothing.
+        """Count a use of these parameters in the forward pass.
+
+        Recomputations in the backward pass announce nothing.
+
+        Args:
+            slots: indices of parameters.
         """
         if self._missing is None:
             for slot in slots:
                 self._announced[slot] += 1
 
     def arrived(self, slot: int, name: str) -> int | None:
-        """A use's gradient has arrived.
+        """Count a use whose gradient has arrived.
 
         Args:
-            slot: the parameter.
+            slot: the parameter's index.
             name: of the layer, for the message.
 
         Returns:
-            the group, if that was its last.
+            the group, if that was its last; None otherwise, and for groups that once were taken to
+            be complete too early.
 
         Raises:
             LateGradient: the group was taken to be complete.
@@ -72,11 +77,15 @@ class Completion:
         return group if missing[group] == 0 and group not in self._surprising else None
 
     def clipped(self, group: int) -> None:
-        """The group has gone into the sum."""
+        """Note that the group has gone into the sum.
+
+        Args:
+            group: its number.
+        """
         self._clipped.add(group)
 
     def end(self) -> None:
-        """The pass is over."""
+        """End the pass, and remember how often each parameter was used."""
         self._most = [max(pair) for pair in zip(self._most, self._seen, strict=True)]
 
     def _expected(self, slot: int) -> int:

@@ -1,8 +1,7 @@
-"""Watches the one operation inside a layer that refines a known one: embeddings that scale or shift
-(Gemma, OPT), say.
+"""Watches the one operation inside a layer that refines a known one.
 
-Whatever the layer does around the operation is left to autograd, so no per-sample gradient needs to
-be written out.
+Embeddings that scale or shift (Gemma, OPT), say. Whatever the layer does around the operation is
+left to autograd, so no per-sample gradient needs to be written out.
 """
 
 from __future__ import annotations
@@ -32,7 +31,15 @@ class Operations:
         self._open: list[_Watch] = []
 
     def attach(self, module: nn.Module, kind: type[nn.Module]) -> list[RemovableHandle]:
-        """Hook a layer whose type refines `kind`."""
+        """Hook a layer whose type refines a known one.
+
+        Args:
+            module: the layer.
+            kind: the known type, a key of `OPERATIONS`.
+
+        Returns:
+            what removes the hooks again.
+        """
 
         def enter(*_: Any) -> None:
             if self._recording.active:

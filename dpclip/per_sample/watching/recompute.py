@@ -1,5 +1,4 @@
-"""Layers whose arithmetic is not known, and parameters used where there is no batch: torch.func
-repeats the call.
+"""Repeats a call by torch.func, where a layer's arithmetic is not known or there is no batch.
 
 A module is repeated, a row at a time under vmap, for the parameters that are its own (a class
 token, a learned scale) and for those of layers below it that were called without one row a sample
@@ -27,15 +26,25 @@ from dpclip.precision import exact_products
 
 
 class Recomputation:
-    """Hooks on the modules that may have to be repeated."""
+    """Hooks on the modules that may have to be repeated.
+
+    Args:
+        recording: the pass that is being watched.
+    """
 
     def __init__(self, recording: Recording) -> None:
         self._recording = recording
         self._random: list[Tensor] = []
 
     def attach(self, module: nn.Module, own: list[nn.Parameter]) -> list[RemovableHandle]:
-        """Hook a module for its own parameters, and for what layers below it cannot do
-        themselves.
+        """Hook a module for its own parameters, and for what layers below it leave to it.
+
+        Args:
+            module: to be repeated.
+            own: its trainable parameters.
+
+        Returns:
+            what removes the hooks again.
         """
 
         def enter(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -74,7 +83,7 @@ class Recomputation:
         ]
 
     def check_taken(self) -> None:
-        """At the end of a pass: nothing may be left that no module has taken up.
+        """Check, at the end of a pass, that nothing is left that no module has taken up.
 
         Raises:
             BatchDimensionError: names the layer.

@@ -1,5 +1,4 @@
-"""The pass that is being watched: what is known of it so far, and what is taken in as its gradients
-arrive.
+"""The pass that is being watched: what is known of it, and what is taken in as gradients arrive.
 
 The watcher attaches hooks and opens passes; the hooks, and the helpers that know unusual layers,
 work on the recording alone.
@@ -79,7 +78,7 @@ class Recording:
         self.frozen = {slot for p, slot in self.slots.items() if not p.requires_grad}
 
     def end(self) -> None:
-        """Every gradient of the pass is in."""
+        """Note that every gradient of the pass is in."""
         self._completion.end()
 
     def close(self) -> None:
@@ -99,8 +98,10 @@ class Recording:
 
     @contextmanager
     def muted(self, view: FactoredView) -> Iterator[None]:
-        """For a further backward pass: recomputed layers are watched as before, and nothing is
-        recorded.
+        """Watch recomputed layers as before, but record nothing, for a further backward pass.
+
+        Args:
+            view: of the pass; open within the block.
         """
         self.view, self._muted = view, True
         try:
@@ -110,7 +111,7 @@ class Recording:
 
     @contextmanager
     def unwatched(self) -> Iterator[None]:
-        """While a layer is computed again, nothing is watched."""
+        """Watch nothing within the block, while a layer is computed again."""
         before, self._paused = self._paused, True
         try:
             yield
@@ -136,8 +137,16 @@ class Recording:
     def expand(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[Any, Any] | None:
-        """Forward pre-hook: an input shared by all rows becomes one copy a row: its gradient stays
-        per-sample.
+        """Make one copy a row of an input that all rows share: its gradient stays per-sample.
+
+        A forward pre-hook.
+
+        Args:
+            module: the layer.
+            args, kwargs: what it is called with.
+
+        Returns:
+            the arguments with tensors [1, ...] repeated to [rows, ...]; None leaves them.
         """
         if not self.active or self.rows == 1:
             return None
@@ -150,8 +159,17 @@ class Recording:
     def watch(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
     ) -> Any:
-        """Forward hook: keep what the layer was called with, and record the call when its gradient
-        arrives.
+        """Keep what the layer was called with, and record the call when its gradient arrives.
+
+        A forward hook.
+
+        Args:
+            module: the layer.
+            args, kwargs: what it was called with.
+            output: its output, a tensor with one row a sample.
+
+        Returns:
+            the output to pass on; None leaves it.
         """
         return self.watch_as(type(module), module, args, kwargs, output) if self.active else None
 
@@ -163,7 +181,16 @@ class Recording:
         kwargs: dict[str, Any],
         output: Tensor,
     ) -> Tensor | None:
-        """`watch`, for a call that is the arithmetic of another layer type."""
+        """`watch` a call that is the arithmetic of another layer type.
+
+        Args:
+            kind: that type.
+            module, args, kwargs, output: as in `watch`.
+
+        Returns:
+            the output to pass on, reached by the backward pass; None for a call without one row a
+            sample, whose parameters are left to a module around it.
+        """
         out = output
         if not self.per_row(module, [*batch_inputs(module, tensors_of(args, kwargs)), out]):
             self.postpone(module, [p for p in module.parameters(recurse=False) if p in self.slots])
@@ -189,17 +216,28 @@ class Recording:
         return out
 
     def note_dtype(self, out: Tensor) -> None:
-        """Remember whether the pass is one in mixed precision."""
+        """Remember whether the pass is one in mixed precision.
+
+        Args:
+            out: a layer's output.
+        """
         if self.view is not None and accumulation_dtype(out.dtype) != out.dtype:
             self.view.narrow = True
 
     def announce(self, parameters: Iterable[nn.Parameter]) -> None:
-        """A call of the forward pass used these parameters."""
+        """Count a use of these parameters by a call of the forward pass.
+
+        Args:
+            parameters: trained or not.
+        """
         self._completion.announce(self.slots[p] for p in parameters if p in self.slots)
 
     def postpone(self, module: nn.Module, parameters: list[nn.Parameter]) -> None:
-        """Leave the parameters of a layer to a module around it: all its calls, those
-        before too.
+        """Leave the parameters of a layer to a module around it: all its calls, earlier ones too.
+
+        Args:
+            module: the layer.
+            parameters: its trainable ones; nothing happens without any.
         """
         if parameters:
             self.lifted.add(module)
@@ -217,8 +255,15 @@ class Recording:
     def take(self, view: FactoredView, call: Call, parameter: nn.Parameter, use: Factored) -> None:
         """Add one use of a parameter to the view; parameters that are not trained are left.
 
+        Args:
+            view: that is open.
+            call: that used the parameter.
+            parameter: any.
+            use: its gradients, `rows` of them.
+
         Raises:
             BatchDimensionError: it has not one gradient of the parameter's shape for each row.
+            LateGradient: the parameter's group has been clipped already.
         """
         slot = self.slots.get(parameter)
         if slot is None or slot in self.frozen:
@@ -238,13 +283,26 @@ class Recording:
             self._completion.clipped(complete)
 
     def take_in(self, module: nn.Module, parameter: nn.Parameter, use: Factored) -> None:
-        """`take`, for parameters of modules that are repeated or replaced."""
+        """`take`, for parameters of modules that are repeated or replaced.
+
+        Args:
+            module: that used the parameter.
+            parameter: any.
+            use: its gradients, `rows` of them.
+
+        Raises:
+            PrivacyError: the backward pass is one that nobody handed losses over for.
+        """
         if self.view is not None and not self._muted:
             self.check_expected()
             self.take(self.view, Call(module, type(module), (), {}), parameter, use)
 
     def rows_first(self, tensor: Tensor) -> Tensor:
-        """[rows * n, ...] activations as [rows, n, ...]; anything else as it is."""
+        """View [rows * n, ...] activations as [rows, n, ...]; anything else as it is.
+
+        Args:
+            tensor: an input, an output or its gradient.
+        """
         if self.evidence.merged(tensor, self.rows):
             return tensor.reshape(self.rows, -1, *tensor.shape[1:])
         return tensor
@@ -254,14 +312,24 @@ class Recording:
     def per_row(self, module: nn.Module, tensors: list[Tensor]) -> bool:
         """Whether this call of a layer has one row a sample.
 
+        Args:
+            module: the layer.
+            tensors: its first input and its output; each must have `rows` rows.
+
         Raises:
             MisjudgedRows: it was wrongly taken to have, in a batch whose sum may be in use.
         """
         return self._judged(self.name(module), tensors)
 
     def input_per_row(self, module: nn.Module, place: int, tensor: Tensor) -> bool:
-        """`per_row` for one input of a module that is repeated: a mask of shape [L, L] is shared,
-        whatever L is.
+        """`per_row` for one input of a module that is repeated.
+
+        A mask of shape [L, L] is shared, whatever L is.
+
+        Args:
+            module: the module.
+            place: of the input among its arguments.
+            tensor: the input.
         """
         return self._judged(f"input {place} of {self.name(module)}", [tensor])
 
@@ -276,5 +344,9 @@ class Recording:
         return judged
 
     def name(self, module: nn.Module) -> str:
-        """The layer's name and type, for messages."""
+        """Return the layer's name and type, for messages.
+
+        Args:
+            module: any module.
+        """
         return f"layer {self._names.get(module, '?')!r} ({type(module).__name__})"

@@ -1,6 +1,4 @@
-"""Replaces the forward pass of layers that hide their products, for as long as a pass is
-watched.
-"""
+"""Replaces the forward pass of layers that hide their products, while a pass is watched."""
 
 from __future__ import annotations
 
@@ -21,14 +19,24 @@ class Substitutions:
         self.modules: list[nn.Module] = []
 
     def cover(self, module: nn.Module) -> bool:
-        """Take charge of a module, if its type has a substitute."""
+        """Take charge of a module, if its type has a substitute.
+
+        Args:
+            module: any module.
+
+        Returns:
+            whether it has one.
+        """
         if substitute_for(module) is None:
             return False
         self.modules.append(module)
         return True
 
     def put_in(self) -> None:
-        """On the module objects only; outside of what is watched they compute as before."""
+        """Replace the forward pass, on the module objects only.
+
+        Outside of what is watched they compute as before.
+        """
         for module in self.modules:
             self._replace(module)
 
@@ -49,7 +57,7 @@ class Substitutions:
 
 
 class _Recorder:
-    """What a substitute tells the recording through."""
+    """What a substitute hands its gradients to."""
 
     def __init__(self, recording: Recording, module: nn.Module) -> None:
         self._recording, self._module = recording, module

@@ -1,9 +1,8 @@
-"""Checks that the per-sample gradients of a pass add up to what autograd computes, without keeping
-both in memory.
+"""Checks that the per-sample gradients of a pass add up to what autograd computes.
 
 A parameter used outside its layer, or through a hook of another library, has a gradient that no
-watched layer knows. Both sums are compared through a few random projections; autograd's gradients
-are projected and freed one at a time.
+watched layer knows. Both sums are compared through a few random projections, so that they need not
+be kept side by side; autograd's gradients are projected and freed one at a time.
 """
 
 from __future__ import annotations
@@ -22,7 +21,11 @@ _WIDTH = 1024
 
 
 class SumCheck:
-    """Collects projections of autograd's gradients during one backward pass."""
+    """Collects projections of autograd's gradients during one backward pass.
+
+    Args:
+        parameters: the trainable parameters, in order; their `.grad` is emptied.
+    """
 
     def __init__(self, parameters: Sequence[nn.Parameter]) -> None:
         self._parameters = list(parameters)
@@ -50,7 +53,11 @@ class SumCheck:
             handle.remove()
 
     def compare(self, view: FactoredView, name: Callable[[nn.Parameter], str]) -> None:
-        """Hold the view to autograd.
+        """Compare the view's sums with autograd's.
+
+        Args:
+            view: complete.
+            name: a parameter -> its name, for messages.
 
         Raises:
             BatchDimensionError: names the parameter whose sum differs.
@@ -78,7 +85,11 @@ class SumCheck:
 
 
 def unseen(name: str) -> BatchDimensionError:
-    """The error for a parameter with a gradient that no layer recorded."""
+    """Make the error for a parameter with a gradient that no layer recorded.
+
+    Args:
+        name: of the parameter.
+    """
     return BatchDimensionError(
         f"{name} got a gradient outside every watched layer (used directly in a forward "
         "function?): freeze it or wrap its use in a module"
@@ -86,8 +97,9 @@ def unseen(name: str) -> BatchDimensionError:
 
 
 def _project(gradient: Tensor) -> Tensor:
-    """Products with fixed random rank-one patterns, shape [probes], float64; their mean square is
-    about |g|^2.
+    """Project on fixed random rank-one patterns, shape [probes], float64.
+
+    The mean square of the products is about |g|^2.
     """
     flat = gradient.detach().to(accumulation_dtype(gradient.dtype)).reshape(-1)
     generator = torch.Generator().manual_seed(len(flat))
@@ -105,5 +117,5 @@ def _project(gradient: Tensor) -> Tensor:
 
 
 def _uniform(count: int, generator: torch.Generator) -> Tensor:
-    """[count, probes] of mean 0 and variance 1."""
+    """Draw [count, probes] numbers of mean 0 and variance 1."""
     return (torch.rand(count, _PROBES, generator=generator) - 0.5) * 12**0.5

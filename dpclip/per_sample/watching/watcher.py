@@ -1,5 +1,4 @@
-"""Watches every layer with trainable parameters through one forward and backward pass, without
-wrapping the model.
+"""Watches every layer with trainable parameters through one pass, without wrapping the model.
 
 Built on Opacus' hooks. Differences, each of which decides whether a model runs, or runs rightly:
 inputs are bound by signature, so keyword and non-tensor inputs are welcome; an input of batch 1
@@ -76,23 +75,42 @@ class Watcher(GradSampleHooks):
         )
 
     def prepare(self, model: nn.Module) -> None:
-        """Called before the hooks are attached."""
+        """Look at the model before the hooks are attached.
+
+        Args:
+            model: about to be hooked.
+        """
         return None
 
     @abstractmethod
     def record(self, view: FactoredView, call: Call, grad: Tensor) -> None:
-        """Take in one call: `grad` is the gradient of the user's loss by the call's output, one row
-        a sample.
+        """Take in one call.
+
+        Args:
+            view: that is open.
+            call: of a layer that `knows` or `refines`.
+            grad: gradient of the user's loss by the call's output, [rows, ...].
         """
 
     def new_view(
         self, units: int, rows_each: int, scale: float, present: Tensor | None
     ) -> FactoredView:
-        """An empty view of a micro-batch."""
+        """Make an empty view of a micro-batch.
+
+        Args:
+            units: B, privacy units.
+            rows_each: consecutive rows of each.
+            scale: what recorded gradients are to be multiplied by.
+            present: which units count, bool, [B]; None: all.
+        """
         return FactoredView(self.groups, units, rows_each, scale, self.evidence, present)
 
     def complete(self, view: FactoredView) -> None:
-        """Called when the user's backward pass is over."""
+        """Finish the view when the user's backward pass is over.
+
+        Args:
+            view: of the pass.
+        """
         return None
 
     @contextmanager
@@ -103,8 +121,17 @@ class Watcher(GradSampleHooks):
         present: Tensor | None = None,
         clip_part: ClipPart | None = None,
     ) -> Iterator[FactoredView]:
-        """Watch one forward and backward pass of `units` privacy units; the view is complete on
-        exit.
+        """Watch one forward and backward pass; the view is complete on exit.
+
+        Args:
+            units: B, privacy units in the micro-batch.
+            rows_each: consecutive rows that belong to each unit.
+            present: which units count, bool, [B]; the others are dummies. None: all.
+            clip_part: may be given each group as soon as it is complete, but not in the first pass,
+                whose sums are checked.
+
+        Raises:
+            BatchDimensionError: a trained parameter's gradients are not, or not all, per-sample.
         """
         scale = units if self.loss_reduction == "mean" else 1
         view = self.new_view(units, rows_each, scale, present)
@@ -132,9 +159,7 @@ class Watcher(GradSampleHooks):
 
     @contextmanager
     def _gradients_of_parameters(self, wanted: bool) -> Iterator[None]:
-        """Keep autograd from computing what nobody needs, and leave no gradient of the batch
-        behind.
-        """
+        """Keep autograd from computing what nobody needs, and leave no batch gradient behind."""
         trained = [parameter for parameter in self.parameters if parameter.requires_grad]
         for parameter in trained:
             parameter.grad = None
@@ -148,8 +173,9 @@ class Watcher(GradSampleHooks):
 
     @contextmanager
     def expected(self) -> Iterator[None]:
-        """While gradients are welcome, for loops that hand one loss a row over (`open_door` is then
-        False).
+        """Welcome gradients within the block, after `refuse_plain_backward`.
+
+        For loops that hand one loss a row over.
         """
         before, self.recording.expects = self.recording.expects, True
         try:
@@ -158,24 +184,34 @@ class Watcher(GradSampleHooks):
             self.recording.expects = before
 
     def refuse_plain_backward(self) -> None:
-        """Gradients from now on are taken in within `expected` only."""
+        """Take gradients in within `expected` only, from now on."""
         self.recording.expects = False
 
     def knows(self, module: nn.Module) -> bool:
-        """Whether `record` has arithmetic for this type, so that it need not be repeated by
-        torch.func.
+        """Whether `record` has arithmetic for this type, so that torch.func need not repeat it.
+
+        Args:
+            module: any module.
         """
         return sampler_for(module) is not None and not self.force_functorch
 
     def refines(self, module: nn.Module) -> type[nn.Module] | None:
-        """The layer type that a module's type refines, if the operation inside is to be watched
-        instead of the call.
+        """Return the layer type that a module's type refines.
+
+        Args:
+            module: any module.
+
+        Returns:
+            the type, if the operation inside is to be watched instead of the call; else None.
         """
         return None
 
     @property
     def unproven(self) -> bool:
-        """Whether nothing is known of the model's layers, or something is in doubt (`rows.py`)."""
+        """Whether nothing is known of the model's layers, or something is in doubt.
+
+        See `row_evidence.py`.
+        """
         evidence = self.evidence
         return not self._checked or evidence.empty or evidence.seen_once or bool(evidence.doubts())
 
@@ -184,7 +220,11 @@ class Watcher(GradSampleHooks):
         self.cleanup()
 
     def parameter_name(self, parameter: nn.Parameter) -> str:
-        """The parameter's name, for messages."""
+        """Return the parameter's name, for messages.
+
+        Args:
+            parameter: of the model, or "?" is said.
+        """
         names = [name for name, p in self._module.named_parameters() if p is parameter]
         return f"parameter {names[0] if names else '?'!r}"
 

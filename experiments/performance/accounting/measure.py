@@ -8,10 +8,8 @@ or more than 12 GiB is abandoned and recorded with the reason. Writes results.js
 """
 
 import csv
-import json
 import logging
 import os
-import platform
 import resource
 import signal
 import statistics
@@ -19,14 +17,26 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
+
+sys.path.append(str(Path(__file__).parents[3]))  # the project's root
+
+from experiments.support import made_by, markdown_table, read_results, write_results
 
 HERE = Path(__file__).parent
 EPS_ERRORS = (0.1, 0.01)
 GRIDS = (1e-3, 1e-4)
 OURS = "dpclip prv"
+COLUMNS = (
+    "row",
+    "reference ε",
+    "ours: error, ms",
+    "fastest other that is right: ms",
+    "other / ours",
+    "wrong",
+    "no answer",
+)
 
 
 class Row(NamedTuple):
@@ -208,25 +218,17 @@ def measure(seconds: int) -> dict[str, Any]:
             {name: (r["epsilon"], r["seconds"], r["verdict"]) for name, r in results.items()},
             flush=True,
         )
+    packages = ("dp-accounting", "numpy", "opacus", "prv-accountant", "scipy")
     return {
-        "command": "python experiments/performance/accounting/measure.py",
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        **made_by("python experiments/performance/accounting/measure.py", *packages),
         "threads": os.environ.get("OMP_NUM_THREADS", "default"),
-        "versions": {
-            name: version(name)
-            for name in ("dp-accounting", "numpy", "opacus", "prv-accountant", "scipy")
-        },
         "rows": found,
     }
 
 
 def table(results: dict[str, Any]) -> str:
     """Row by row: ours, the fastest other tool that is right, and who is wrong."""
-    lines = [
-        "| row | reference ε | ours: error, ms | fastest other that is right: ms | other / ours | "
-        "wrong | no answer |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
-    ]
+    lines = []
     for row in rows():
         entries = results["rows"][row.name]
         mine = entries[OURS]
@@ -236,28 +238,23 @@ def table(results: dict[str, Any]) -> str:
         error = (mine["epsilon"] - row.truth) / row.truth if row.truth else mine["epsilon"]
         fastest = f"{best}: {1e3 * right[best]['seconds']:.0f}" if best else "none"
         ratio = f"{right[best]['seconds'] / mine['seconds']:.1f}" if best else "—"
-        wrong = (
-            ", ".join(name for name, entry in others.items() if entry["verdict"] == "WRONG") or "—"
+        wrong, silent = (
+            ", ".join(name for name, entry in others.items() if entry["verdict"] == verdict) or "—"
+            for verdict in ("WRONG", "no answer")
         )
-        silent = (
-            ", ".join(name for name, entry in others.items() if entry["verdict"] == "no answer")
-            or "—"
-        )
-        lines.append(
-            f"| {row.name} | {row.truth:g} | {mine['verdict']}, {error:+.1e}, "
-            f"{1e3 * mine['seconds']:.0f} | {fastest} | {ratio} | {wrong} | {silent} |"
-        )
-    return "\n".join(lines)
+        own = f"{mine['verdict']}, {error:+.1e}, {1e3 * mine['seconds']:.0f}"
+        lines.append([row.name, f"{row.truth:g}", own, fastest, ratio, wrong, silent])
+    return markdown_table(COLUMNS, lines)
 
 
 def main(arguments: list[str]) -> None:
     """Measure, or print the table of what was measured."""
     path = HERE / "results.json"
     if arguments == ["--table"]:
-        print(table(json.loads(path.read_text())))
+        print(table(read_results(path)))
         return
     results = measure(int(arguments[0]) if arguments else 25)
-    path.write_text(json.dumps(results, indent=1) + "\n")
+    write_results(path, results)
     print(table(results))
 
 

@@ -4,8 +4,8 @@ long it took.
 usage: arm.py CASE plain|exact|fast|before
 
 Lines on standard input are commands; each is answered by one line of JSON. Works with this version
-of the package and
-with the one before losses were handed over a row at a time, whichever PYTHONPATH finds.
+of the package and with the one before losses were handed over a row at a time, whichever PYTHONPATH
+finds.
 """
 
 from __future__ import annotations
@@ -24,15 +24,25 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import default_collate
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "per_sample"))
-
-import models
-
 import dpclip
-from dpclip.memory import reuse_heap
 from dpclip.models.loading import load_model
 from dpclip.tasks.language_modelling import LanguageModelling
-from dpclip.tasks.records import read_records
+
+try:
+    from dpclip.memory import reuse_heap
+    from dpclip.tasks.reading import read_records
+
+    LM: Any = LanguageModelling.head()
+except ImportError:  # the version before
+    from dpclip.environment import reuse_heap
+
+    from dpclip.tasks.records import read_records
+
+    LM = "lm"
+
+sys.path.append(str(Path(__file__).parents[3]))  # the project's root
+
+from experiments.performance.per_sample import models
 
 SIZES = {  # units a logical batch, all of which take part in every step, and rows a micro-batch
     "built-in": (256, 32),
@@ -62,7 +72,7 @@ def build(name: str) -> Job:
     """The case of that name."""
     units, physical = SIZES[name]
     if name == "built-in":
-        loaded = load_model("builtin", "lm")
+        loaded = load_model("builtin", LM)
         task = LanguageModelling(loaded.tokenizer, 128)
         rows = task.encode(read_records("builtin", task="lm"))[:units]
         return Job(loaded.model.train(), rows, task.losses, task.collate, task.cost, physical)

@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -23,6 +22,10 @@ from typing import Any
 
 import torch
 from arm import SIZES
+
+sys.path.append(str(Path(__file__).parents[3]))  # the project's root
+
+from experiments.support import ResultsFile, machine
 
 HERE = Path(__file__).parent
 ROUNDS = {"GPT-2 124M, logical batch of 64": 3, "GPT-2 124M": 7, "GPT-2 124M LoRA": 7}
@@ -94,18 +97,13 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=HERE / "results.json")
     parser.add_argument("cases", nargs="*", default=list(SIZES))
     options = parser.parse_args()
-    result: dict[str, Any] = (
-        json.loads(options.output.read_text()) if options.output.exists() else {}
-    )
-    result["machine"] = {
-        "processor": platform.processor() or platform.machine(),
-        "torch": torch.__version__,
-    }
+    file = ResultsFile(options.output, {})
+    file.results["machine"] = {"processor": machine(), "torch": torch.__version__}
     for case in options.cases:
         rounds = options.rounds or ROUNDS.get(case, 11)
-        result[case] = measure(case, rounds, options.before)
-        options.output.write_text(json.dumps(result, indent=1) + "\n")
-        print(case, json.dumps(result[case]))
+        found = file.results[case] = measure(case, rounds, options.before)
+        file.write()
+        print(case, json.dumps(found))
 
 
 if __name__ == "__main__":

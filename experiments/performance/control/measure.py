@@ -12,9 +12,6 @@ by the number of parameters.
 
 from __future__ import annotations
 
-import json
-import os
-import platform
 import statistics
 import sys
 import time
@@ -35,7 +32,11 @@ from dpclip.noise.release import release
 from dpclip.noise.scale import scale_noise
 from dpclip.released import Receipt, Released
 from dpclip.tasks.language_modelling import LanguageModelling
-from dpclip.tasks.records import read_records
+from dpclip.tasks.reading import read_records
+
+sys.path.append(str(Path(__file__).parents[3]))  # the project's root
+
+from experiments.support import machine, write_results
 
 INTERVAL, WARM = 4, 9  # the agent learns from its ninth decision on
 GPU = torch.cuda.is_available()
@@ -45,7 +46,7 @@ BATCH = 64 if GPU else 32
 
 def training(rule: ClippingRule, steps: int) -> Iterator[None]:
     """A run that stops after each step."""
-    loaded = load_model("builtin", "lm")
+    loaded = load_model("builtin", LanguageModelling.head())
     model = GPT2LMHeadModel(GPT2Config(use_cache=False)).to(DEVICE) if GPU else loaded.model
     model, task = model.train(), LanguageModelling(loaded.tokenizer, 128)
     rows = task.encode(read_records("builtin", task="lm"))[: 20 * BATCH]
@@ -136,9 +137,7 @@ def main(rounds: int, output: Path) -> None:
     ratios = [b / a for a, b in zip(plain, controlled, strict=True)]
     result = {
         "rounds": rounds,
-        "machine": (
-            f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} thread"
-        ),
+        "machine": machine(),
         "device": torch.cuda.get_device_name() if GPU else "CPU",
         "torch": torch.__version__,
         "ms_a_step": {
@@ -153,7 +152,7 @@ def main(rounds: int, output: Path) -> None:
         },
     }
     print(result)
-    output.write_text(json.dumps(result, indent=1) + "\n")
+    write_results(output, result)
 
 
 if __name__ == "__main__":

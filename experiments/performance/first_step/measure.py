@@ -7,9 +7,6 @@ Built-in model and notes, 32 rows, default threads. Prints medians in millisecon
 results.json.
 """
 
-import json
-import os
-import platform
 import statistics
 import sys
 import time
@@ -23,7 +20,11 @@ from dpclip.memory import reuse_heap
 from dpclip.models.loading import load_model
 from dpclip.per_sample import make_backend
 from dpclip.tasks.language_modelling import LanguageModelling
-from dpclip.tasks.records import read_records
+from dpclip.tasks.reading import read_records
+
+sys.path.append(str(Path(__file__).parents[3]))  # the project's root
+
+from experiments.support import machine, write_results
 
 ROWS = 32
 
@@ -38,7 +39,7 @@ def seconds(action: Callable[[], None]) -> float:
 def main(rounds: int) -> None:
     """Alternate the two kinds of step, two warm-up rounds first."""
     reuse_heap()
-    loaded = load_model("builtin", "lm")
+    loaded = load_model("builtin", LanguageModelling.head())
     model, task = loaded.model.train(), LanguageModelling(loaded.tokenizer, 128)
     batch = task.collate(task.encode(read_records("builtin:public", task="lm"))[:ROWS])
     parameters = list(model.parameters())
@@ -67,7 +68,7 @@ def main(rounds: int) -> None:
         "rows": ROWS,
         "rounds": rounds,
         "threads": torch.get_num_threads(),
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        "machine": machine(),
         "torch": torch.__version__,
         "ms_per_row": {
             name: round(1000 * statistics.median(t) / ROWS, 2) for name, t in times.items()
@@ -75,7 +76,7 @@ def main(rounds: int) -> None:
         "ratio_quartiles": [round(q, 2) for q in statistics.quantiles(ratios, n=4)],
     }
     print(result)
-    (Path(__file__).parent / "results.json").write_text(json.dumps(result, indent=1) + "\n")
+    write_results(Path(__file__).with_name("results.json"), result)
 
 
 if __name__ == "__main__":

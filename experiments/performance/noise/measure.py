@@ -7,13 +7,10 @@ results.json.
 """
 
 import json
-import os
-import platform
 import statistics
 import sys
 import time
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -21,8 +18,12 @@ import torch
 
 from dpclip.gradient_sum import GradientSum
 from dpclip.memory import reuse_heap
-from dpclip.noise.gaussian import BLOCK, HALF, Sampler, _spread, grid, released
+from dpclip.noise.gaussian import BLOCK, HALF, GaussianSampler, _spread, grid, released
 from dpclip.noise.keystream import NoiseStream, SecretKey
+
+sys.path.append(str(Path(__file__).parents[3]))  # the project's root
+
+from experiments.support import made_by, write_results
 
 SIZES = (100_000, 1_000_000, 4_000_000, 40_000_000)
 STD = 1.3
@@ -39,7 +40,7 @@ def box_muller(stream: NoiseStream, size: int) -> None:
     """The float32 transform of as many values, thrown away."""
     blocks, ratio = -(-size // BLOCK), STD / grid(STD)
 
-    def draw(sampler: Sampler, block: int) -> None:
+    def draw(sampler: GaussianSampler, block: int) -> None:
         sampler.approximate(stream, 0, block, min(BLOCK, size - block * BLOCK), ratio)
 
     _spread(draw, blocks)
@@ -48,7 +49,7 @@ def box_muller(stream: NoiseStream, size: int) -> None:
 def aes(stream: NoiseStream, size: int) -> None:
     """The words of as many values, thrown away."""
 
-    def fill(sampler: Sampler, block: int) -> None:
+    def fill(sampler: GaussianSampler, block: int) -> None:
         count = min(BLOCK, size - block * BLOCK)
         stream.fill(sampler._words.reshape(-1)[:count], 0, block)
 
@@ -83,7 +84,7 @@ def compare(size: int, rounds: int, key: SecretKey) -> dict[str, float]:
 
 def refined(key: SecretKey) -> float:
     """Share of the values that float32 leaves open."""
-    sampler, ratio, found = Sampler(), STD / grid(STD), 0
+    sampler, ratio, found = GaussianSampler(), STD / grid(STD), 0
     for block in range(16):
         sampler.rounded(key.noise(0, 0), 0, block, np.zeros(BLOCK), ratio)
         found += int(sampler._doubt.sum())
@@ -95,9 +96,9 @@ def main(rounds: int) -> None:
     reuse_heap()
     key = SecretKey(bytes(range(32)))
     result: dict[str, object] = {
-        "command": f"OMP_NUM_THREADS=1 python measure.py {rounds}",
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
-        "versions": {package: version(package) for package in ("torch", "numpy", "cryptography")},
+        **made_by(
+            f"OMP_NUM_THREADS=1 python measure.py {rounds}", "torch", "numpy", "cryptography"
+        ),
         "share refined": round(refined(key), 5),
     }
     for threads in (1, 2):
@@ -106,7 +107,7 @@ def main(rounds: int) -> None:
             str(size): compare(size, rounds, key) for size in SIZES
         }
     print(json.dumps(result, indent=1))
-    (Path(__file__).parent / "results.json").write_text(json.dumps(result, indent=1) + "\n")
+    write_results(Path(__file__).with_name("results.json"), result)
 
 
 if __name__ == "__main__":

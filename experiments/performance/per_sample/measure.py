@@ -1,36 +1,36 @@
 """What a private step costs beside the plain one: engines in alternating rounds of one process, one
 thread.
 
-usage: python measure.py time [ROUNDS [MODEL ...]]   CPU time of whole steps, and of micro-batches
-and updates apart
-       python measure.py memory [MODEL ...]          growth of the peak, each engine in a fresh
-       process python measure.py layers [ROUNDS [MODEL ...]] a rule that clips each layer inside the
-       backward pass python measure.py --table                     the tables of docs/results.md
-       python measure.py --figure                    figure.svg
+usage: python measure.py time [ROUNDS [MODEL ...]]     CPU time of steps, micro-batches and updates
+       python measure.py memory [MODEL ...]            growth of the peak, a fresh process each
+       python measure.py layers [ROUNDS [MODEL ...]]   clipping each layer in the backward pass
+       python measure.py --table                       the tables of docs/results.md
+       python measure.py --figure                      figure.svg
 
 Writes results.json beside this file. Freed memory is kept by the C library
-(`dpclip.record.environment.reuse_heap`) for all.
+(`dpclip.memory.reuse_heap`) for all.
 """
 
 from __future__ import annotations
 
 import ctypes
-import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
 import time
 import warnings
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from dpclip.memory import reuse_heap
+
+sys.path.append(str(Path(__file__).parents[3]))  # the project's root
+
+from experiments.support import ResultsFile, made_by, markdown_table, read_results
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results.json"
@@ -159,41 +159,37 @@ def memory(names: list[str], engines: dict[str, list[str]]) -> dict[str, Any]:
 
 
 def table(results: dict[str, Any]) -> str:
-    """Both tables in Markdown."""
-    lines = [
-        "| model | non-private, ms | ours | ours, no noise | best other | others |",
-        "| --- | --- | --- | --- | --- | --- |",
-    ]
+    """All tables in Markdown."""
+    times, sizes = [], []
     for name, row in results["time"].items():
         others = {m: q for m, q in row["ratio"].items() if m not in (PLAIN, OURS, QUIET)}
         best = min(others, key=lambda m: others[m][1])
         rest = [f"{m} {q[1]:.2f}" for m, q in others.items() if m != best]
         rest += [f"{m}: fails" for m in row["failures"]]
-        cells = [
-            spread(row["ratio"][OURS]),
-            spread(row["ratio"][QUIET]),
-            f"{best} {spread(others[best])}",
-            "; ".join(rest),
-        ]
-        lines.append(f"| {name} | {row['ms'][PLAIN]:.0f} | " + " | ".join(cells) + " |")
-    lines += ["", "| model | non-private, MB | ours | others |", "| --- | --- | --- | --- |"]
+        own = [spread(row["ratio"][mode]) for mode in (OURS, QUIET)]
+        fastest = f"{best} {spread(others[best])}"
+        times.append([name, f"{row['ms'][PLAIN]:.0f}", *own, fastest, "; ".join(rest)])
     for name, row in results["memory"].items():
         rest = [f"{m} {v / row[PLAIN]:.2f}" for m, v in row.items() if m not in (PLAIN, OURS)]
-        lines.append(
-            f"| {name} | {row[PLAIN]} | {row[OURS] / row[PLAIN]:.2f} | {'; '.join(rest)} |"
-        )
-    return "\n".join(lines + layers_table(results.get("layers", {})))
+        sizes.append([name, f"{row[PLAIN]}", f"{row[OURS] / row[PLAIN]:.2f}", "; ".join(rest)])
+    columns = ("model", "non-private, ms", "ours", "ours, no noise", "best other", "others")
+    tables = [
+        markdown_table(columns, times),
+        markdown_table(("model", "non-private, MB", "ours", "others"), sizes),
+        layers_table(results.get("layers", {})),
+    ]
+    return "\n\n".join(tables)
 
 
-def layers_table(rows: dict[str, Any]) -> list[str]:
+def layers_table(rows: dict[str, Any]) -> str:
     """What clipping inside the backward pass costs and saves."""
-    lines = ["", "| model | time, flat | time, per layer | memory, flat | memory, per layer |"]
-    lines.append("| --- | --- | --- | --- | --- |")
+    lines = []
     for name, row in rows.items():
         times = [spread(row["ratio"][mode]) for mode in (OURS, LAYERS)]
         sizes = [f"{row['memory'][mode] / row['memory'][PLAIN]:.2f}" for mode in (OURS, LAYERS)]
-        lines.append(f"| {name} | " + " | ".join(times + sizes) + " |")
-    return lines
+        lines.append([name, *times, *sizes])
+    columns = ("model", "time, flat", "time, per layer", "memory, flat", "memory, per layer")
+    return markdown_table(columns, lines)
 
 
 def spread(values: list[float]) -> str:
@@ -234,15 +230,11 @@ def figure(results: dict[str, Any]) -> None:
 
 def save(key: str, value: dict[str, Any]) -> None:
     """Merge one measurement into results.json."""
-    results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    packages = ("torch", "opacus", "transformers", "peft", "numpy")
-    results |= {
-        "command": "OMP_NUM_THREADS=1 python measure.py time, then memory, then layers",
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, 1 thread",
-        "versions": {package: version(package) for package in packages},
-    }
-    results[key] = results.get(key, {}) | value
-    RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+    file = ResultsFile(RESULTS, {})
+    command = "OMP_NUM_THREADS=1 python measure.py time, then memory, then layers"
+    file.results |= made_by(command, "torch", "opacus", "transformers", "peft", "numpy")
+    file.results[key] = file.results.get(key, {}) | value
+    file.write()
 
 
 def main(arguments: list[str]) -> None:
@@ -252,9 +244,9 @@ def main(arguments: list[str]) -> None:
     if arguments[:1] == ["--growth"]:
         print(growth(*arguments[1:]))
     elif arguments == ["--table"]:
-        print(table(json.loads(RESULTS.read_text())))
+        print(table(read_results(RESULTS)))
     elif arguments == ["--figure"]:
-        figure(json.loads(RESULTS.read_text()))
+        figure(read_results(RESULTS))
     elif arguments[:1] == ["memory"]:
         names = arguments[1:] or list(PEERS)
         save("memory", memory(names, {name: [PLAIN, OURS, *PEERS[name]] for name in names}))

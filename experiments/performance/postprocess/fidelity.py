@@ -14,11 +14,9 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-import platform
 import sys
 import warnings
 from collections.abc import Callable, Iterable
-from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -30,6 +28,10 @@ from torch import Tensor, nn
 
 from dpclip.optim import SPAM, StableSPAM
 from dpclip.postprocess import AutoClip, ZClip
+
+sys.path.append(str(Path(__file__).parents[3]))  # the project's root
+
+from experiments.support import made_by, write_results
 
 STEPS = 300
 ZCLIP: tuple[dict[str, Any], ...] = (
@@ -146,13 +148,11 @@ def main(folder: Path) -> None:
                 weights,
             )
     result = {
-        "command": "python fidelity.py REFERENCES",
-        "machine": f"{platform.machine()}, 1 thread",
+        **made_by("python fidelity.py REFERENCES", "torch"),
         "steps": STEPS,
-        "versions": {"torch": version("torch")},
         "largest relative difference": found,
     }
-    Path(__file__).with_name("fidelity.json").write_text(json.dumps(result, indent=1) + "\n")
+    write_results(Path(__file__).with_name("fidelity.json"), result)
     print(json.dumps(found, indent=1))
 
 

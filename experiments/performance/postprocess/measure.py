@@ -11,14 +11,10 @@ is the package pytorch_optimizer's.
 
 from __future__ import annotations
 
-import json
-import os
-import platform
 import statistics
 import sys
 import time
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +25,10 @@ from torch import Tensor, nn
 
 from dpclip.optim import SPAM, StableSPAM
 from dpclip.postprocess import AdaGC, AutoClip, ZClip, make_postprocessors
+
+sys.path.append(str(Path(__file__).parents[3]))  # the project's root
+
+from experiments.support import made_by, write_results
 
 BLOCK = [(2304, 768), (2304,), (768, 768), (768,), (3072, 768), (3072,), (768, 3072), *[(768,)] * 5]
 SHAPES = [(50257, 768), (1024, 768), *BLOCK * 12, (768,), (768,)]
@@ -143,9 +143,7 @@ def main(rounds: int, folder: Path | None) -> None:
     torch.set_num_threads(1)
     model = Model()
     result: dict[str, Any] = {
-        "command": f"OMP_NUM_THREADS=1 python measure.py {rounds} REFERENCES",
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, 1 thread",
-        "versions": {package: version(package) for package in ("torch", "numpy")},
+        **made_by(f"OMP_NUM_THREADS=1 python measure.py {rounds} REFERENCES", "torch", "numpy"),
         "parameters": sum(p.numel() for p in model.parameters()),
         "over clip_grad_norm_": against_torch(model, rounds),
     }
@@ -153,7 +151,7 @@ def main(rounds: int, folder: Path | None) -> None:
         result["over the published implementation"] = against_published(
             model, folder, max(5, rounds // 3)
         )
-    Path(__file__).with_name("results.json").write_text(json.dumps(result, indent=1) + "\n")
+    write_results(Path(__file__).with_name("results.json"), result)
 
 
 if __name__ == "__main__":

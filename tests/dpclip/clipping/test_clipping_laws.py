@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import pytest
 import torch
-from clipper_laws import adding_a_unit_moves_the_exact_sum_by_at_most_its_limit, check_rule
 from hypothesis import given
 from hypothesis import settings as laws
 from hypothesis import strategies as st
-from shift_cases import KINDS, MODELS, Case
 from torch import Tensor
 
 from dpclip.clipping import RULES, ClippingRule, Flat, make_rule
 from dpclip.errors import InputError
+from dpclip.testing.rules import adding_a_unit_moves_the_exact_sum_by_at_most_its_limit, check_rule
+from dpclip.testing.shift_cases import KINDS, MODELS, Case
 
 BOUNDED = [name for name in RULES.names() if name != "none"]
 
