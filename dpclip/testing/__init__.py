@@ -1,7 +1,7 @@
 """The laws that rules, tasks and events must keep, for people's own, too.
 
-Call `check_rule`, `check_task` or `check_event` in a test: each raises AssertionError where a law is
-broken.
+Call `check_rule`, `check_task` or `check_event` in a test: each raises AssertionError where a law
+is broken.
 """
 
 from __future__ import annotations

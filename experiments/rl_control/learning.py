@@ -24,7 +24,7 @@ from dpclip.clipping.control.features import width
 from dpclip.clipping.control.released_loss import LossAccount, LossWindow
 from dpclip.clipping.control.sac_controller import CAREFUL
 
-# Columns of an observation in modes A and B, see `dpclip.clipping.control.summary.features`.
+# Columns of an observation in modes A and B, see `dpclip.clipping.control.features`.
 RATE_NOW, EMBEDDING, VECTOR, ADAPTER, MOVED = 5, 7, 8, 9, 10
 PROGRESS, LOSSES, FALL_AND_NOW, LENGTH, STEP, NOISE = 14, slice(16, 19), slice(17, 19), 19, 20, 21
 TELLING = (RATE_NOW, EMBEDDING, VECTOR, ADAPTER, MOVED, PROGRESS, 17, 18, LENGTH, STEP, NOISE)

@@ -78,7 +78,7 @@ class Underpriced(Gaussian):
     kind = "underpriced"
 
     def renyi(self, order: float, adjacency: str) -> float:
-        return 0.1 * super().renyi(order, adjacency)
+        return 0.9 * super().renyi(order, adjacency)
 
 
 def test_a_broken_event_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:

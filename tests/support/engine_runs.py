@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import pytest
 import torch
 from torch import Tensor, nn
 
 import dpclip
 from dpclip.clipping import StepRelease
 from dpclip.engine.private_training import PrivateTraining
-from dpclip.noise import release as noise
 from dpclip.noise.keystream import SecretKey
 from dpclip.released import Released
 
@@ -65,15 +63,3 @@ class Recorder:
 
     def on_step_end(self, step: int, released: Released[StepRelease]) -> None:
         self.releases.append(released.value)
-
-
-@pytest.fixture
-def without_noise(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Everything as in a private run, but the drawn noise is zero: the sums can be seen."""
-
-    def silent(
-        parts: Any, std: float, stream: Any, index: int, divisor: float = 1.0, dtype: Any = None
-    ) -> Tensor:
-        return (sum(tensor.double() * unit for tensor, unit in parts) / divisor).to(dtype)
-
-    monkeypatch.setattr(noise, "released", silent)

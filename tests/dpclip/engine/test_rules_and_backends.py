@@ -13,7 +13,7 @@ from torch import nn
 from dpclip.clipping import RULES, make_rule
 from dpclip.per_sample import BACKENDS
 from dpclip.record.checkpoint import Checkpoints
-from tests.support.engine_runs import Recorder, data, make, row_losses, run, without_noise
+from tests.support.engine_runs import Recorder, data, make, row_losses, run
 
 __all__ = ["without_noise"]  # a fixture
 NAMES = [name for name in RULES.names() if name != "none"]

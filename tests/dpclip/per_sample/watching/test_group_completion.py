@@ -18,7 +18,7 @@ from dpclip.engine.private_training import PrivateTraining
 from dpclip.errors import BatchDimensionError
 from dpclip.noise.release import PrivacyError
 from dpclip.per_sample import BookkeepingBackend, PerSampleView
-from tests.support.engine_runs import Recorder, data, make, row_losses, run, without_noise
+from tests.support.engine_runs import Recorder, data, make, row_losses, run
 
 __all__ = ["without_noise"]  # a fixture
 
