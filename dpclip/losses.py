@@ -78,7 +78,9 @@ def causal_lm_tokens(
     """Compute the token losses that `causal_lm` averages.
 
     Args:
-        model, batch, label_smoothing: as in `causal_lm`.
+        model: as in `causal_lm`.
+        batch: as in `causal_lm`.
+        label_smoothing: as in `causal_lm`.
 
     Returns:
         losses in nats and whether each counts, bool; both [rows, length - 1].

@@ -24,7 +24,8 @@ class Search:
 
     Args:
         safer: 1 if larger values are safer, -1 if smaller ones are.
-        smallest, largest: the values allowed, both > 0.
+        smallest: the values allowed, both > 0.
+        largest: the values allowed, both > 0.
         scale: an increasing function of the figure that is nearly a power of the value; it only
             guides the search.
     """

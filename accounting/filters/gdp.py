@@ -40,7 +40,8 @@ class GdpFilter(Filter):
         adjacency: the neighbouring relation.
         max_releases: how many releases there can be at most, >= 1.
         mu: the budget, finite and > 0.
-        epsilon, delta: the budget in place of mu: finite and > 0, and in (0, 1).
+        epsilon: the budget in place of mu: finite and > 0, and in (0, 1).
+        delta: the budget in place of mu: finite and > 0, and in (0, 1).
         reserve: see `Filter`.
 
     Raises:

@@ -31,7 +31,8 @@ class Pair:
 
     Attributes:
         sigma: standard deviation of every component, > 0.
-        p, q: the components of P and Q; the weights are probabilities that sum to 1.
+        p: the components of P and Q; the weights are probabilities that sum to 1.
+        q: likewise.
         loss: x [n] -> log(P/Q) [n].
         where: loss [n] -> x [n], -inf (inf) at or beyond the loss's infimum (supremum).
         anchor: a loss that shall be on the grid, such as one that most of the mass is close to.

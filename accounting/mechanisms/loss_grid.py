@@ -120,7 +120,8 @@ class LossGrid:
         first: index of the first cell's lower end.
         up: P mass [cells] that belongs to each cell's upper end.
         down: P mass [cells] that belongs to each cell's lower end.
-        below, above: P mass of smaller and larger finite losses.
+        below: P mass of smaller and larger finite losses.
+        above: P mass of smaller and larger finite losses.
         above_least: e^(largest grid loss) times the Q mass of the larger ones.
         infinite: P mass at +inf.
         rounding_mass: probability charged for the rounding of masses.

@@ -69,7 +69,8 @@ class Query:
         delta: in (0, 1) if epsilon is asked for, else None.
         epsilon: >= 0 if delta is asked for, else None.
         absolute: how wide the bounds may always be, in the unit of the answer.
-        above, below: schedules that bound the steps from above and from below.
+        above: schedules that bound the steps from above and from below.
+        below: schedules that bound the steps from above and from below.
     """
 
     steps: list[tuple[Event, int]]

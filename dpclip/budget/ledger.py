@@ -1,6 +1,4 @@
-"""The one bridge to the accountants: charges a step's event, durably, before its sample is drawn
-(law 1).
-"""
+"""Charges each step's event, durably, before its sample is drawn (law 1)."""
 
 from __future__ import annotations
 

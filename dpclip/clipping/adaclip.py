@@ -34,7 +34,8 @@ class AdaClip(TransformedClipping):
         mean_decay: of a, in [0, 1).
         variance_decay: of s^2, in [0, 1).
         headroom: h, positive.
-        lowest, highest: s^2 stays between; 0 < lowest < highest.
+        lowest: s^2 stays between; 0 < lowest < highest.
+        highest: s^2 stays between; 0 < lowest < highest.
 
     Guarantee: one sample moves the sum of w by at most 1.
 

@@ -31,7 +31,8 @@ class Covariance:
         size: d.
         rank: k <= d.
         decay: of the exponential average, in [0, 1).
-        lowest, highest: every variance stays between.
+        lowest: every variance stays between.
+        highest: every variance stays between.
     """
 
     def __init__(self, size: int, rank: int, decay: float, lowest: float, highest: float) -> None:
@@ -115,7 +116,8 @@ class GeoClip(TransformedClipping):
         full_below: parameters of at most this many elements have a full covariance; each is a block
             of its own.
         rank: directions kept of larger ones.
-        lowest, highest: eigenvalues stay between.
+        lowest: eigenvalues stay between.
+        highest: eigenvalues stay between.
 
     Guarantee: one sample moves the sum of w by at most 1.
 

@@ -29,7 +29,8 @@ class Histogram(ClippingRule):
 
     Args:
         max_grad_norm: C_0.
-        lowest, highest: ends of the binned range; C stays within it.
+        lowest: ends of the binned range; C stays within it.
+        highest: ends of the binned range; C stays within it.
         bins: number of bins, at least 2.
         budget_share: the histogram's part of 1/sigma^2 in the steps that take one, in (0, 1).
         every: steps from one histogram to the next, at least 1.

@@ -46,7 +46,9 @@ class Quantile(PerGroup):
             not (as in the paper).
         total: if positive, thresholds are rescaled after each update to this joint norm
             (post-processing).
-        allocation, group_of, thresholds: as in `PerGroup`.
+        allocation: as in `PerGroup`.
+        group_of: as in `PerGroup`.
+        thresholds: as in `PerGroup`.
 
     Guarantee: one sample moves group k's sum by at most C_k and the counts by at most sqrt(K)/2 in
     all.

@@ -65,7 +65,7 @@ class ClippingRule(Stateful, ABC):
 
     It lives on the sensitive side.
 
-    Laws (`tests/clipper_laws.py` holds every registered rule to them):
+    Laws (`dpclip.testing.check_rule` holds every registered rule to them):
 
     - factors are finite and not negative, and one sample's weighted gradient in group k has norm at
       most `bounds()[k]`, for any gradient, in any dtype;

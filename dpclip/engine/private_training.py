@@ -55,15 +55,17 @@ class Recorder(Protocol):
 
 
 class PrivateTraining:
-    """A model, its data and its budget, ready for a training loop:
+    """A model, its data and its budget, ready for a training loop.
 
+    ```python
     for batch in private.batches():
         with private.microbatch(batch):
             private.backward(losses(model, batch))  # one loss a row
         private.step()
+    ```
 
     The loop takes a few more turns before the first micro-batch of each shape: they check that rows
-    do not depend on one another (`row_check.py`), and nothing of them is kept.
+    do not depend on one another (`guards/row_check.py`), and nothing of them is kept.
 
     Args:
         engine: takes the steps.

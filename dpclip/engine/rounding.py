@@ -1,4 +1,4 @@
-"""What a step reads of its units: norms from above, statistics on a public grid, one loss a unit."""
+"""What a step reads of its units: norms from above, statistics on a grid, one loss a unit."""
 
 from __future__ import annotations
 

@@ -115,7 +115,8 @@ def differ(one: Any, other: Any) -> bool:
     """Whether two batches of one shape hold anything that differs.
 
     Args:
-        one, other: as collated; compared by their tensors, or else by what they print.
+        one: as collated; compared by their tensors, or else by what they print.
+        other: likewise.
     """
     pairs = list(zip(tensors_in(one), tensors_in(other), strict=True))
     return any(not torch.equal(a, b) for a, b in pairs) if pairs else repr(one) != repr(other)
@@ -125,7 +126,8 @@ def mixed(one: Any, other: Any, rows: Tensor) -> Any:
     """Put some rows of one batch together with the rest of another.
 
     Args:
-        one, other: batches of one shape.
+        one: batches of one shape.
+        other: batches of one shape.
         rows: which rows are `one`'s, bool, [rows].
     """
     others = iter(tensors_in(other))

@@ -121,7 +121,7 @@ def make_private(
         collate=collate_fn,
         postprocess=postprocess,
         accept_conditional=accept_conditional,
-        recorder=FolderRecorder(contract(clipping, postprocess, len(index), rows_per_unit)),
+        recorder=FolderRecorder(contract(clipping, postprocess, index, rows_per_unit)),
     )
 
 

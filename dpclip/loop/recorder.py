@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import fields, is_dataclass
@@ -18,6 +19,7 @@ from dpclip.postprocess import GradientClipper
 from dpclip.record.run_folder import RunFolder
 from dpclip.record.run_record import RunRecord
 from dpclip.record.statement import RunFacts, compile_statement, to_json
+from dpclip.sampling.units import UnitIndex
 
 CONTRACT = "private/loop.json"
 Contract = dict[str, Any]
@@ -26,7 +28,7 @@ Contract = dict[str, Any]
 def contract(
     rule: ClippingRule | None,
     postprocess: Sequence[GradientClipper],
-    units: int,
+    index: UnitIndex,
     rows_per_unit: int,
 ) -> Contract:
     """What a run must be resumed with, besides its plan: the same noise must meet the same sums.
@@ -34,23 +36,32 @@ def contract(
     Args:
         rule: as `make_private` was given it.
         postprocess: likewise.
-        units: privacy units that are present.
+        index: which rows belong to which unit.
         rows_per_unit: most rows of one unit in one step.
     """
     return {
         "clipping": _settings(rule) if rule else {"name": "flat", "max_grad_norm": 1.0},
         "postprocess": [_settings(clipper) for clipper in postprocess],
-        "units": units,
+        "units": hashlib.blake2b(repr(index.rows).encode(), digest_size=16).hexdigest(),
         "rows_per_unit": rows_per_unit,
     }
 
 
 def _settings(part: ClippingRule | GradientClipper) -> dict[str, Any]:
-    """Its name and its settings that are plain values."""
+    """Its name and its settings."""
     named = fields(part) if is_dataclass(part) else ()
     values = {field.name: getattr(part, field.name, None) for field in named if field.init}
-    plain = {k: v for k, v in values.items() if isinstance(v, bool | int | float | str | None)}
-    return {"name": part.name, **plain}
+    return {"name": part.name, **{name: _plain(value) for name, value in values.items()}}
+
+
+def _plain(value: Any) -> bool | int | float | str | None:
+    """A setting as it is, or what tells it from others in another process, too."""
+    if isinstance(value, bool | int | float | str | None):
+        return value
+    if callable(value):
+        return f"{value.__module__}.{value.__qualname__}"
+    shown = repr(value)
+    return type(value).__qualname__ if " at 0x" in shown else shown
 
 
 class FolderRecorder:
@@ -77,6 +88,8 @@ class FolderRecorder:
 
     def _kept_in(self, training: PrivateTraining, path: Path) -> RunFolder:
         if self._folder is None:
+            if path.exists() and (path.is_file() or any(path.iterdir())):
+                raise InputError(f"{path} is in use: save the run in a folder that is new or empty")
             engine = training.engine
             self._folder = RunFolder.create(
                 path,

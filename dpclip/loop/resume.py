@@ -66,7 +66,7 @@ def resume(
     check_dataset(dataset)
     check_optimizer_kind(optimizer)
     index = UnitIndex(len(dataset), units)
-    given = contract(clipping, postprocess, len(index), rows_per_unit)
+    given = contract(clipping, postprocess, index, rows_per_unit)
     _check_contract(run, given)
     plan, (key, _) = run.plan(), run.secret()
     ledger = run.open_ledger(plan)

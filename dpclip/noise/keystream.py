@@ -227,7 +227,9 @@ class SecretKey:
         """Open the stream that serves one purpose in one step, at its beginning.
 
         Args:
-            purpose, step, generation: as in `subkey`.
+            purpose: as in `subkey`.
+            step: as in `subkey`.
+            generation: as in `subkey`.
 
         Raises:
             PrivacyError: in a forked child of the process that the key belongs to.
@@ -250,7 +252,9 @@ class SecretKey:
         """Derive a seed for a generator that protects nothing (dropout, adapter initialisation).
 
         Args:
-            purpose, step, generation: as in `subkey`.
+            purpose: as in `subkey`.
+            step: as in `subkey`.
+            generation: as in `subkey`.
 
         Returns:
             an integer in [0, 2^63).

@@ -27,7 +27,10 @@ class SPAM(MeasuredOptimizer):
 
     Args:
         params: parameters or groups.
-        lr, betas, eps, weight_decay: as in Adam; the decay is taken after the step.
+        lr: as in Adam; the decay is taken after the step.
+        betas: as in Adam; the decay is taken after the step.
+        eps: as in Adam; the decay is taken after the step.
+        weight_decay: as in Adam; the decay is taken after the step.
         threshold: g^2 over v from which an element is a spike; 0 cuts none.
         reset_interval: steps between resets; 0: never.
         rewarmup_steps: N of the cosine, 1 - 0.99 (1 + cos(pi c/(N + 1)))/2 in the c-th step after a

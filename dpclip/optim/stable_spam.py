@@ -20,9 +20,14 @@ class StableSPAM(MeasuredOptimizer):
 
     Args:
         params: parameters or groups.
-        lr, betas, eps, weight_decay: as in AdamW.
-        gamma1, gamma2, gamma3: decays of each tensor's norm, its square and its largest element.
+        lr: as in AdamW.
+        betas: as in AdamW.
+        eps: as in AdamW.
+        weight_decay: as in AdamW.
+        gamma1: decays of each tensor's norm, its square and its largest element.
             The paper's settings for bfloat16 are 0.85, 0.99999, 0.999.
+        gamma2: likewise.
+        gamma3: likewise.
         reset_interval: steps between resets of Adam's moments; 0: never.
         total_steps: with it beta1 and gamma1 fall along half a cosine to `eta_min` times their
             values.

@@ -33,7 +33,8 @@ class StableSPAM(GradientClipper):
     momentum resets, too.
 
     Args:
-        gamma1, gamma2: decays of the norm and of its square, in [0, 1).
+        gamma1: decays of the norm and of its square, in [0, 1).
+        gamma2: decays of the norm and of its square, in [0, 1).
         gamma3: decay of the largest element, in [0, 1).
         eps: in the denominator of the norm.
         total_steps: with it gamma1 falls along half a cosine from 1 to `eta_min` times its value,

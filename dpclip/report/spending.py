@@ -104,7 +104,8 @@ def finite_points(entries: list[dict[str, Any]], x: str, y: str) -> Points:
 
     Args:
         entries: records of the statement.
-        x, y: keys of the two numbers.
+        x: keys of the two numbers.
+        y: keys of the two numbers.
     """
     stated = ((rounding.exact(entry.get(x)), rounding.exact(entry.get(y))) for entry in entries)
     pairs = [(float(a), float(b)) for a, b in stated if a is not None and b is not None]

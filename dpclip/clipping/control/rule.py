@@ -64,10 +64,13 @@ class ControlledClipping(PerGroup):
         reach: how far a decision may depart, in log; log 2 by default.
         step_limit: largest change of a log threshold or log share from one decision to the next; a
             log rate may change by 2 reach.
-        quantile, rate, first_rate: of the analytic thresholds, as in `Quantile`.
-        count_share, loss_share: parts of each step's 1/sigma^2 that the counts and the loss take;
+        quantile: of the analytic thresholds, as in `Quantile`.
+        rate: of the analytic thresholds, as in `Quantile`.
+        first_rate: of the analytic thresholds, as in `Quantile`.
+        count_share: parts of each step's 1/sigma^2 that the counts and the loss take;
             together they make the gradient's noise larger by (1 - count_share - loss_share)^(-1/2),
             0.76 % by default.
+        loss_share: likewise.
         loss_width: w; losses are clipped to w (at least 2.5 in the first two steps) on either side
             of a running mean of the released ones, so that the number of units in a batch adds no
             noise.

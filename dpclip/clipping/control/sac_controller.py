@@ -27,8 +27,8 @@ MOST_TRANSITIONS, LARGEST_BATCH, FIRST_BATCH, UPDATES = 2000, 32, 8, 4
 MOST_GROUPS = 24
 CAREFUL = SacSettings(temperature=0.002, initial_log_std=math.log(0.05), anchor=3.0)
 """For runs that count: departures cost, and few of them are made to explore."""
-_HERE = Path(__file__).parent
-PUBLIC = {36: _HERE / "public-short.safetensors", 240: _HERE / "public-long.safetensors"}
+_POLICIES = Path(__file__).parent / "policies"
+PUBLIC = {36: _POLICIES / "public-short.safetensors", 240: _POLICIES / "public-long.safetensors"}
 """By the steps of the longest runs they were taught on (experiments/rl_control).
 
 The first is better in short runs; in one of 120 steps it more than doubled the perplexity.

@@ -20,7 +20,8 @@ class Call:
         layer: the module.
         kind: the layer type whose arithmetic it was: the module's own, or the one that it refines
             (`operations.py`).
-        args, kwargs: what it was called with; tensors have one row a sample.
+        args: what it was called with; tensors have one row a sample.
+        kwargs: what it was called with; tensors have one row a sample.
     """
 
     layer: nn.Module
@@ -58,7 +59,8 @@ def keep(
 
     Args:
         anchor: a zero that requires a gradient.
-        args, kwargs: what the layer was called with.
+        args: what the layer was called with.
+        kwargs: what the layer was called with.
 
     Returns:
         a function that gives (args, kwargs) back, each tensor after the given change.
@@ -114,6 +116,7 @@ def tensors_of(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Tensor]
     """List the tensors among a call's arguments, nested or not.
 
     Args:
-        args, kwargs: what a module was called with.
+        args: what a module was called with.
+        kwargs: what a module was called with.
     """
     return [leaf for leaf in pytree.tree_leaves((args, dict(kwargs))) if isinstance(leaf, Tensor)]

@@ -143,7 +143,8 @@ class Recording:
 
         Args:
             module: the layer.
-            args, kwargs: what it is called with.
+            args: what it is called with.
+            kwargs: what it is called with.
 
         Returns:
             the arguments with tensors [1, ...] repeated to [rows, ...]; None leaves them.
@@ -165,7 +166,8 @@ class Recording:
 
         Args:
             module: the layer.
-            args, kwargs: what it was called with.
+            args: what it was called with.
+            kwargs: what it was called with.
             output: its output, a tensor with one row a sample.
 
         Returns:
@@ -185,7 +187,10 @@ class Recording:
 
         Args:
             kind: that type.
-            module, args, kwargs, output: as in `watch`.
+            module: as in `watch`.
+            args: as in `watch`.
+            kwargs: as in `watch`.
+            output: as in `watch`.
 
         Returns:
             the output to pass on, reached by the backward pass; None for a call without one row a

@@ -15,7 +15,6 @@ from dpclip.per_sample import BACKENDS
 from dpclip.record.checkpoint import Checkpoints
 from tests.support.engine_runs import Recorder, data, make, row_losses, run
 
-__all__ = ["without_noise"]  # a fixture
 NAMES = [name for name in RULES.names() if name != "none"]
 
 

@@ -171,6 +171,15 @@ def test_a_run_has_one_folder_and_one_ledger(tmp_path: Path) -> None:
     elsewhere.close()
 
 
+def test_a_folder_that_is_in_use_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "letter.txt").write_text("dear")
+    private = begin()
+    with pytest.raises(InputError, match="is in use: save the run in a folder that is new"):
+        private.save(tmp_path)
+    private.save(tmp_path / "run")
+    private.close()
+
+
 def test_a_report_can_be_written_at_any_time(stopped: Path) -> None:
     private = go_on(stopped)
     page = private.write_report(stopped)

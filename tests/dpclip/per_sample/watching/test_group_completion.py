@@ -20,8 +20,6 @@ from dpclip.noise.release import PrivacyError
 from dpclip.per_sample import BookkeepingBackend, PerSampleView
 from tests.support.engine_runs import Recorder, data, make, row_losses, run
 
-__all__ = ["without_noise"]  # a fixture
-
 
 class Scale(nn.Module):
     def __init__(self) -> None:
