@@ -176,21 +176,13 @@ class Engine:
         """
         step = self._current()
         self._refuse_half_done(step)
-        if step.doubts:
-            raise PrivacyError(
-                f"{step.doubts[0]} was only seen in batches of one size, so its rows cannot be "
-                "told from positions; nothing was released: begin with a micro-batch of one row"
-            )
+        self._refuse_doubts(step)
         sums, sides = self.reduce(step.sums or self._empty_sums(), step.sides)
         total = self.rule.combine(sums)
-        if self.plan.private and not self.ledger.confirm(
-            step.receipt, self._fingerprint(total, sides, step.receipt)
-        ):
-            raise ReplayError(f"step {step.receipt.step} did not replay bit for bit")
+        self._confirm(total, sides, step.receipt)
         released = self.noise.release(
             total, sides, step.scale, step.receipt, self.key, self.plan.expected_batch_size
-        )
-        released = released.map(self.rule.inverted)
+        ).map(self.rule.inverted)
         self._open = None
         self.rule.observe(released)
         self._update(released)
@@ -230,9 +222,21 @@ class Engine:
                 "again by resuming the run"
             )
 
-    def _fingerprint(self, total: Sum, sides: Mapping[str, Tensor], receipt: Receipt) -> str:
+    @staticmethod
+    def _refuse_doubts(step: _Open) -> None:
+        if step.doubts:
+            raise PrivacyError(
+                f"{step.doubts[0]} was only seen in batches of one size, so its rows cannot be "
+                "told from positions; nothing was released: begin with a micro-batch of one row"
+            )
+
+    def _confirm(self, total: Sum, sides: Mapping[str, Tensor], receipt: Receipt) -> None:
+        """Note which sum the step's noise is for, or find that it was for another."""
+        if not self.plan.private:
+            return
         key = self.key.subkey("commitment", receipt.step, receipt.generation)
-        return total.digest(sides.values(), key)
+        if not self.ledger.confirm(receipt, total.digest(sides.values(), key)):
+            raise ReplayError(f"step {receipt.step} did not replay bit for bit")
 
     def _current(self) -> _Open:
         if self._open is None:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from dpclip.errors import InputError, PrivacyError
 from dpclip.guards.row_check import RowCheck, Turn
+from dpclip.guards.seeding import Dice
 from dpclip.sampling.micro_batches import MicroBatch, tensors_in
 
 
@@ -25,6 +26,67 @@ class Pending:
     check: RowCheck | None = None
     turn: Turn | None = None
     losses: Tensor | None = None  # one a row, once they were handed over
+
+    def take(self, losses: Tensor) -> None:
+        """Hold what the loop hands over to one loss a row.
+
+        Args:
+            losses: shape [rows].
+
+        Raises:
+            InputError: a mean or sum over the batch, or another number of losses.
+            PrivacyError: a second time.
+        """
+        if self.losses is not None:
+            raise PrivacyError(
+                "private.backward was called twice for one micro-batch: add each row's losses up "
+                "first"
+            )
+        rows = self.micro.rows
+        if not isinstance(losses, Tensor) or losses.shape != (rows,):
+            shape = tuple(losses.shape) if isinstance(losses, Tensor) else type(losses).__name__
+            raise InputError(
+                f"private.backward was given losses of shape {shape} for {rows} rows: it takes one "
+                f"loss a row, shape [{rows}], as a mean over the batch would let one record move "
+                "all others; use reduction='none', or dpclip.losses (causal_lm(model, batch), "
+                "classification, …) in place of model(**batch).loss"
+            )
+        if not losses.requires_grad:
+            raise InputError(
+                "the losses have no gradient: compute them from the model's output, outside of "
+                "no_grad"
+            )
+        self.losses = losses.detach()
+
+    def require_losses(self, dice: Dice) -> Tensor:
+        """The losses that were handed over, shape [rows].
+
+        Args:
+            dice: the random numbers of the pass.
+
+        Raises:
+            PrivacyError: there are none, or the loop has seeded torch itself.
+        """
+        if self.losses is None:
+            raise PrivacyError(
+                "no loss was handed over for this micro-batch, so its rows would silently be left "
+                "out; nothing was released: call private.backward(losses) in microbatch(batch), "
+                "with one loss a row"
+            )
+        if dice.loaded():
+            raise PrivacyError(
+                "torch was seeded in microbatch(), so that everybody knows which row meets which "
+                "random numbers (dropout); nothing was released: seed before make_private, for the "
+                "initial weights alone"
+            )
+        return self.losses
+
+    def by_unit(self) -> Tensor | None:
+        """Each unit's loss, shape [units]; None where none were handed over."""
+        if self.losses is None:
+            return None
+        weighted = self.losses.float() * self.micro.weights.to(self.losses.device)
+        return weighted.view(self.micro.units, -1).sum(1)
 
 
 @contextmanager

@@ -1,6 +1,4 @@
-"""Private training as a loop sees it: micro-batches in, logical steps out, and the guarantee so
-far.
-"""
+"""Private training as a loop sees it: micro-batches in, logical steps out, and a guarantee."""
 
 from __future__ import annotations
 
@@ -13,33 +11,18 @@ import torch
 from torch import Tensor, nn
 
 from dpclip import raw_gradients
-from dpclip.clipping import StepRelease
 from dpclip.engine.engine import Engine
 from dpclip.engine.guarantee import Guarantee, guarantee_kind
 from dpclip.engine.handed_out import Pending, check_batch, explained_failures
 from dpclip.engine.loop_checks import LoopChecks
-from dpclip.errors import InputError, PrivacyError
+from dpclip.engine.observers import StepObserver
+from dpclip.errors import PrivacyError
 from dpclip.guards.model_state import StateWatch
 from dpclip.guards.row_check import Turn
-from dpclip.guards.seeding import Dice, seeded
+from dpclip.guards.seeding import seeded
 from dpclip.per_sample import Backend, FactoredView
-from dpclip.released import Released
 from dpclip.sampling.micro_batches import MicroBatch, Packer, with_last
 from dpclip.sampling.units import UnitIndex
-
-__all__ = ["PrivateTraining", "StepObserver"]
-
-
-class StepObserver(Protocol):
-    """Told of each logical step, noise-only steps on empty batches included."""
-
-    def on_step_begin(self, step: int, generation: int) -> None:
-        """The step was charged; its batch is about to be computed."""
-        ...
-
-    def on_step_end(self, step: int, released: Released[StepRelease]) -> None:
-        """The step's release has updated the model."""
-        ...
 
 
 class Recorder(Protocol):
@@ -173,11 +156,11 @@ class PrivateTraining:
         capture = self._backend.capture(micro.units, micro.rows_each, micro.present, clip_part)
         with seeded(pending.seed) as dice, capture as view:
             yield
-            self._require_losses(pending, dice)
+            pending.require_losses(dice)
         self._state.check()
         assert isinstance(view, FactoredView)
         self._checks.check_shapes(micro, view)
-        self.engine.absorb(view, self._by_unit(pending))
+        self.engine.absorb(view, pending.by_unit())
         self._ready = pending.last
 
     @contextmanager
@@ -188,31 +171,14 @@ class PrivateTraining:
         with turn.staged(self._model) as dice, capture as view:
             yield
             random = dice.thrown()
-            losses = self._require_losses(pending, dice)
+            losses = pending.require_losses(dice)
         self._state.check()
         assert isinstance(view, FactoredView)
         assert pending.check is not None
         pending.check.judge(turn, losses, view, random)
 
-    @staticmethod
-    def _require_losses(pending: Pending, dice: Dice) -> Tensor:
-        if pending.losses is None:
-            raise PrivacyError(
-                "no loss was handed over for this micro-batch, so its rows would silently be left "
-                "out; nothing was released: call private.backward(losses) in microbatch(batch), "
-                "with one loss a row"
-            )
-        if dice.loaded():
-            raise PrivacyError(
-                "torch was seeded in microbatch(), so that everybody knows which row meets which "
-                "random numbers (dropout); nothing was released: seed before make_private, for the "
-                "initial weights alone"
-            )
-        return pending.losses
-
     def backward(self, losses: Tensor) -> None:
-        """The backward pass, in `microbatch`: one loss a row goes in, and each unit's rows are
-        averaged.
+        """Run the backward pass, in `microbatch`: each unit's rows are averaged.
 
         Args:
             losses: shape [rows], of the rows that were handed out and in their order; each of one
@@ -225,26 +191,7 @@ class PrivateTraining:
         pending = self._pending
         if pending is None:
             raise PrivacyError("backward() is called once, inside microbatch(batch)")
-        if pending.losses is not None:
-            raise PrivacyError(
-                "private.backward was called twice for one micro-batch: add each row's losses up "
-                "first"
-            )
-        rows = pending.micro.rows
-        if not isinstance(losses, Tensor) or losses.shape != (rows,):
-            shape = tuple(losses.shape) if isinstance(losses, Tensor) else type(losses).__name__
-            raise InputError(
-                f"private.backward was given losses of shape {shape} for {rows} rows: it takes one "
-                f"loss a row, shape [{rows}], as a mean over the batch would let one record move "
-                "all others; use reduction='none', or dpclip.losses (causal_lm(model, batch), "
-                "classification, …) in place of model(**batch).loss"
-            )
-        if not losses.requires_grad:
-            raise InputError(
-                "the losses have no gradient: compute them from the model's output, outside of "
-                "no_grad"
-            )
-        pending.losses = losses.detach()
+        pending.take(losses)
         with self._backend.expected():
             torch.autograd.backward(losses, pending.micro.weights.to(losses))
         for parameter in self.engine.parameters:
@@ -377,14 +324,6 @@ class PrivateTraining:
         released = self.engine.finish()
         for observer in self.observers:
             observer.on_step_end(step, released)
-
-    @staticmethod
-    def _by_unit(pending: Pending) -> Tensor | None:
-        """Each unit's loss, [units]."""
-        if pending.losses is None:
-            return None
-        weighted = pending.losses.float() * pending.micro.weights.to(pending.losses.device)
-        return weighted.view(pending.micro.units, -1).sum(1)
 
     def _refuse_closed(self) -> None:
         if self._closed:
