@@ -311,3 +311,26 @@ def test_public_names_are_sorted_complete_and_documented() -> None:
             value = getattr(package, name)
             if callable(value) and not hasattr(value, "__origin__"):
                 assert value.__doc__, f"{package.__name__}.{name} has no docstring"
+
+
+def public_functions(path: Path) -> Iterator[ast.FunctionDef]:
+    """Functions and methods without a leading underscore, of public classes."""
+    queue: list[ast.AST] = [ast.parse(path.read_text())]
+    while queue:
+        for node in ast.iter_child_nodes(queue.pop()):
+            if isinstance(node, ast.FunctionDef) and not node.name.startswith("_"):
+                yield node
+            elif isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                queue.append(node)
+
+
+def test_most_public_functions_with_arguments_say_what_these_are() -> None:
+    told = total = 0
+    for path in SOURCES:
+        for function in public_functions(path):
+            arguments = [*function.args.args, *function.args.kwonlyargs]
+            if [a for a in arguments if a.arg not in ("self", "cls")]:
+                docstring = ast.get_docstring(function) or ""
+                total += 1
+                told += any(f"{part}:" in docstring for part in ("Args", "Returns", "Raises"))
+    assert told / total > 0.5

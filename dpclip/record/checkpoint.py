@@ -95,7 +95,13 @@ class Checkpoints:
                 "copy, or start a new run"
             )
         _load_weights(model, load_file(latest / "weights.safetensors"))
-        engine.optimizer.load_state_dict(torch.load(latest / "optimizer.pt", weights_only=True))
+        try:
+            engine.optimizer.load_state_dict(torch.load(latest / "optimizer.pt", weights_only=True))
+        except ValueError as error:
+            raise InputError(
+                f"the optimizer is not what the run began with ({error}): build the same one over "
+                "the same parameters"
+            ) from error
         if engine.postprocess:
             kept = torch.load(latest / "postprocess.pt", weights_only=True)
             for clipper, state_of_clipper in zip(engine.postprocess, kept, strict=True):
@@ -117,6 +123,12 @@ def _copied(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def _load_weights(model: nn.Module, weights: dict[str, torch.Tensor]) -> None:
+    trained = {name: p.shape for name, p in model.named_parameters() if p.requires_grad}
+    if trained != {name: tensor.shape for name, tensor in weights.items()}:
+        raise InputError(
+            f"the model's {len(trained)} trainable parameters are not the {len(weights)} that were "
+            "saved, in name or shape: build the model as when the run began"
+        )
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.requires_grad:

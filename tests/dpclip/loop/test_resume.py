@@ -150,6 +150,19 @@ def test_what_would_give_the_same_noise_to_another_sum_is_refused(
     go_on(stopped).close()
 
 
+def test_another_model_or_optimizer_is_refused_in_one_line(stopped: Path) -> None:
+    wide = torch.nn.Linear(4, 3)
+    with pytest.raises(InputError, match="trainable parameters are not the 2 that were saved"):
+        dpclip.resume(
+            stopped, wide, torch.optim.Adam(wide.parameters()), rows(), clipping=clipping.Quantile()
+        )
+    model, _ = fresh()
+    apart = torch.optim.Adam([{"params": [p]} for p in model.parameters()])
+    with pytest.raises(InputError, match="optimizer is not what the run began with"):
+        dpclip.resume(stopped, model, apart, rows(), clipping=clipping.Quantile())
+    go_on(stopped).close()
+
+
 def test_a_run_is_gone_on_with_by_one_at_a_time(tmp_path: Path) -> None:
     private = begin()
     train(private, tmp_path / "run")
