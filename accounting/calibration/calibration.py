@@ -191,7 +191,15 @@ def calibrate_noise_multiplier(
     goal = epsilon if accountant == "rdp" else _LOOSENESS * epsilon
     search = Search(1, _SMALLEST, _LARGEST)
     sigma, spent = search.edge(achieved, epsilon, *search.roughly(cheap, goal, 1.0))
-    return Calibration(sigma, spent, delta, int(steps), sample_rate, accountant, adjacency)
+    return Calibration(
+        noise_multiplier=sigma,
+        epsilon=spent,
+        delta=delta,
+        steps=int(steps),
+        sample_rate=sample_rate,
+        accountant=accountant,
+        adjacency=adjacency,
+    )
 
 
 def calibrate_sample_rate(
@@ -237,13 +245,29 @@ def calibrate_sample_rate(
 
     whole = achieved(1.0)
     if whole <= epsilon:
-        return Calibration(noise_multiplier, whole, delta, int(steps), 1.0, accountant, adjacency)
+        return Calibration(
+            noise_multiplier=noise_multiplier,
+            epsilon=whole,
+            delta=delta,
+            steps=int(steps),
+            sample_rate=1.0,
+            accountant=accountant,
+            adjacency=adjacency,
+        )
     goal = epsilon if accountant == "rdp" else _LOOSENESS * epsilon
     search = Search(-1, _SMALLEST_RATE, 1.0)
     rate, spent = search.edge(
         achieved, epsilon, *search.roughly(cheap, goal, min(1.0, 1 / math.sqrt(steps)))
     )
-    return Calibration(noise_multiplier, spent, delta, int(steps), rate, accountant, adjacency)
+    return Calibration(
+        noise_multiplier=noise_multiplier,
+        epsilon=spent,
+        delta=delta,
+        steps=int(steps),
+        sample_rate=rate,
+        accountant=accountant,
+        adjacency=adjacency,
+    )
 
 
 def calibrate_noise_multiplier_for(
@@ -285,7 +309,13 @@ def calibrate_noise_multiplier_for(
     search = Search(1, _SMALLEST, _LARGEST, target.as_mu)
     sigma, achieved = search.edge(figure, target.value, min(_LARGEST, max(_SMALLEST, guess)), 1.0)
     return TargetCalibration(
-        sigma, target, achieved, int(steps), sample_rate, accountant, adjacency
+        noise_multiplier=sigma,
+        target=target,
+        achieved=achieved,
+        steps=int(steps),
+        sample_rate=sample_rate,
+        accountant=accountant,
+        adjacency=adjacency,
     )
 
 

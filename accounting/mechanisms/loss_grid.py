@@ -275,7 +275,16 @@ def loss_grid_from_atoms(
     np.add.at(down, index, weights * (1 - share))
     share_rounding = 1e-12 + 4e-16 * float(np.max(np.abs(positions)))
     return LossGrid(
-        interval, first, up, down, 0.0, 0.0, 0.0, infinite, rounding_mass, share_rounding
+        interval=interval,
+        first=first,
+        up=up,
+        down=down,
+        below=0.0,
+        above=0.0,
+        above_least=0.0,
+        infinite=infinite,
+        rounding_mass=rounding_mass,
+        share_rounding=share_rounding,
     )
 
 

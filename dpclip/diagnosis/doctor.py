@@ -107,9 +107,25 @@ def examine(
             None if refusals else _slowdown(model, losses, collate(list(longest)), len(longest))
         )
     except BatchDimensionError as error:
-        return Diagnosis([], refusals or [str(error)], trainable, 0, 0, 0, None)
+        return Diagnosis(
+            findings=[],
+            refusals=refusals or [str(error)],
+            trainable=trainable,
+            row_bytes=0,
+            fixed_bytes=0,
+            rows_that_fit=0,
+            slowdown=None,
+        )
     rows = needed.rows(free_bytes(next(model.parameters()).device))
-    return Diagnosis(findings, refusals, trainable, needed.row, needed.fixed, rows, slowdown)
+    return Diagnosis(
+        findings=findings,
+        refusals=refusals,
+        trainable=trainable,
+        row_bytes=needed.row,
+        fixed_bytes=needed.fixed,
+        rows_that_fit=rows,
+        slowdown=slowdown,
+    )
 
 
 def _findings(

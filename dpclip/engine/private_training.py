@@ -216,13 +216,13 @@ class PrivateTraining:
         kind, assumption = guarantee_kind(self.engine)
         plan = self.plan
         return Guarantee(
-            verdict.epsilon,
-            plan.delta,
-            kind,
-            plan.adjacency,
-            plan.unit,
-            verdict.accountant,
-            assumption,
+            epsilon=verdict.epsilon,
+            delta=plan.delta,
+            kind=kind,
+            adjacency=plan.adjacency,
+            unit=plan.unit,
+            accountant=verdict.accountant,
+            assumption=assumption,
         )
 
     def save(self, folder: str | Path) -> None:

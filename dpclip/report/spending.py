@@ -59,7 +59,17 @@ def _spend_plot(statement: Statement, points: Points) -> tuple[Plot, ...]:
         f"{'reached' if promised is None else 'guarantee'}: ε = {rounding.epsilon(level)}",
     )
     line = Line("ε", thinned(points))
-    return (Plot("Privacy spent", description, "step", f"ε {at_delta}", (line,), "spend", mark),)
+    return (
+        Plot(
+            title="Privacy spent",
+            description=description,
+            x_label="step",
+            y_label=f"ε {at_delta}",
+            lines=(line,),
+            style="spend",
+            mark=mark,
+        ),
+    )
 
 
 def profile(statement: Statement, entries: list[dict[str, Any]]) -> tuple[Block, ...]:
@@ -88,7 +98,17 @@ def _profile_plot(statement: Statement, entries: list[dict[str, Any]]) -> tuple[
         f"to {rounding.epsilon(least)} at δ = {rounding.delta(last)}."
     )
     line = Line("ε(δ)", points)
-    return (Plot("ε for each δ", description, "δ", "ε", (line,), "profile", _stated(statement)),)
+    return (
+        Plot(
+            title="ε for each δ",
+            description=description,
+            x_label="δ",
+            y_label="ε",
+            lines=(line,),
+            style="profile",
+            mark=_stated(statement),
+        ),
+    )
 
 
 def _stated(statement: Statement) -> Mark | None:

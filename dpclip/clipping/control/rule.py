@@ -302,15 +302,15 @@ class ControlledClipping(PerGroup):
     def _decide(self, seen: Released[tuple[Summary, ...]], noise_level: float) -> None:
         in_force, left = self._action.clone(), seen.receipt.budget_left
         context = Context(
-            self._steps,
-            self._planned,
-            left,
-            self._layout.seen_sizes(),
-            in_force,
-            self.interval,
-            noise_level,
-            self._layout.seen_kinds(),
-            self._moved,
+            step=self._steps,
+            steps=self._planned,
+            budget_left=left,
+            sizes=self._layout.seen_sizes(),
+            executed=in_force,
+            interval=self.interval,
+            noise_level=noise_level,
+            kinds=self._layout.seen_kinds(),
+            moved=self._moved,
         )
         wanted = self.agent.act(seen, context).clamp(-1, 1)
         limit = torch.full((self._columns,), self.step_limit / self.reach)

@@ -105,7 +105,13 @@ class Summariser:
         loss_noise = stds.get("loss", 0.0) / step.divisor
         blur = tuple(n / math.sqrt(max(1, d)) for n, d in zip(noise, coordinates, strict=True))
         return Summary(
-            tuple(energy), tuple(noise), tuple(agreement), within, loss, loss_noise, blur
+            energy=tuple(energy),
+            noise=tuple(noise),
+            agreement=tuple(agreement),
+            within=within,
+            loss=loss,
+            loss_noise=loss_noise,
+            blur=blur,
         )
 
     def tensor_state(self) -> dict[str, Tensor]:
