@@ -87,6 +87,7 @@ def test_a_simulated_bound_is_above_the_truth_where_it_is_known(count):
     assert "failure probability" in found.note
 
 
+@pytest.mark.slow
 def test_a_simulated_bound_is_reproducible_and_close_to_published_simulations():
     found = simulated_epsilon(100, 1.0, 1, 1e-3)
     assert found == simulated_epsilon(100, 1.0, 1, 1e-3)

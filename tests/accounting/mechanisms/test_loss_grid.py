@@ -44,6 +44,7 @@ def threshold_divergence(p, q, sigma: float, epsilon: float, ascending: bool) ->
     width=st.sampled_from([0.001, 0.01, 0.05, 0.7]),
     adjacency=st.sampled_from(["add-remove", "replace-one"]),
 )
+@pytest.mark.slow
 def test_one_release_is_bounded_from_both_sides_in_every_direction(rate, sigma, width, adjacency):
     mixture, nothing = ((1 - rate, 0.0), (rate, 1.0)), ((1.0, 0.0),)
     mirrored = ((1 - rate, 0.0), (rate, -1.0))

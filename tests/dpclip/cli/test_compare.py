@@ -52,6 +52,7 @@ def compare(
     return CliRunner().invoke(app, ["compare", *map(str, options)])
 
 
+@pytest.mark.slow
 def test_a_comparison_runs_once_resumes_what_is_missing_and_draws_what_it_found(
     place: Path,
 ) -> None:
