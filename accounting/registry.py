@@ -52,11 +52,8 @@ class Registry(Generic[T]):
             InputError: another maker has that name.
         """
         name = name or getattr(maker, self._key)
-        known = self._makers.setdefault(name, maker)
-        if known is not maker and (known.__module__, known.__qualname__) != (
-            maker.__module__,
-            maker.__qualname__,
-        ):
+        known = self._makers.get(name, maker)
+        if _home(known) != _home(maker):  # a module that is loaded again replaces what it made
             raise self.error(
                 f"{self.what} {name!r} is registered already, by {known.__module__}: choose "
                 "another name"
@@ -181,6 +178,10 @@ class Registry(Generic[T]):
         near = difflib.get_close_matches(given, known, 1)
         meant = f" (did you mean {near[0]}?)" if near else ""
         return f"{', '.join(known) or 'none'}{meant}"
+
+
+def _home(maker: Callable[..., Any]) -> tuple[str, str]:
+    return maker.__module__, maker.__qualname__
 
 
 def setting_types(maker: Callable[..., Any]) -> dict[str, Any]:

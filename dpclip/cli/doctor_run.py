@@ -11,7 +11,7 @@ from rich.table import Table
 from dpclip.diagnosis.doctor import Diagnosis, examine
 from dpclip.errors import InputError
 from dpclip.models.loading import load_model
-from dpclip.tasks import TASKS
+from dpclip.tasks import task_kind
 from dpclip.train.rows import vocabulary_of
 
 _LONGEST = 128
@@ -32,12 +32,12 @@ def run(
     Raises:
         InputError: options that cannot be used.
     """
-    kind = TASKS.get(task)
-    options = kind.stand_in_options()  # type: ignore[attr-defined]
+    kind = task_kind(task)
+    options = kind.stand_in_options()
     warnings.filterwarnings("ignore")
     loaded = load_model(
         model,
-        kind.head(**options),  # type: ignore[attr-defined]
+        kind.head(**options),
         tokenizer=tokenizer,
         from_scratch=from_scratch,
         lora=lora,

@@ -18,7 +18,7 @@ from dpclip.engine.private_training import PrivateTraining
 from dpclip.engine.setup import build_private_training
 from dpclip.errors import InputError
 from dpclip.guards.update_guard import check_optimizer_kind
-from dpclip.loop.recorder import FolderRecorder, contract
+from dpclip.loop.recorder import Contract, FolderRecorder
 from dpclip.noise.keystream import SecretKey
 from dpclip.postprocess import GradientClipper
 from dpclip.sampling.units import RowDataset, UnitIndex, check_dataset
@@ -121,7 +121,7 @@ def make_private(
         collate=collate_fn,
         postprocess=postprocess,
         accept_conditional=accept_conditional,
-        recorder=FolderRecorder(contract(clipping, postprocess, index, rows_per_unit)),
+        recorder=FolderRecorder(Contract(clipping, postprocess, index, rows_per_unit)),
     )
 
 

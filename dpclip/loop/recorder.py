@@ -11,7 +11,7 @@ from typing import Any
 
 from dpclip import report
 from dpclip.budget.spending import planned_spending
-from dpclip.clipping import ClippingRule
+from dpclip.clipping import ClippingRule, Flat
 from dpclip.engine.private_training import PrivateTraining
 from dpclip.errors import InputError
 from dpclip.files import write_atomically
@@ -22,16 +22,13 @@ from dpclip.record.statement import RunFacts, compile_statement, to_json
 from dpclip.sampling.units import UnitIndex
 
 CONTRACT = "private/loop.json"
-Contract = dict[str, Any]
 
 
-def contract(
-    rule: ClippingRule | None,
-    postprocess: Sequence[GradientClipper],
-    index: UnitIndex,
-    rows_per_unit: int,
-) -> Contract:
+class Contract:
     """What a run must be resumed with, besides its plan: the same noise must meet the same sums.
+
+    Rules and clippers learn, so their settings are read before the first step; the rows, which are
+    many, only when they are asked for.
 
     Args:
         rule: as `make_private` was given it.
@@ -39,12 +36,25 @@ def contract(
         index: which rows belong to which unit.
         rows_per_unit: most rows of one unit in one step.
     """
-    return {
-        "clipping": _settings(rule) if rule else {"name": "flat", "max_grad_norm": 1.0},
-        "postprocess": [_settings(clipper) for clipper in postprocess],
-        "units": hashlib.blake2b(repr(index.rows).encode(), digest_size=16).hexdigest(),
-        "rows_per_unit": rows_per_unit,
-    }
+
+    def __init__(
+        self,
+        rule: ClippingRule | None,
+        postprocess: Sequence[GradientClipper],
+        index: UnitIndex,
+        rows_per_unit: int,
+    ) -> None:
+        self._index = index
+        self._settings = {
+            "clipping": _settings(rule or Flat()),
+            "postprocess": [_settings(clipper) for clipper in postprocess],
+            "rows_per_unit": rows_per_unit,
+        }
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        rows = hashlib.blake2b(repr(self._index.rows).encode(), digest_size=16)
+        return {**self._settings, "units": rows.hexdigest()}
 
 
 def _settings(part: ClippingRule | GradientClipper) -> dict[str, Any]:
@@ -74,10 +84,14 @@ class FolderRecorder:
 
     def __init__(self, contract: Contract, folder: RunFolder | None = None) -> None:
         self._contract, self._folder = contract, folder
+        self._record: RunRecord | None = None
 
     def save(self, training: PrivateTraining, folder: Path) -> None:
         """Write the state after the steps so far."""
-        RunRecord(training, self._kept_in(training, folder)).save()
+        kept = self._kept_in(training, folder)
+        if self._record is None:
+            self._record = RunRecord(training, kept)
+        self._record.save()
 
     def write_report(self, training: PrivateTraining, folder: Path) -> Path:
         """Write the statement and the report of the steps so far."""
@@ -95,7 +109,7 @@ class FolderRecorder:
                 path,
                 engine.plan,
                 engine.key,
-                files={CONTRACT: json.dumps(self._contract, indent=1) + "\n"},
+                files={CONTRACT: json.dumps(self._contract.to_json(), indent=1) + "\n"},
                 ledger=engine.ledger,
             )
         elif path.resolve() != self._folder.path.resolve():

@@ -17,7 +17,7 @@ from dpclip.engine.setup import build_private_training
 from dpclip.errors import InputError
 from dpclip.guards.update_guard import check_optimizer_kind
 from dpclip.loop.make_private import usual_rows
-from dpclip.loop.recorder import CONTRACT, Contract, FolderRecorder, contract
+from dpclip.loop.recorder import CONTRACT, Contract, FolderRecorder
 from dpclip.postprocess import GradientClipper
 from dpclip.record.run_folder import RunFolder
 from dpclip.record.run_record import RunRecord
@@ -66,7 +66,7 @@ def resume(
     check_dataset(dataset)
     check_optimizer_kind(optimizer)
     index = UnitIndex(len(dataset), units)
-    given = contract(clipping, postprocess, index, rows_per_unit)
+    given = Contract(clipping, postprocess, index, rows_per_unit)
     _check_contract(run, given)
     plan, (key, _) = run.plan(), run.secret()
     ledger = run.open_ledger(plan)
@@ -108,7 +108,7 @@ def _check_contract(run: RunFolder, given: Contract) -> None:
             f"--resume {run.path}"
         )
     began = json.loads(path.read_text())
-    changed = [name for name, value in given.items() if began.get(name) != value]
+    changed = [name for name, value in given.to_json().items() if began.get(name) != value]
     if changed:
         raise InputError(
             f"{', '.join(changed)} changed since the run in {run.path} began: resume with what it "

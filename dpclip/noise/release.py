@@ -32,63 +32,6 @@ from dpclip.released import Receipt, Released, SideQuery, StepRelease, Sum
 SIDES = 1 << 23  # number of the first side statistic in the noise stream; parameters count from 0
 
 
-def release(
-    total: Sum,
-    side_sums: Mapping[str, Tensor],
-    scale: NoiseScale,
-    receipt: Receipt,
-    key: SecretKey,
-    divisor: float = 1.0,
-) -> Released[StepRelease]:
-    """Draw the step's noise once, add it to every part, and let the result out.
-
-    Args:
-        total: the combined sum; its tensors mean nothing any more after the release, whose gradient
-            has the dtypes `total.dtypes`.
-        side_sums: summed side statistics by name, each [m]; released in float64.
-        scale: from `scale_noise`.
-        receipt: what was charged for this step.
-        key: the run's secret.
-        divisor: the public expected batch size, by which the noisy gradient (not the side
-            statistics) is divided.
-
-    Returns:
-        the gradient on the mean's scale, the side statistics on the sum's.
-
-    Raises:
-        PrivacyError: the release would be less private than what was charged.
-    """
-    if len(total.groups) > SIDES:
-        raise PrivacyError(
-            f"{len(total.groups)} parameters are more than have noise of their own: {SIDES}"
-        )
-    if scale.noise_multiplier < receipt.noise_multiplier:
-        raise PrivacyError(
-            f"step {receipt.step} was charged at noise multiplier {receipt.noise_multiplier:g} but "
-            f"would be released at {scale.noise_multiplier:g}; nothing was released"
-        )
-    stream = key.noise(receipt.step, receipt.generation)
-    gradient = []
-    for slot, group in enumerate(total.groups):
-        gradient.append(
-            released(
-                total.parts(slot), scale.stds[group], stream, slot, divisor, total.dtypes[slot]
-            )
-        )
-        if isinstance(total, GradientSum):
-            total.tensors[slot] = gradient[-1]  # a wider accumulator is freed at once
-    sides = {
-        name: released(
-            [(value, 1.0)], scale.side_stds[name], stream, SIDES + index, 1.0, torch.float64
-        )
-        for index, (name, value) in enumerate(side_sums.items())
-    }
-    each = tuple(scale.stds[group] / divisor for group in total.groups)
-    return Released(
-        StepRelease(gradient, sides, divisor, scale.stds, scale.side_stds, each), receipt
-    )
-
-
 @MECHANISMS.register
 class WhiteGaussian(NoiseMechanism):
     """Gaussian noise that is independent from step to step and from coordinate to coordinate."""
@@ -102,14 +45,7 @@ class WhiteGaussian(NoiseMechanism):
         shares: Sequence[float],
         sides: Sequence[SideQuery] = (),
     ) -> NoiseScale:
-        """Divide the step's budget by `scale_noise`.
-
-        Args:
-            noise_multiplier: sigma_eff; 0 for training without privacy.
-            bounds: C_g on the sum scale, [K].
-            shares: each group's part of the gradient's budget, [K], summing to 1.
-            sides: statistics that are released with the gradient.
-        """
+        """Divide the step's budget by `scale_noise`."""
         return scale_noise(noise_multiplier, bounds, shares, sides)
 
     def release(
@@ -121,14 +57,39 @@ class WhiteGaussian(NoiseMechanism):
         key: SecretKey,
         divisor: float = 1.0,
     ) -> Released[StepRelease]:
-        """Release by the module's `release`.
+        """Round the sum with ideal noise to a public grid; see `NoiseMechanism.release`.
 
-        Args:
-            total: the combined sum; its tensors mean nothing any more afterwards.
-            side_sums: summed side statistics by name, each [m].
-            scale: from `scale`.
-            receipt: what was charged for this step.
-            key: the run's secret.
-            divisor: the public expected batch size.
+        Raises:
+            PrivacyError: more parameters than have noise of their own, or less noise than was
+                charged.
         """
-        return release(total, side_sums, scale, receipt, key, divisor)
+        if len(total.groups) > SIDES:
+            raise PrivacyError(
+                f"{len(total.groups)} parameters are more than have noise of their own: {SIDES}"
+            )
+        if scale.noise_multiplier < receipt.noise_multiplier:
+            raise PrivacyError(
+                f"step {receipt.step} was charged at noise multiplier "
+                f"{receipt.noise_multiplier:g} but would be released at "
+                f"{scale.noise_multiplier:g}; nothing was released"
+            )
+        stream = key.noise(receipt.step, receipt.generation)
+        gradient = []
+        for slot, group in enumerate(total.groups):
+            gradient.append(
+                released(
+                    total.parts(slot), scale.stds[group], stream, slot, divisor, total.dtypes[slot]
+                )
+            )
+            if isinstance(total, GradientSum):
+                total.tensors[slot] = gradient[-1]  # a wider accumulator is freed at once
+        sides = {
+            name: released(
+                [(value, 1.0)], scale.side_stds[name], stream, SIDES + index, 1.0, torch.float64
+            )
+            for index, (name, value) in enumerate(side_sums.items())
+        }
+        each = tuple(scale.stds[group] / divisor for group in total.groups)
+        return Released(
+            StepRelease(gradient, sides, divisor, scale.stds, scale.side_stds, each), receipt
+        )

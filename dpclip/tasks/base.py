@@ -32,6 +32,10 @@ class Task(ABC):
     metric: str
     max_length: int
 
+    if TYPE_CHECKING:  # dataclasses make their own
+
+        def __init__(self, tokenizer: Any, max_length: int, **options: Any) -> None: ...
+
     # --- before there is a model -----------------------------------------------------------------
 
     @classmethod

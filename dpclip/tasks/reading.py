@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dpclip.errors import InputError
-from dpclip.tasks import TASKS
+from dpclip.tasks import task_kind
 from dpclip.tasks.records import Columns, Records, listed
 from dpclip.tasks.tables import RecordTable, open_table
 
@@ -38,7 +38,7 @@ def read_records(
     Raises:
         InputError: the source cannot be read, has no rows, or does not have the columns asked for.
     """
-    kind = TASKS.get(task)
+    kind = task_kind(task)
     table = open_table(data)
     if not table.columns:
         raise InputError(f"{table.source}: the file is empty; give data with at least one record")
@@ -47,7 +47,7 @@ def read_records(
             f"{table.source}: a column name occurs twice; rename one: {listed(table.columns)}"
         )
     asked = Columns(text_column, input_column, target_column, label_column, unit_column)
-    roles = kind.columns(table, asked)  # type: ignore[attr-defined]
+    roles = kind.columns(table, asked)
     return _take(table, {role: column for role, column in roles.items() if column is not None})
 
 

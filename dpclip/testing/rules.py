@@ -19,7 +19,7 @@ from dpclip.clipping import ClippingRule, Gradients, StepRelease
 from dpclip.engine.rounding import norms_from_above
 from dpclip.gradient_sum import GradientSum
 from dpclip.noise.keystream import SecretKey
-from dpclip.noise.release import release
+from dpclip.noise.release import WhiteGaussian
 from dpclip.noise.scale import scale_noise
 from dpclip.per_sample import FactoredView
 from dpclip.per_sample.forms.factored import Dense
@@ -243,7 +243,9 @@ def released_to(rule: ClippingRule, seed: int, divisor: float = 8.0) -> Released
     assert scale.noise_multiplier == 1.1
     sides = side_sums(rule, norms)
     key = SecretKey.for_tests(seed)
-    released = release(rule.combine(sums), sides, scale, Receipt(seed, 0, 1.1, seed), key, divisor)
+    released = WhiteGaussian().release(
+        rule.combine(sums), sides, scale, Receipt(seed, 0, 1.1, seed), key, divisor
+    )
     return released.map(rule.inverted)
 
 

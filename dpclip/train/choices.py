@@ -10,7 +10,7 @@ from dpclip.engine.setup import check_assumption
 from dpclip.errors import InputError
 from dpclip.per_sample import BACKENDS
 from dpclip.postprocess import GradientClipper, make_postprocessors
-from dpclip.tasks import TASKS
+from dpclip.tasks import task_kind
 from dpclip.tasks.base import Task
 from dpclip.train.optimization import (
     OPTIMIZERS,
@@ -63,7 +63,7 @@ class Choices:
         return cls(
             rule,
             clippers,
-            TASKS.get(settings.task),  # type: ignore[arg-type]
+            task_kind(settings.task),
             OPTIMIZERS.make(settings.optimizer),
             SCHEDULES.make(settings.lr_schedule),
         )

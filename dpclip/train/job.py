@@ -56,7 +56,6 @@ class Job:
         held_out: evaluation examples, or none.
         evaluation_records: where they come from, or None.
         physical_batch_size: rows computed at once.
-        options: of the task, its classes, say.
     """
 
     settings: Settings
@@ -75,7 +74,6 @@ class Job:
     held_out: list[Any]
     evaluation_records: Records | None
     physical_batch_size: int
-    options: dict[str, Any]
 
     def data_digest(self) -> str:
         """Fingerprint of the private records. Sensitive: stays in `private/`."""
@@ -119,7 +117,9 @@ class Job:
         """The same run with epsilon = inf, from a freshly loaded model."""
         settings = self.settings.changed(epsilon=math.inf, baseline=False)
         plan = replace(self.plan, target_epsilon=math.inf, noise_multiplier=0.0)
-        loaded = _load(settings, type(self.task), self.options, self.key)
+        kind = type(self.task)
+        options = kind.options(self.records, _declared_labels(self.settings))
+        loaded = _load(settings, kind, options, self.key)
         return replace(self, settings=settings, plan=plan, loaded=loaded)
 
 
@@ -144,7 +144,7 @@ def prepare(settings: Settings, key: SecretKey, fixed: Plan | None = None) -> Jo
     loaded = _load(settings, chosen.task, options, key)
     if plan.private:
         configure_rule(chosen.rule, plan, loaded.model, settings.accept_conditional)
-    task = chosen.task(loaded.tokenizer, _length(settings, loaded), **options)  # type: ignore[call-arg]
+    task = chosen.task(loaded.tokenizer, _length(settings, loaded), **options)
     if settings.long_records == "refuse":
         _refuse_long(task, records)
     examples = task.encode(records)
@@ -171,7 +171,6 @@ def prepare(settings: Settings, key: SecretKey, fixed: Plan | None = None) -> Jo
         held_out=held_out,
         evaluation_records=evaluation,
         physical_batch_size=rows,
-        options=options,
     )
 
 

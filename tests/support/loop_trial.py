@@ -16,7 +16,7 @@ from dpclip.budget.plan import make_plan
 from dpclip.clipping import Flat
 from dpclip.engine.private_training import PrivateTraining
 from dpclip.loop import make_private as assembly
-from dpclip.noise import release as noise
+from dpclip.noise.release import WhiteGaussian
 from dpclip.noise.scale import FLOAT_SLACK
 
 Losses = Callable[[Any, Any], Tensor]
@@ -171,12 +171,12 @@ class Releases:
 @pytest.fixture
 def releases(monkeypatch: pytest.MonkeyPatch) -> Releases:
     """What is released; plans are made once for all tests."""
-    seen, release = Releases(), noise.release
+    seen, release = Releases(), WhiteGaussian().release
 
     def watched(total: Any, *args: Any, **kwargs: Any) -> Any:
         seen.sums.append([tensor.double().clone() for tensor in total.tensors])
         return release(total, *args, **kwargs)
 
-    monkeypatch.setattr(noise, "release", watched)
+    monkeypatch.setattr(WhiteGaussian, "release", staticmethod(watched))
     monkeypatch.setattr(assembly, "make_plan", PLAN)
     return seen

@@ -23,7 +23,7 @@ from dpclip.budget.plan import Plan, make_plan
 from dpclip.clipping import ClippingRule, RunShape, StepRelease
 from dpclip.gradient_sum import GradientSum
 from dpclip.noise.keystream import SecretKey
-from dpclip.noise.release import release
+from dpclip.noise.release import WhiteGaussian
 from dpclip.noise.scale import NoiseScale, scale_noise
 from dpclip.released import Receipt
 from dpclip.testing.rules import NAMES, SIZES, clipped, rule_groups, side_sums
@@ -104,7 +104,7 @@ def run(
         left = ledger.charge(step, 0, sigma).budget_left
         receipt = Receipt(step, 0, scale.noise_multiplier, step, None, left)
         paid += sigma**-2
-        found = release(
+        found = WhiteGaussian().release(
             total,
             {k: v.clone() for k, v in side.items()},
             scale,

@@ -14,6 +14,7 @@ from dpclip.clipping.control.summary import Summary
 from dpclip.released import Released
 
 
+@CONTROLLERS.register
 class Constant(Controller):
     """Thresholds as they began, noise by the rule's allocation."""
 
@@ -33,6 +34,7 @@ class Constant(Controller):
         return torch.zeros_like(context.executed)
 
 
+@CONTROLLERS.register
 class FollowQuantile(Constant):
     """Thresholds at the released quantile of each group's norms.
 
@@ -43,6 +45,7 @@ class FollowQuantile(Constant):
     tracks: ClassVar[bool] = True
 
 
+@CONTROLLERS.register
 class Random(Controller):
     """Uniform actions: what an agent does that has learned nothing and never will.
 
@@ -54,6 +57,11 @@ class Random(Controller):
 
     def __init__(self, seed: int = 0) -> None:
         self._generator = torch.Generator().manual_seed(seed)
+
+    @classmethod
+    def made(cls, settings: ControllerSettings) -> Controller:
+        """One with the rule's seed."""
+        return cls(settings.seed)
 
     def act(self, seen: Released[tuple[Summary, ...]], context: Context) -> Tensor:
         """Draw an action.
@@ -79,6 +87,7 @@ class Random(Controller):
         self._generator.set_state(state["random"])
 
 
+@CONTROLLERS.register
 class ThresholdSchedule(Controller):
     """Thresholds that fall evenly, in log, from the highest to the lowest reach.
 
@@ -100,23 +109,3 @@ class ThresholdSchedule(Controller):
         action = torch.zeros_like(context.executed)
         action[:, THRESHOLD] = 1 - 2 * context.progress
         return action
-
-
-@CONTROLLERS.named(Constant.name)
-def _constant(settings: ControllerSettings) -> Controller:
-    return Constant()
-
-
-@CONTROLLERS.named(FollowQuantile.name)
-def _follow_quantile(settings: ControllerSettings) -> Controller:
-    return FollowQuantile()
-
-
-@CONTROLLERS.named(ThresholdSchedule.name)
-def _schedule(settings: ControllerSettings) -> Controller:
-    return ThresholdSchedule()
-
-
-@CONTROLLERS.named(Random.name)
-def _random(settings: ControllerSettings) -> Controller:
-    return Random(settings.seed)

@@ -48,6 +48,15 @@ class Controller(Stateful, ABC):
     Otherwise they stay as they began.
     """
 
+    @classmethod
+    def made(cls, settings: ControllerSettings) -> Controller:
+        """Make one as the clipping rule's settings say; they say nothing unless overridden.
+
+        Args:
+            settings: of the rule.
+        """
+        return cls()
+
     def begin_with(self, policy: Path) -> None:
         """Begin with networks that the rule has chosen; called before `start`, or not at all.
 
@@ -91,4 +100,4 @@ class Controller(Stateful, ABC):
 
 
 CONTROLLERS: Registry[Controller] = Registry("controller", "dpclip.controllers")
-"""Makers of controllers of `ControllerSettings`."""
+"""Classes of controllers; `Controller.made` makes one."""

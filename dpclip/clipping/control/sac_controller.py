@@ -36,6 +36,7 @@ The first is better in short runs; in one of 120 steps it more than doubled the 
 _PARTS = ("observations", "actions", "rewards", "next_observations", "done")
 
 
+@CONTROLLERS.register
 class SacController(Controller):
     """A soft actor-critic that departs from the analytic controller where that pays.
 
@@ -67,6 +68,11 @@ class SacController(Controller):
         self._policy: Path | None = None
         self.start(1, NOISE)
         self._policy = policy  # read as soon as it is known how many columns an action has
+
+    @classmethod
+    def made(cls, settings: ControllerSettings) -> Controller:
+        """One with the rule's seed, policy and reward."""
+        return cls(settings.seed, settings.policy, settings.reward)
 
     def begin_with(self, policy: Path) -> None:
         """Keep the file; `start` reads it.
@@ -279,8 +285,3 @@ def _begin_with(agent: SoftActorCritic, policy: Path) -> None:
         raise InputError(
             f"policy {policy} cannot be used: {reason}; give a file kept from a run of this mode"
         ) from error
-
-
-@CONTROLLERS.named(SacController.name)
-def _sac(settings: ControllerSettings) -> Controller:
-    return SacController(settings.seed, settings.policy, settings.reward)

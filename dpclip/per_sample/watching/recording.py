@@ -1,7 +1,7 @@
 """The pass that is being watched: what is known of it, and what is taken in as gradients arrive.
 
-The watcher attaches hooks and opens passes; the hooks, and the helpers that know unusual layers,
-work on the recording alone.
+The watcher attaches hooks and opens passes; the hooks, and what knows unusual layers, work on the
+recording alone.
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ from dpclip.gradient_sum import GradientSum
 from dpclip.memory import reuse_heap
 from dpclip.models.loading import load_model
 from dpclip.noise.keystream import SecretKey
-from dpclip.noise.release import release
+from dpclip.noise.release import WhiteGaussian
 from dpclip.noise.scale import scale_noise
 from dpclip.released import Receipt, Released
 from dpclip.tasks.language_modelling import LanguageModelling
@@ -107,7 +107,7 @@ def observe_seconds(parameters: int, groups: int, calls: int = 20) -> float:
     scale = scale_noise(1.0, rule.bounds(), rule.shares(), rule.side_queries())
     total = GradientSum.zeros([torch.zeros(size, device=DEVICE) for size in sizes], owners)
     sides = {q.name: torch.zeros(q.size, dtype=torch.float64) for q in rule.side_queries()}
-    released: Released[StepRelease] = release(
+    released: Released[StepRelease] = WhiteGaussian().release(
         total, sides, scale, Receipt(0, 0, 1.0, 0), SecretKey.for_tests(0), 32
     )
     times = []

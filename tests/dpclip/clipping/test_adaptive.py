@@ -23,7 +23,7 @@ from dpclip.clipping import (
 from dpclip.errors import InputError
 from dpclip.gradient_sum import GradientSum
 from dpclip.noise.keystream import SecretKey
-from dpclip.noise.release import release
+from dpclip.noise.release import WhiteGaussian
 from dpclip.noise.scale import scale_noise
 from dpclip.released import Receipt, Released
 
@@ -40,7 +40,7 @@ def step(
     total = GradientSum.zeros(
         [torch.zeros(3) for _ in rule.bounds()], list(range(len(rule.bounds())))
     )
-    return release(total, sides, scale, Receipt(index, 0, sigma, index), KEY, BATCH)
+    return WhiteGaussian().release(total, sides, scale, Receipt(index, 0, sigma, index), KEY, BATCH)
 
 
 def learn(

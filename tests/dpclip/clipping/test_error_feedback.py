@@ -14,7 +14,7 @@ from dpclip.clipping import ErrorFeedback, Flat, RunShape, StepRelease, make_rul
 from dpclip.errors import InputError
 from dpclip.gradient_sum import GradientSum
 from dpclip.noise.keystream import SecretKey
-from dpclip.noise.release import release
+from dpclip.noise.release import WhiteGaussian
 from dpclip.noise.scale import scale_noise
 from dpclip.per_sample import FactoredView
 from dpclip.per_sample.forms.factored import Dense
@@ -43,7 +43,7 @@ def step(
             empty = GradientSum.zeros([torch.zeros(gradients.shape[1], dtype=gradients.dtype)], [0])
             view.weighted_sum(factors, sums.setdefault(name, empty))
     scale = scale_noise(sigma, rule.bounds(), rule.shares())
-    released: Released[StepRelease] = release(
+    released: Released[StepRelease] = WhiteGaussian().release(
         rule.combine(sums), {}, scale, Receipt(0, 0, sigma, 0), KEY, batch
     )
     rule.observe(released)

@@ -15,7 +15,7 @@ from dpclip.clipping.geoclip import Covariance
 from dpclip.errors import InputError
 from dpclip.gradient_sum import GradientSum
 from dpclip.noise.keystream import SecretKey
-from dpclip.noise.release import release
+from dpclip.noise.release import WhiteGaussian
 from dpclip.noise.scale import scale_noise
 from dpclip.per_sample import FactoredView
 from dpclip.per_sample.forms.factored import Dense
@@ -33,7 +33,9 @@ def step(rule: ClippingRule, gradients: Tensor, index: int, sigma: float) -> Rel
     total = GradientSum.zeros([torch.zeros(gradients.shape[1])], [0])
     changed.weighted_sum(rule.clip_factors(changed.squared_norms().sqrt())["release"], total)
     scale = scale_noise(sigma, rule.bounds(), rule.shares())
-    released = release(total, {}, scale, Receipt(index, 0, sigma, index), KEY, len(gradients))
+    released = WhiteGaussian().release(
+        total, {}, scale, Receipt(index, 0, sigma, index), KEY, len(gradients)
+    )
     done: Released[StepRelease] = released.map(rule.inverted)
     rule.observe(done)
     return done

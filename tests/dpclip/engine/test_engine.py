@@ -14,7 +14,7 @@ import dpclip
 from dpclip.clipping import ClippingRule, Flat, SideQuery, StepRelease
 from dpclip.engine.private_training import PrivateTraining
 from dpclip.errors import InputError, ReplayError
-from dpclip.noise import release as noise
+from dpclip.noise.release import WhiteGaussian
 from dpclip.noise.scale import scale_noise
 from dpclip.per_sample.forms.factored import Dense
 from dpclip.released import Released
@@ -115,7 +115,7 @@ def test_nothing_that_leaves_the_step_depends_on_raw_data(monkeypatch: pytest.Mo
             self.max_grad_norm *= 1.1 if float(released.value.sides["count"]) > 5 else 0.9
 
     canned: list[StepRelease] = []
-    original = noise.release
+    original = WhiteGaussian().release
 
     def outcome(dataset: list[Any]) -> tuple[list[Tensor], float, list[StepRelease], int]:
         private = make(dataset, clipping=Nosy(1.0))
@@ -130,7 +130,7 @@ def test_nothing_that_leaves_the_step_depends_on_raw_data(monkeypatch: pytest.Mo
         canned.append(released.value)
         return released
 
-    monkeypatch.setattr(noise, "release", record)
+    monkeypatch.setattr(WhiteGaussian, "release", staticmethod(record))
     honest = outcome(data())
     stream = iter(list(canned))
 
@@ -138,7 +138,7 @@ def test_nothing_that_leaves_the_step_depends_on_raw_data(monkeypatch: pytest.Mo
         value = next(stream)
         return original(*args).map(lambda _: value)
 
-    monkeypatch.setattr(noise, "release", replay)
+    monkeypatch.setattr(WhiteGaussian, "release", staticmethod(replay))
     poisoned = outcome([(x * 1e4, y - 77) for x, y in data(9)])
     assert poisoned[1:2] + poisoned[3:] == honest[1:2] + honest[3:]
     for a, b in zip(honest[0], poisoned[0], strict=True):

@@ -17,11 +17,12 @@ from dpclip.clipping import SideQuery, StepRelease
 from dpclip.gradient_sum import GradientSum
 from dpclip.noise.gaussian import grid
 from dpclip.noise.keystream import SecretKey
-from dpclip.noise.release import SIDES, PrivacyError, release
+from dpclip.noise.release import SIDES, PrivacyError, WhiteGaussian
 from dpclip.noise.scale import FLOAT_SLACK, scale_noise, sigma_eff
 from dpclip.released import Receipt
 
 KEY = SecretKey(bytes(range(32)))
+release = WhiteGaussian().release
 RECEIPT = Receipt(0, 0, 1.0, 0)
 
 

@@ -105,7 +105,7 @@ class _Spy(Constant):
 def test_a_controller_is_handed_released_values_and_public_numbers(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setitem(CONTROLLERS._makers, "spy", lambda settings: _Spy())
+    monkeypatch.setitem(CONTROLLERS._makers, "spy", _Spy)
     private, net = training(
         ControlledClipping(controller="spy", interval=2), torch.randn(40, 4), steps=6
     )

@@ -1,3 +1,0 @@
-"""Where a model computes."""
-
-from __future__ import annotations
